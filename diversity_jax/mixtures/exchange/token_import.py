@@ -279,9 +279,7 @@ def _write(
             text_bytes=_text_bytes(rows, len(offsets), row_tokens, tokenizer),
             dropped_tokens=sum(end - first for first, end in intervals) - len(offsets) * row_tokens,
             rows=len(offsets),
-            shards=tuple(
-                _shards(folder / split, rows, offsets[order] if is_linked else None, order, checksums, settings)
-            ),
+            shards=tuple(_shards(folder / split, rows, linked, order, checksums, settings)),
         )
     return Manifest(
         **{name: request[name] for name in ("name", "kind", "sequence_length", "seed", "validation_share")},
