@@ -21,8 +21,8 @@ def changed(value: Any, *, items: int = 1) -> Iterator[tuple[str, Any]]:
     """
     for path in list(_paths(value, items)):
         for wrong in WRONG:
-            whole = _with(value, path, wrong)
-            yield f"{'.'.join(map(str, path))} = {'(missing)' if wrong is MISSING else repr(wrong)[:40]}", whole
+            replaced = _with(value, path, wrong)
+            yield f"{'.'.join(map(str, path))} = {'(missing)' if wrong is MISSING else repr(wrong)[:40]}", replaced
     yield from ((f"whole = {wrong!r:.40}", wrong) for wrong in WRONG if wrong is not MISSING)
 
 
@@ -37,8 +37,8 @@ def changed_at(value: Any, generator: random.Random, wrong: Sequence[Any] = WRON
 
 
 def _with(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
-    whole = copy.copy(value)
-    holder = whole
+    result = copy.copy(value)
+    holder = result
     for step in path[:-1]:  # copies what is changed alone, the rest is shared
         holder[step] = copy.copy(holder[step])
         holder = holder[step]
@@ -46,7 +46,7 @@ def _with(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
         del holder[path[-1]]
     else:
         holder[path[-1]] = wrong
-    return whole
+    return result
 
 
 def _paths(value: Any, items: int, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -32,10 +32,10 @@ _COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPIC
 
 def executable() -> str:
     """The browser's path; skips the test, with the command that installs it, where there is none."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
         pytest.skip("no Chromium on this machine; on Debian: apt-get install chromium")
-    return found
+    return path
 
 
 @dataclass
@@ -117,9 +117,9 @@ class Browser:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
-    def screenshot(self, path: Path, *, whole: bool = True) -> None:
+    def screenshot(self, path: Path, *, full_page: bool = True) -> None:
         """Writes a PNG of the whole page, or of its first screen."""
-        image = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        image = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=full_page)
         Path(path).write_bytes(base64.b64decode(image["data"]))
 
     def pdf(self) -> bytes:

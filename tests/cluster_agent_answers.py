@@ -43,8 +43,8 @@ def follows_instructions(oracle, reasoning_words, criteria_count=4):
     def shortest(value):
         return {
             what: [
-                {name: one[name] for name in one if name in ("cluster", "sample_ids", "valid", "misplaced")}
-                for one in value[what]
+                {name: cluster[name] for name in cluster if name in ("cluster", "sample_ids", "valid", "misplaced")}
+                for cluster in value[what]
             ]
             for what in value
         }
@@ -52,7 +52,7 @@ def follows_instructions(oracle, reasoning_words, criteria_count=4):
     def criteria():
         levels = [words(7) for _ in range(5)]
         metadata = [{"name": f"{words(3)} {n}", "definition": words(25)} for n in range(4)]
-        return metadata, [{**one, "levels": levels} for one in metadata]
+        return metadata, [{**item, "levels": levels} for item in metadata]
 
     def answer(stage, samples, payload):
         if stage in ("cluster_samples", "verify_clusters"):
@@ -76,7 +76,7 @@ def follows_instructions(oracle, reasoning_words, criteria_count=4):
         if stage == "define_criteria":
             asked = [json.loads(line) for line in payload["user"].splitlines()]
             guided = {
-                kind: [{"name": one[kind], "guidance": words(18)} for one in asked if kind in one]
+                kind: [{"name": criteria[kind], "guidance": words(18)} for criteria in asked if kind in criteria]
                 for kind in ("metadata", "metric")
             }
             return {"metadata": guided["metadata"], "metrics": guided["metric"]}
@@ -111,7 +111,7 @@ def answers_briefly(oracle):
             guided = [{"name": f"topic {n}", "guidance": words(8)} for n in range(3)]
             return {"metadata": guided, "metrics": guided}
         metadata = [{"name": f"topic {n}", "definition": words(6)} for n in range(3)]
-        metrics = [{**one, "levels": [words(2) for _ in range(5)]} for one in metadata]
+        metrics = [{**item, "levels": [words(2) for _ in range(5)]} for item in metadata]
         return {"summarize_metadata": {"metadata": metadata}, "summarize_metrics": {"metrics": metrics}}.get(
             stage, {"metadata": metadata, "metrics": metrics}
         )

@@ -82,12 +82,12 @@ def make_scorecard(
     series = estimators.Groupings(
         samples_per_grouping=samples,
         criteria_set=np.arange(groupings) % 5,
-        clusters=np.array([len(one) for one in sizes]),
+        clusters=np.array([len(grouping) for grouping in sizes]),
         kept=np.full(groupings, samples),
-        pairs=np.array([int((one * (one - 1) // 2).sum()) for one in sizes]),
+        pairs=np.array([int((grouping * (grouping - 1) // 2).sum()) for grouping in sizes]),
     )
     collision = estimators.collision(series)
-    counted = Counter(int(size) for one in sizes for size in one)
+    counted = Counter(int(size) for grouping in sizes for size in grouping)
     return Scorecard(
         effective_clusters=estimators.invert(collision),
         cluster_score=estimators.cluster_score(series),
@@ -124,10 +124,10 @@ def _example(row: np.ndarray, number: int) -> dict[str, Any]:
     for label in np.unique(row):
         subject = _SUBJECTS[int(label) % len(_SUBJECTS)]
         texts = [
-            f"A text on {subject}, the {place + 1}. of its kind: it begins plainly, gives two examples, and ends with "
+            f"A text on {subject}, the {index + 1}. of its kind: it begins plainly, gives two examples, and ends with "
             "a question that "
             "the reader is left to answer."
-            for place in range(int((row == label).sum()))
+            for index in range(int((row == label).sum()))
         ]
         clusters.append(
             {"texts": texts, "reasoning": f"All of it is about {subject}.", "valid": True, "validation": "one subject"}
@@ -137,7 +137,7 @@ def _example(row: np.ndarray, number: int) -> dict[str, Any]:
 
 def make_hostile_scorecard() -> Scorecard:
     """A scorecard whose every free text tries to become markup, to fetch, to run, or to break the encoding."""
-    card = make_scorecard("a", 5, groupings=50)
+    scorecard = make_scorecard("a", 5, groupings=50)
     cluster = {"texts": [HOSTILE, HOSTILE], "reasoning": HOSTILE, "valid": False, "validation": HOSTILE}
     example = {"grouping": 0, "clusters": [cluster, {**cluster, "texts": [HOSTILE]}]}
     metric = {"name": HOSTILE, "definition": HOSTILE, "guidance": HOSTILE, "levels": [HOSTILE] * 5}
@@ -153,7 +153,7 @@ def make_hostile_scorecard() -> Scorecard:
         "corpus": {"name": HOSTILE, "fingerprint": HOSTILE},
         "parameters": {HOSTILE: 1},
     }
-    return Scorecard(**{name: value for name, value in vars(card).items() if name != "content_hash"} | changed)
+    return Scorecard(**{name: value for name, value in vars(scorecard).items() if name != "content_hash"} | changed)
 
 
 def _manifest(folder: Path, name: str, vocabulary: VocabularyInfo) -> Manifest:
@@ -188,16 +188,16 @@ def _manifest(folder: Path, name: str, vocabulary: VocabularyInfo) -> Manifest:
     )
 
 
-def _decide(name: str, cards: dict[str, Scorecard]) -> Decision:
+def _decide(name: str, scorecards: dict[str, Scorecard]) -> Decision:
     measured = {
-        "scorecard_hash": cards[name].content_hash,
-        "effective_clusters": cards[name].effective_clusters.to_json(),
+        "scorecard_hash": scorecards[name].content_hash,
+        "effective_clusters": scorecards[name].effective_clusters.to_json(),
     }
     if "topics" not in name:
         return Decision(
             action="register", reason="no condition; scored for reference", factor=1.0, policy=GatePolicy(), **measured
         )
-    ratio = compare(cards[name], cards["web"])
+    ratio = compare(scorecards[name], scorecards["web"])
     verdict = "passes" if ratio.low >= 0.5 else "fails" if ratio.high < 0.5 else "undecided"
     finding = Finding(
         figure="ratio_to:web", value=ratio.ratio, low=ratio.low, high=ratio.high, required=0.5, verdict=verdict
@@ -217,9 +217,9 @@ def _decide(name: str, cards: dict[str, Scorecard]) -> Decision:
 def write_mixture(folder: Path, *, groupings: int = 2000, scorecards: bool = True) -> Mixture:
     """`mixture.json`, component manifests and scorecards of four components, one of which is rejected."""
     vocabulary = VocabularyInfo(kind="bytes", size=259, end_of_text_id=1, hash="beef" * 16, files=())
-    cards = {name: make_scorecard(name, true, groupings=groupings) for name, true in TRUE_CLUSTERS.items()}
+    by_component = {name: make_scorecard(name, true, groupings=groupings) for name, true in TRUE_CLUSTERS.items()}
     asked = {name: Fraction(*share) for name, share in ASKED.items()}
-    decisions = {name: _decide(name, cards) for name in cards}
+    decisions = {name: _decide(name, by_component) for name in by_component}
     left = sum(share for name, share in asked.items() if decisions[name].factor)
     components = []
     for name, decision in decisions.items():
@@ -245,7 +245,7 @@ def write_mixture(folder: Path, *, groupings: int = 2000, scorecards: bool = Tru
             )
         )
         if scorecards:
-            cards[name].save(folder / "scorecards" / f"{name}.json")
+            by_component[name].save(folder / "scorecards" / f"{name}.json")
     mixture = Mixture(
         name="quickstart",
         components=tuple(components),
@@ -263,7 +263,7 @@ def write_log(folder: Path, mixture: Mixture, *, steps: int = 300, log_every: in
     generator = np.random.default_rng(0)
     names = [component.name for component in mixture.taken]
     shares = np.array([float(component.share_granted) for component in mixture.taken])
-    ends = {name: 2.2 + 0.55 * place for place, name in enumerate(names)}
+    ends = {name: 2.2 + 0.55 * index for index, name in enumerate(names)}
     lines = []
 
     def level(name: str, step: float) -> float:

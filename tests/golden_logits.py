@@ -39,7 +39,7 @@ def main() -> None:
     import torch
     import transformers
 
-    found = {}
+    rows_of = {}
     for name in VARIANTS:
         config, params = golden_model(name)
         with tempfile.TemporaryDirectory() as folder:
@@ -49,11 +49,11 @@ def main() -> None:
             ).eval()
         with torch.no_grad():
             logits = model(torch.from_numpy(golden_tokens()).long()).logits[0].numpy()
-        found[name] = [[round(float(value), 6) for value in logits[position]] for position in SHOWN]
+        rows_of[name] = [[round(float(value), 6) for value in logits[position]] for position in SHOWN]
     made_with = f"transformers {transformers.__version__}, torch {torch.__version__}"
     PATH.parent.mkdir(exist_ok=True)
     rows = ",\n".join(
-        f'  "{name}": [\n   ' + ",\n   ".join(map(json.dumps, values)) + "\n  ]" for name, values in found.items()
+        f'  "{name}": [\n   ' + ",\n   ".join(map(json.dumps, values)) + "\n  ]" for name, values in rows_of.items()
     )
     PATH.write_text(f'{{\n "made_with": {json.dumps(made_with)},\n "logits": {{\n{rows}\n }}\n}}\n')
     print(f"{PATH}: {made_with}")

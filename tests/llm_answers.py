@@ -26,12 +26,12 @@ STAGE_NAMES = (
 
 def samples_in(user: str) -> list[dict[str, str]]:
     """The samples of a user message: its lines that are JSON objects with a `sample_id`."""
-    found = []
+    samples = []
     for line in user.splitlines():
         if line.startswith("{") and '"sample_id"' in line:
             with contextlib.suppress(json.JSONDecodeError):
-                found.append(json.loads(line))
-    return found
+                samples.append(json.loads(line))
+    return samples
 
 
 def stage_of(system: str, user: str, schema: Mapping | None, name: str | None) -> str:
@@ -114,7 +114,7 @@ def partition_answer(clusters: list[dict[str, Any]], schema: Mapping[str, Any] |
         return {"clusters": clusters}
     number = {i: cluster["cluster"] for cluster in clusters for i in cluster["sample_ids"]}
     assignment = {sample_id: number[sample_id] for sample_id in properties["assignment"]["properties"]}
-    described = [{name: part for name, part in one.items() if name != "sample_ids"} for one in clusters]
+    described = [{name: part for name, part in cluster.items() if name != "sample_ids"} for cluster in clusters]
     return {"assignment": assignment} | ({"clusters": described} if "clusters" in properties else {})
 
 

@@ -51,24 +51,26 @@ class Provider:
             }
             body = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 200}}
             lines.append(json.dumps({"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": body}}))
-        return "\n".join(self.kept(lines))
+        return "\n".join(self.returned(lines))
 
-    def kept(self, answers):
-        """What is left of a batch's answers; of small batches everything, unless all is lost."""
+    def returned(self, answers):
+        """Answers that a batch returns: `leave_out` of them are missing from larger ones, and from all with `lose_all`."""
         return answers[self.leave_out :] if len(answers) > self.leave_out or self.lose_all else answers
 
     def gemini_responses(self, requests):
-        found = []
-        for one in requests:
-            asked = one["request"]
+        responses = []
+        for request in requests:
+            asked = request["request"]
             system = asked["systemInstruction"]["parts"][0]["text"]
             user = asked["contents"][0]["parts"][0]["text"]
             schema = json_schema(asked["generationConfig"]["responseSchema"])
             parts = [{"text": self.answer(system, user, schema, "generate_topic")}]
             candidate = {"content": {"parts": parts, "role": "model"}, "finishReason": "STOP"}
             usage = {"promptTokenCount": 100, "candidatesTokenCount": 200, "totalTokenCount": 300}
-            found.append({"response": {"candidates": [candidate], "usageMetadata": usage}, "metadata": one["metadata"]})
-        return self.kept(found)
+            responses.append(
+                {"response": {"candidates": [candidate], "usageMetadata": usage}, "metadata": request["metadata"]}
+            )
+        return self.returned(responses)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -100,20 +100,26 @@ class Played:
     attempts: int
     billed: float
     spent: float
-    said: list[str]
+    messages: list[str]
 
     @property
     def failed(self) -> Counter:
-        return Counter(one.reason for one in self.outcomes if isinstance(one, CallFailed) and not one.ends_run)
+        return Counter(
+            outcome.reason for outcome in self.outcomes if isinstance(outcome, CallFailed) and not outcome.ends_run
+        )
 
     @property
     def answered(self) -> int:
-        return sum(hasattr(one, "text") for one in self.outcomes)
+        return sum(hasattr(outcome, "text") for outcome in self.outcomes)
 
     @property
     def end(self) -> str | None:
         """The line with which the run ended, if it did before every call was tried."""
-        ends = (one for one in self.outcomes if isinstance(one, InputError) or getattr(one, "ends_run", False))
+        ends = (
+            outcome
+            for outcome in self.outcomes
+            if isinstance(outcome, InputError) or getattr(outcome, "ends_run", False)
+        )
         return next(map(str, ends), None)
 
 
@@ -125,16 +131,16 @@ def chat(content: Any = None, finish: Any = "stop", usage: Any = None, **changes
     choice["message"] |= {name[8:]: value for name, value in changes.items() if name.startswith("message_")}
     if finish == "missing":
         del choice["finish_reason"]
-    whole = {"choices": [choice], "usage": tokens if usage is None else usage, "model": "model"}
-    return whole | {name: value for name, value in changes.items() if not name.startswith("message_")}
+    completion = {"choices": [choice], "usage": tokens if usage is None else usage, "model": "model"}
+    return completion | {name: value for name, value in changes.items() if not name.startswith("message_")}
 
 
 def gemini(parts: Any = None, finish: str = "STOP", usage: Any = None, **changes: Any) -> dict[str, Any]:
     """A whole response of `generateContent`."""
     tokens = {"promptTokenCount": PROMPT_TOKENS, "candidatesTokenCount": COMPLETION_TOKENS, "totalTokenCount": 120}
     content = {"role": "model", "parts": [{"text": json.dumps(ANSWER)}] if parts is None else parts}
-    whole = {"candidates": [{"content": content, "finishReason": finish}], "usageMetadata": usage or tokens}
-    return whole | changes
+    completion = {"candidates": [{"content": content, "finishReason": finish}], "usageMetadata": usage or tokens}
+    return completion | changes
 
 
 def refusal(status: int, message: str, code: Any = None, kind: str = "test", param: str | None = None) -> Response:
@@ -162,9 +168,9 @@ def unsupported(name: str, why: str) -> Callable[[Asked], Response]:
     return sometimes(lambda asked: asked.has(name), refusal(400, why, "unsupported_parameter", param=name))
 
 
-def play(behaviour: Behaviour, ledger: str | None = None, documents: int = DOCUMENTS, port: int = 0) -> Played:
+def play(behaviour: Behaviour, cache: str | None = None, documents: int = DOCUMENTS, port: int = 0) -> Played:
     """Runs the engine against a behaviour."""
-    return asyncio.run(_play(behaviour, ledger, documents, port))
+    return asyncio.run(_play(behaviour, cache, documents, port))
 
 
 class _Listener(logging.Handler):
@@ -198,7 +204,7 @@ class _Server:
                     await asyncio.sleep(_LATENCY_SECONDS)
                 content = value if isinstance(value, bytes) else json.dumps(value).encode()
                 extra = {"content-type": "application/json", "content-length": str(len(content))} | dict(*more)
-                fields = "".join(f"{name}: {said}\r\n" for name, said in extra.items())
+                fields = "".join(f"{name}: {text}\r\n" for name, text in extra.items())
                 writer.write(f"HTTP/1.1 {status} X\r\n{fields}\r\n".encode() + content)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -215,18 +221,20 @@ class _Server:
         self.seen[document] += 1
         response = self.behaviour.respond(Asked(**facts, path=path, headers=headers, body=json.loads(body)))
         value = response[1]
-        whole = response[0] == 200 and isinstance(value, dict) and bool(value.keys() & {"choices", "candidates"})
-        self.answered += whole
-        self.billed += whole and bool(value.keys() & {"usage", "usageMetadata"})
+        is_completion = (
+            response[0] == 200 and isinstance(value, dict) and bool(value.keys() & {"choices", "candidates"})
+        )
+        self.answered += is_completion
+        self.billed += is_completion and bool(value.keys() & {"usage", "usageMetadata"})
         return response
 
 
-async def _play(behaviour: Behaviour, ledger: str | None, documents: int, port: int) -> Played:
+async def _play(behaviour: Behaviour, cache: str | None, documents: int, port: int) -> Played:
     server = _Server(behaviour)
     listening = await asyncio.start_server(server.serve, "127.0.0.1", port)
     port = listening.sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}{behaviour.base}"
-    settings = {"max_in_flight": 8, "backoff_seconds": 0.01, "progress": "off", "ledger": ledger} | behaviour.config
+    settings = {"max_in_flight": 8, "backoff_seconds": 0.01, "progress": "off", "ledger": cache} | behaviour.config
     engine = Engine(
         f"{behaviour.provider}:model",
         base_url=url,
@@ -254,7 +262,7 @@ async def _play(behaviour: Behaviour, ledger: str | None, documents: int, port: 
         attempts=server.number,
         billed=server.billed * behaviour.bill,
         spent=engine.stats.spent.dollars,
-        said=[*listener.lines, *(str(one) for one in outcomes if isinstance(one, Exception))],
+        messages=[*listener.lines, *(str(outcome) for outcome in outcomes if isinstance(outcome, Exception))],
     )
 
 
@@ -536,10 +544,10 @@ def _main() -> None:
     os.environ |= {"OPENAI_API_KEY": KEY, "GEMINI_API_KEY": KEY, "TEAM_SECRET": SECRET}
     print("| the server | answered | failed | sent | billed | counted | ends with, or says |")
     print("|---|---:|---|---:|---:|---:|---|")
-    for behaviour in [*BEHAVIOURS, *(_google(one, "google-genai") for one in GEMINI_BEHAVIOURS)]:
+    for behaviour in [*BEHAVIOURS, *(_google(behaviour, "google-genai") for behaviour in GEMINI_BEHAVIOURS)]:
         played = play(behaviour)
         failed = ", ".join(f"{reason} {count}" for reason, count in played.failed.items())
-        words = re.sub(r"http://127\S+", "URL", played.end or next(iter(played.said), ""))
+        words = re.sub(r"http://127\S+", "URL", played.end or next(iter(played.messages), ""))
         cells = [
             behaviour.title,
             played.answered,

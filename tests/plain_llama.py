@@ -35,7 +35,7 @@ def scores(shape, weights, tokens):
             for name in ("q_proj", "k_proj", "v_proj")
         )
         q, k = turn(q, shape["theta"]), turn(k, shape["theta"])
-        k, v = (jnp.repeat(one, q.shape[1] // one.shape[1], axis=1) for one in (k, v))
+        k, v = (jnp.repeat(states, q.shape[1] // states.shape[1], axis=1) for states in (k, v))
         logits = q @ k.transpose(0, 1, 3, 2) / np.sqrt(shape["head"])
         attention = jax.nn.softmax(jnp.where(np.tri(length, dtype=bool), logits, -jnp.inf), axis=-1)
         x = x + (attention @ v).transpose(0, 2, 1, 3).reshape(batch, length, -1) @ layer["o_proj"].T
@@ -47,9 +47,9 @@ def scores(shape, weights, tokens):
 
 def loss(shape, weights, tokens):
     """Mean cross-entropy in nats."""
-    found = scores(shape, weights, tokens[:, :-1])
-    right = jnp.take_along_axis(found, tokens[:, 1:, None], axis=-1)[..., 0]
-    return jnp.mean(jnp.log(jnp.sum(jnp.exp(found), axis=-1)) - right)
+    logits = scores(shape, weights, tokens[:, :-1])
+    right = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.mean(jnp.log(jnp.sum(jnp.exp(logits), axis=-1)) - right)
 
 
 def train(shape, weights, batches, *, rate, warmup, beta1=0.9, beta2=0.95, epsilon=1e-8, decay=0.1, clip=1.0):
@@ -59,11 +59,11 @@ def train(shape, weights, batches, *, rate, warmup, beta1=0.9, beta2=0.95, epsil
 
     @jax.jit
     def step(weights, first, second, count, learning, tokens):
-        value, slope = jax.value_and_grad(functools.partial(loss, shape))(weights, tokens)
-        size = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(slope)))
-        slope = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / size), slope)
-        first = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, first, slope)
-        second = jax.tree.map(lambda s, g: beta2 * s + (1 - beta2) * g**2, second, slope)
+        value, gradient = jax.value_and_grad(functools.partial(loss, shape))(weights, tokens)
+        size = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
+        gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / size), gradient)
+        first = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, first, gradient)
+        second = jax.tree.map(lambda s, g: beta2 * s + (1 - beta2) * g**2, second, gradient)
 
         def update(w, m, s):
             move = (m / (1 - beta1**count)) / (jnp.sqrt(s / (1 - beta2**count)) + epsilon)

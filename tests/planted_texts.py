@@ -83,6 +83,6 @@ def planted_copies(folder: Path, *, pairs: int, seed: int = 0) -> tuple[str, dic
         share = source.random() ** 2 * 0.1
         copies.append([source.choice(_WORDS) if source.random() < share else word for word in original])
     texts = [" ".join(words) for words in (*originals, *copies)]
-    found = [(shingles(a), shingles(b)) for a, b in zip(texts[:pairs], texts[pairs:], strict=True)]
-    similar = {pairs + i: len(a & b) / len(a | b) for i, (a, b) in enumerate(found)}
+    shingle_pairs = [(shingles(a), shingles(b)) for a, b in zip(texts[:pairs], texts[pairs:], strict=True)]
+    similar = {pairs + i: len(a & b) / len(a | b) for i, (a, b) in enumerate(shingle_pairs)}
     return write_jsonl(folder / "copies.jsonl", [{"text": text} for text in texts]), similar

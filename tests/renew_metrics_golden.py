@@ -54,11 +54,11 @@ def peer_modules() -> dict:
     Raises:
       ImportError: it is not installed.
     """
-    found = importlib.util.find_spec("diversity")
-    if found is None:
+    spec = importlib.util.find_spec("diversity")
+    if spec is None:
         raise ImportError("the diversity package is not installed")
     package = types.ModuleType("diversity")
-    package.__path__ = [str(Path(found.origin).parent)]
+    package.__path__ = [str(Path(spec.origin).parent)]
     sys.modules["diversity"] = package
     names = {
         "ngram_diversity": "ngram_diversity_score",

@@ -47,6 +47,6 @@ def post(port, path, body, *, headers=None, method="POST"):
             connection.putheader(name, value)
     connection.endheaders(data)
     answer = connection.getresponse()
-    found = json.loads(answer.read() or b"{}")
+    answer_json = json.loads(answer.read() or b"{}")
     connection.close()
-    return answer.status, found.get("error", found)
+    return answer.status, answer_json.get("error", answer_json)

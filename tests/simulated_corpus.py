@@ -27,9 +27,9 @@ def count_triples(labels: np.ndarray) -> np.ndarray:
     """Triples of equal values in each row of `labels` [..., K]."""
     ordered = np.sort(labels, axis=-1)
     first, k = np.zeros(ordered.shape, np.int64), labels.shape[-1]
-    for place in range(1, k):
-        same = ordered[..., place] == ordered[..., place - 1]
-        first[..., place] = np.where(same, first[..., place - 1] + 1, 0)  # equal values before this one
+    for column in range(1, k):
+        same = ordered[..., column] == ordered[..., column - 1]
+        first[..., column] = np.where(same, first[..., column - 1] + 1, 0)  # equal values before this one
     return (first * (first - 1) // 2).sum(axis=-1)
 
 
@@ -51,9 +51,9 @@ def simulate_groupings(
     sets = shares if isinstance(shares, list) else [shares]
     which = np.arange(groupings) % len(sets)
     labels = np.empty((groupings, samples_per_grouping), np.int32)
-    for number, one in enumerate(sets):
+    for number, share_vector in enumerate(sets):
         rows = which == number
-        labels[rows] = draw_labels(one, (int(rows.sum()), samples_per_grouping), generator)
+        labels[rows] = draw_labels(share_vector, (int(rows.sum()), samples_per_grouping), generator)
     return groupings_of_labels(labels, sets=len(sets))
 
 
@@ -95,16 +95,16 @@ def misplace(labels: np.ndarray, rate: float, generator: np.random.Generator) ->
     count, k = labels.shape
     others = (np.arange(k) + generator.integers(1, k, (count, k))) % k
     moved = generator.random((count, k)) < rate
-    claims = np.where(moved, np.take_along_axis(labels, others, axis=1), labels)
-    return claims, claims == labels
+    claimed = np.where(moved, np.take_along_axis(labels, others, axis=1), labels)
+    return claimed, claimed == labels
 
 
-def misplaced_groupings(claims: np.ndarray, placed: np.ndarray, weight: np.ndarray) -> Groupings:
+def misplaced_groupings(claimed_labels: np.ndarray, placed: np.ndarray, weight: np.ndarray) -> Groupings:
     """Groupings with these claimed labels [N, K] and, where they were verified, samples out of place."""
     verified = weight[:, None] > 0
-    alone = claims.max() + 1 + np.arange(claims.shape[1])
-    claimed = groupings_of_labels(claims)
-    counted = groupings_of_labels(np.where(verified & ~placed, alone, claims))
+    alone = claimed_labels.max() + 1 + np.arange(claimed_labels.shape[1])
+    claimed = groupings_of_labels(claimed_labels)
+    counted = groupings_of_labels(np.where(verified & ~placed, alone, claimed_labels))
     return Groupings(
         **{name: getattr(counted, name) for name in ("samples_per_grouping", "criteria_set", "clusters", "kept")},
         pairs=counted.pairs,

@@ -16,13 +16,13 @@ CODES = {"first": {"room": "1"}, "second": {"room": "1"}}
 
 def steps(seconds: float, *, fail: str | None = None, pairs: int = 6) -> dict[str, Step]:
     """As many first steps, and as many second ones that each need one of them."""
-    found = {}
+    steps = {}
     for number in range(pairs):
         settings = {"number": number, "seconds": seconds, "fail": fail}
         first = _step("first", settings)
         second = _step("second", settings | {"reads": f"{{{first.key}}}"}, first.key)
-        found |= {first.key: first, second.key: second}
-    return dict(sorted(found.items(), key=lambda item: item[1].kind))
+        steps |= {first.key: first, second.key: second}
+    return dict(sorted(steps.items(), key=lambda item: item[1].kind))
 
 
 def _step(kind, settings, *needs):

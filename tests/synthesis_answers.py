@@ -65,8 +65,8 @@ def write(
 
 def subject_of(user: str) -> str:
     """What a request is about: its topic's last name, or one of two subjects for a narrow one."""
-    found = re.search(r"(?:Subject of the passages: |\n1\. )([^\n]+)", user)
-    name = found.group(1).rsplit(" / ", 1)[-1] if found else user[:40]
+    match = re.search(r"(?:Subject of the passages: |\n1\. )([^\n]+)", user)
+    name = match.group(1).rsplit(" / ", 1)[-1] if match else user[:40]
     return f"narrow {int(hashlib.sha256(name.encode()).hexdigest(), 16) % 2}" if name.startswith("narrow") else name
 
 

@@ -54,8 +54,8 @@ def test_exam_and_injections_are_written_printed_and_not_asked_twice(server, tmp
     assert value["exam"]["verdict"] == {"judge": "fit", "reasons": []}
     assert value["injections"]["topics"]["moved"] == pytest.approx(0, abs=0.05)
     page = (tmp_path / "out" / "report.html").read_text()
-    for said in ("is fit", "Truth and reading", "Mistakes by kind", "Hostile documents", "split_as_json"):
-        assert said in page
+    for phrase in ("is fit", "Truth and reading", "Mistakes by kind", "Hostile documents", "split_as_json"):
+        assert phrase in page
     judge = open_judge(config, [], tmp_path / "out" / "ledger.sqlite")
     assert judge.exam.judge == "fit"
     asked = sum(server.stats()["answered"].values())
@@ -79,26 +79,26 @@ def test_a_later_scoring_tells_of_the_exam_and_its_page_stays(server, tmp_path):
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     config = settings(server, tmp_path / "out", corpus=str(corpus))
     score.main(config)
-    card = tmp_path / "out" / "scorecard.json"
-    assert "exam not taken" in Scorecard.load(card).verdict.reasons
+    path = tmp_path / "out" / "scorecard.json"
+    assert "exam not taken" in Scorecard.load(path).verdict.reasons
     page = (tmp_path / "out" / "report.html").read_bytes()
     audit.main(dataclasses.replace(config, corpus=None))
     assert (tmp_path / "out" / "report.html").read_bytes() == page
     assert "is fit" in (tmp_path / "out" / "audit" / "report.html").read_text()
     score.main(config)
-    assert "exam passed" in Scorecard.load(card).verdict.reasons
+    assert "exam passed" in Scorecard.load(path).verdict.reasons
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"corpus": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"judge": "none", "metrics": "lexical"}, "judges nothing"),
         ({"budget": BudgetConfig(input_price=1.0, output_price=1.0)}, "budget.max_dollars"),
     ],
 )
-def test_what_cannot_be_audited_is_refused_before_anything_is_asked_or_written(server, tmp_path, changes, said):
-    with pytest.raises(InputError, match=said):
+def test_what_cannot_be_audited_is_refused_before_anything_is_asked_or_written(server, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
         audit.main(settings(server, tmp_path, **changes))
     assert not sum(server.stats()["answered"].values())
     assert not list(tmp_path.iterdir())

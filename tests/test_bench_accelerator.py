@@ -122,16 +122,16 @@ def test_what_was_measured_survives_a_kill_at_any_moment(kill, tmp_path):
         time.sleep(later if lines else 0.5 + later)
         process.send_signal(kill)
         status = process.wait(timeout=30)
-        found = records(output) if file.exists() else []
-        assert len(found) >= lines
-        assert all("limits" in one or "contestant" in one or "stopped" in one for one in found)
+        rows = records(output) if file.exists() else []
+        assert len(rows) >= lines
+        assert all("limits" in row or "contestant" in row or "stopped" in row for row in rows)
         if kill == signal.SIGTERM:
             assert status in (128 + kill, 0, -kill)  # the last: before Python had begun
-            assert status != 128 + kill or "stopped" in found[-1]
-        if len(found) > 1 or (found and kill == signal.SIGTERM):  # the table follows the line at once
+            assert status != 128 + kill or "stopped" in rows[-1]
+        if len(rows) > 1 or (rows and kill == signal.SIGTERM):  # the table follows the line at once
             text = output.with_suffix(".md").read_text()
             assert text.startswith("# ")
-            measured = [one for one in found if "tokens_per_second" in one]
+            measured = [row for row in rows if "tokens_per_second" in row]
             assert sum(line.startswith("| tiny |") for line in text.splitlines()) in (len(measured), len(measured) - 1)
         if kill == signal.SIGTERM and lines == 2:
             assert "| tiny | 4 x 128 | diversity_jax |" in text
@@ -143,19 +143,19 @@ def test_what_was_measured_survives_a_kill_at_any_moment(kill, tmp_path):
 
 
 def _still_running(word):
-    found = []
+    running = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if word.encode() in (command := path.read_bytes()):
-                found.append(command)
-    return found
+                running.append(command)
+    return running
 
 
 def test_shares_of_the_peak_and_goals_come_from_the_fastest_tenth(bench):
     # tokens/s of 350M at an MFU of 55 %: 6 x 357.9M matrix parameters + 12 x 28 x 960 x 2048 FLOPs
     speed = 0.55 * 989e12 / 2.8053e9
     rates = {"diversity_jax": speed, "torch_llama_step --compile": speed / 1.05, "jax_llama_step": speed}
-    found = [
+    rows = [
         {
             "model": "350m",
             "contestant": name,
@@ -169,13 +169,13 @@ def test_shares_of_the_peak_and_goals_come_from_the_fastest_tenth(bench):
         for name, rate in rates.items()
     ]
     limits = {"device": "NVIDIA H200", "jax": "0", "peak": 989e12, "ceiling": 800e12, "products": {8192: 800e12}}
-    ours = bench.figures(found[0], found, limits)
+    ours = bench.figures(rows[0], rows, limits)
     assert ours["mfu"] == pytest.approx(0.55, rel=0.01)
     assert ours["mfu_causal"] < ours["mfu"] < ours["of_ceiling"]
-    verdicts = bench.goals(limits, found)
+    verdicts = bench.goals(limits, rows)
     assert [verdict.rsplit(": ", 1)[1] for verdict in verdicts] == ["reached", "reached", "MISSED", "reached"]
-    text = bench.table(limits, [*found, {"model": "1p4b", "contestant": "diversity_jax", "batch": 8, "skipped": "why"}])
+    text = bench.table(limits, [*rows, {"model": "1p4b", "contestant": "diversity_jax", "batch": 8, "skipped": "why"}])
     assert "- not measured: 1p4b, diversity_jax, 8 rows: why" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
-    alone = bench.table(limits, found[1:])  # a peer is shown where ours is missing
+    alone = bench.table(limits, rows[1:])  # a peer is shown where ours is missing
     assert "| 350m | 8 x 2048 | jax_llama_step |" in alone

@@ -76,8 +76,8 @@ def disk(local, tmp_path_factory) -> Path:
 def six_steps(disk) -> str:
     """What a run of six steps on a disk ends with."""
     process = start(disk, 6)
-    got, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said
+    got, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
     return fingerprint(got)
 
 
@@ -125,11 +125,11 @@ def test_a_killed_run_goes_on_wherever_it_is_started_again(store, local, six_ste
     for name in remote_tree(f"{url}/run"):
         if name.endswith(shards.RECORD):
             folder = f"{url}/run/{name.removesuffix('/' + shards.RECORD)}"
-            for entry in read_json(f"{folder}/{shards.RECORD}")["shards"]:
-                shards._read_bytes(folder, shards._Stored(**entry))
+            for shard in read_json(f"{folder}/{shards.RECORD}")["shards"]:
+                shards._read_bytes(folder, shards._Stored(**shard))
     again = start(url, 6)
-    got, said = again.communicate(timeout=600)
-    assert again.returncode == 0, said
+    got, errors = again.communicate(timeout=600)
+    assert again.returncode == 0, errors
     assert fingerprint(got) == six_steps
 
 
@@ -139,11 +139,11 @@ def test_two_processes_share_nothing_but_the_bucket(store, local, disk):
     (wanted, _), _ = [process.communicate(timeout=600) for process in shared]
     port = gcs_server.free_port()
     both = [start(url, 6, i, 2, port, DIVERSITY_JAX_CACHE=str(buckets.cache_folder() / str(i))) for i in range(2)]
-    said = [process.communicate(timeout=600) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert fingerprint(said[0][0]) == fingerprint(wanted)
+    outputs = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert fingerprint(outputs[0][0]) == fingerprint(wanted)
     record = read_json(f"{url}/run/checkpoints/6/{shards.RECORD}")
-    assert {entry["file"].split(".")[1] for entry in record["shards"]} == {"00000", "00001"}
+    assert {shard["file"].split(".")[1] for shard in record["shards"]} == {"00000", "00001"}
     # A checkpoint of two hosts is read by one, here copied to a disk.
     copy = local_copy(f"{url}/run/checkpoints")
     assert complete_steps(copy) == complete_steps(f"{url}/run/checkpoints")
@@ -164,8 +164,8 @@ def test_training_again_changes_no_object_but_reports(trained):
     remove_tree(buckets.cache_folder())
     assert run.run(trained).steps == 4
     after = remote_tree(trained.output_dir)
-    kept = [name for name in before if name.startswith(("checkpoints", "mixture"))]
-    assert {name: before[name] for name in kept} == {name: after.get(name) for name in kept}
+    unchanged = [name for name in before if name.startswith(("checkpoints", "mixture"))]
+    assert {name: before[name] for name in unchanged} == {name: after.get(name) for name in unchanged}
 
 
 def test_a_model_is_read_exported_and_imported_by_url(store, trained, tmp_path):
@@ -206,9 +206,9 @@ def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_read(store, in_
     data = filesystem.cat_file(inside)
     filesystem.pipe_file(inside, data[:100] + bytes([data[100] ^ 1]) + data[101:])
     again = start(url, 6)
-    got, said = again.communicate(timeout=600)
+    got, errors = again.communicate(timeout=600)
     assert again.returncode == 0
-    assert "is damaged" in said
+    assert "is damaged" in errors
     assert fingerprint(got) == six_steps
     assert exists(f"{url}/run/checkpoints-damaged/6/{name}")
 
@@ -255,8 +255,8 @@ def test_a_host_asks_for_its_own_rows_once(in_bucket, local, hosts, monkeypatch)
         rows = requests.rows(row_bytes)
         assert len(rows) == len(set(rows))
         asked.append(set(rows))
-        ahead = (steps + 10) * 8 // hosts
-        assert steps * 8 // hosts <= len(rows) <= ahead
+        most_rows = (steps + 10) * 8 // hosts
+        assert steps * 8 // hosts <= len(rows) <= most_rows
         if hosts == 1:  # rows that lie one after the other are asked for together
             assert len([path for path, *_ in requests.ranges if path.endswith(".bin")]) < len(rows) / 8
     for host in range(hosts):
@@ -305,9 +305,9 @@ def test_fetch_copies_what_the_first_steps_need_and_goes_on(in_bucket, local, tm
     some = next((tmp_path / "m").rglob("train-*.bin"))
     some.write_bytes(bytes(some.stat().st_size))  # damaged since
     fetch.main([in_bucket, str(tmp_path / "m")])
-    whole = Mixture.load(tmp_path / "m")
-    assert whole.content_hash == Mixture.load(local).content_hash
-    np.testing.assert_array_equal(whole.loader(batch_size=8).batch(60).tokens, wanted.batch(60).tokens)
+    fetched = Mixture.load(tmp_path / "m")
+    assert fetched.content_hash == Mixture.load(local).content_hash
+    np.testing.assert_array_equal(fetched.loader(batch_size=8).batch(60).tokens, wanted.batch(60).tokens)
     with pytest.raises(InputError, match="usage: fetch"):
         fetch.main([in_bucket, str(tmp_path / "m"), "--steps", "4"])
 
@@ -402,13 +402,13 @@ def test_no_configured_path_is_made_a_local_one():
         "study",
         "synthesis",
     )
-    found = []
+    lines = []
     for path in sorted((ROOT / "diversity_jax").rglob("*.py")):
         name = path.relative_to(ROOT / "diversity_jax").as_posix()
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if re.search(_CONFIGURED, line) and not name.startswith(allowed):
-                found.append(f"{name}:{number}: {line.strip()}")
-    assert not found
+                lines.append(f"{name}:{number}: {line.strip()}")
+    assert not lines
 
 
 def wait_until(is_so, seconds: float = 200.0) -> None:

@@ -111,18 +111,18 @@ def test_a_body_that_is_cut_short_is_no_whole_file(proxy, read):
 
 
 def test_a_folder_that_cannot_be_uploaded_stays_on_this_machine(proxy):
-    url, kept = f"{ROOT}/stays", []
+    url, folders = f"{ROOT}/stays", []
 
     def write():
         with published(url, "output_dir") as folder:
             (folder / "log.jsonl").write_text("line\n")
-            kept.append(folder)
+            folders.append(folder)
             proxy.faults = [Fault("(POST|PUT) .*log", 507)]
 
     with pytest.raises(StoreError, match=r"the store is full .*; what is not there yet is in .*/published/"):
         write()
     proxy.faults = []
-    assert (kept[0] / "log.jsonl").read_text() == "line\n"
+    assert (folders[0] / "log.jsonl").read_text() == "line\n"
     with published(url, "output_dir") as folder:
         assert (folder / "log.jsonl").read_text() == "line\n"
     assert "log.jsonl" in remote_tree(url)

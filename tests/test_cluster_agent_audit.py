@@ -41,20 +41,20 @@ def test_injections_lose_their_marks_and_keep_their_words(name):
 def test_with_canaries_the_score_stays_where_it_was(k):
     corpus = LabelledCorpus(even_shares(5), documents=50_000)
     config = AgentConfig(groupings=500, proposals=2, samples_per_grouping=k)
-    found = audit(corpus, LabelJudge(corpus.label_of, obeys=orders_split), config, share=0.01, injections=SPLIT)
-    assert abs(found.moved) <= 0.02
-    assert found.moved_undefended > 0.03
-    assert found.shown["split"] == found.touched
-    assert 0.3 < found.caught["split"] / found.touched < 0.7
-    assert "effective clusters" in str(found)
+    report = audit(corpus, LabelJudge(corpus.label_of, obeys=orders_split), config, share=0.01, injections=SPLIT)
+    assert abs(report.moved) <= 0.02
+    assert report.moved_undefended > 0.03
+    assert report.shown["split"] == report.touched
+    assert 0.3 < report.caught["split"] / report.touched < 0.7
+    assert "effective clusters" in str(report)
 
 
 def test_a_judge_that_does_not_obey_is_not_moved():
     corpus = LabelledCorpus(even_shares(5), documents=50_000)
-    found = audit(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=200, proposals=2), share=0.05)
-    assert found.moved == found.moved_undefended == 0
-    assert not found.caught
-    assert set(found.to_json()) >= {"moved", "clean", "hostile", "undefended"}
+    report = audit(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=200, proposals=2), share=0.05)
+    assert report.moved == report.moved_undefended == 0
+    assert not report.caught
+    assert set(report.to_json()) >= {"moved", "clean", "hostile", "undefended"}
 
 
 def test_a_judge_that_merges_what_its_own_verification_takes_out_is_audited_too():
@@ -64,8 +64,8 @@ def test_a_judge_that_merges_what_its_own_verification_takes_out_is_audited_too(
 
     corpus = LabelledCorpus(even_shares(20), documents=5000)
     judge = Terse("other", corpus.label_of, rate=0.5)
-    found = audit(corpus, judge, AgentConfig(groupings=60, proposals=2), share=0.05)
-    assert found.undefended.value > 0
+    report = audit(corpus, judge, AgentConfig(groupings=60, proposals=2), share=0.05)
+    assert report.undefended.value > 0
 
 
 @pytest.mark.parametrize("bad", [{"share": 0.0}, {"share": 1.5}, {"injections": {}}])

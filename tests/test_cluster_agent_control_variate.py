@@ -27,8 +27,8 @@ def of_corpus(labels, vectors, rows):
     """Groupings of rows of a corpus, with its features."""
     columns = groupings_of_labels(labels[rows]).to_json()
     means, covariance = corpus_means(vectors)
-    found = np.stack([features(vectors[one]) for one in rows])
-    return Groupings(**columns, features=found, feature_means=means, feature_means_covariance=covariance)
+    values = np.stack([features(vectors[index]) for index in rows])
+    return Groupings(**columns, features=values, feature_means=means, feature_means_covariance=covariance)
 
 
 def test_means_over_all_pairs_are_those_of_every_pair():
@@ -48,8 +48,8 @@ def test_the_covariance_of_a_random_part_is_how_its_means_vary(monkeypatch):
     monkeypatch.setattr(uncertainty, "EXACT_DOCUMENTS", 200)
     drawn = [corpus_means(vectors, seed=seed) for seed in range(60)]
     deviations = np.std([means for means, _ in drawn], axis=0)
-    said = np.sqrt(np.mean([covariance.diagonal() for _, covariance in drawn], axis=0))
-    assert deviations[:3] == pytest.approx(said[:3], rel=0.3)
+    expected = np.sqrt(np.mean([covariance.diagonal() for _, covariance in drawn], axis=0))
+    assert deviations[:3] == pytest.approx(expected[:3], rel=0.3)
     part = corpus_means(vectors[:150], documents=2000)[1]
     assert part[0, 0] == pytest.approx(corpus_means(vectors[:150], documents=10**9)[1][0, 0] * (1 - 150 / 2000))
 
@@ -61,9 +61,9 @@ def test_a_good_ruler_narrows_the_interval_and_leaves_the_estimate_where_it_is()
     truth = (sizes * (sizes - 1)).sum() / (len(labels) * (len(labels) - 1))
     figures, widths, held = [], [], 0
     for _ in range(40):
-        found = of_corpus(labels, vectors, draw_rows(len(labels), 100, 10, generator))
-        plain = Groupings(**{name: part for name, part in found.to_json().items() if "feature" not in name})
-        with_ruler, without = estimators.collision(found), estimators.collision(plain)
+        groupings = of_corpus(labels, vectors, draw_rows(len(labels), 100, 10, generator))
+        plain = Groupings(**{name: part for name, part in groupings.to_json().items() if "feature" not in name})
+        with_ruler, without = estimators.collision(groupings), estimators.collision(plain)
         figures.append(with_ruler.value)
         widths.append((with_ruler.high - with_ruler.low) / (without.high - without.low))
         held += with_ruler.low <= truth <= with_ruler.high
@@ -79,9 +79,9 @@ def test_a_worthless_ruler_costs_nothing(count):
     vectors = unit(generator.standard_normal((len(labels), 24)))
     widths = []
     for _ in range(8):
-        found = of_corpus(labels, vectors, draw_rows(len(labels), count, 10, generator))
-        adjusted = estimators.values(found)
-        widths.append(adjusted.std() / found.collisions.std())
+        groupings = of_corpus(labels, vectors, draw_rows(len(labels), count, 10, generator))
+        adjusted = estimators.values(groupings)
+        widths.append(adjusted.std() / groupings.collisions.std())
     assert max(widths) <= 1.0 + 1e-9
     assert np.mean(widths) > 0.95
 
@@ -99,17 +99,17 @@ def test_an_adjustment_does_not_use_the_grouping_that_it_adjusts():
 def test_means_that_are_uncertain_make_the_error_larger():
     generator = np.random.default_rng(5)
     labels, vectors = corpus(generator)
-    found = of_corpus(labels, vectors, draw_rows(len(labels), 200, 10, generator))
-    known = estimators.collision_mean(found)
-    columns = found.to_json() | {"feature_means_covariance": np.eye(len(KNOTS)) * 1e-6}
+    groupings = of_corpus(labels, vectors, draw_rows(len(labels), 200, 10, generator))
+    known = estimators.collision_mean(groupings)
+    columns = groupings.to_json() | {"feature_means_covariance": np.eye(len(KNOTS)) * 1e-6}
     assert estimators.collision_mean(Groupings(**columns)).error > known.error
     columns["feature_means_covariance"] = np.eye(len(KNOTS))  # so uncertain that the features are better left out
-    assert estimators.values(Groupings(**columns)).tolist() == found.collisions.tolist()
+    assert estimators.values(Groupings(**columns)).tolist() == groupings.collisions.tolist()
 
 
 def test_equal_documents_and_zero_vectors_have_finite_features():
     vectors = np.zeros((6, 8), np.float32)
     assert features(vectors) == pytest.approx(np.maximum(-np.array(KNOTS), 0))
     assert features(unit(np.ones((6, 8)))) == pytest.approx(1 - np.array(KNOTS), rel=1e-5)
-    found = adjust(np.arange(100.0), np.ones((100, 2)), np.ones(2), np.zeros((2, 2)))
-    assert found[0].tolist() == list(range(100))
+    adjusted = adjust(np.arange(100.0), np.ones((100, 2)), np.ones(2), np.zeros((2, 2)))
+    assert adjusted[0].tolist() == list(range(100))

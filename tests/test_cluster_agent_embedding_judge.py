@@ -69,13 +69,13 @@ def exact_collision(texts, words):
 
 @pytest.mark.parametrize("k", [2, 5, 12, 40])
 def test_the_figure_is_the_share_of_alike_pairs_at_every_k(k):
-    card = score(ENGLISH, samples_per_grouping=k, groupings=max(60, 16000 // (k * k)), seed=1)
-    error = card.series.collisions.std() / len(card.series) ** 0.5
-    assert abs(card.series.collisions.mean() - exact_collision(ENGLISH, 50)) < 3 * error
-    assert card.reading_words == 50
-    assert card.judge == "offline (no LLM)"
-    assert card.ruler_identity["package"] == "wordllama"
-    assert not card.warnings
+    scorecard = score(ENGLISH, samples_per_grouping=k, groupings=max(60, 16000 // (k * k)), seed=1)
+    error = scorecard.series.collisions.std() / len(scorecard.series) ** 0.5
+    assert abs(scorecard.series.collisions.mean() - exact_collision(ENGLISH, 50)) < 3 * error
+    assert scorecard.reading_words == 50
+    assert scorecard.judge == "offline (no LLM)"
+    assert scorecard.ruler_identity["package"] == "wordllama"
+    assert not scorecard.warnings
 
 
 def test_a_partition_has_the_right_number_of_pairs_on_average_and_keeps_copies_together():
@@ -185,15 +185,15 @@ def test_embeddings_that_are_paid_for_want_a_cap_that_holds(budget, problem, mon
 
 
 def test_a_few_documents_that_cannot_be_read_are_told():
-    card = score([*ENGLISH, *calibration_pairs()["ru"].texts[:6]])
-    assert "Cyrillic 2.4%" in card.warnings[0]
+    scorecard = score([*ENGLISH, *calibration_pairs()["ru"].texts[:6]])
+    assert "Cyrillic 2.4%" in scorecard.warnings[0]
 
 
 def test_clusters_say_what_they_share_and_single_samples_say_nothing():
-    card = score(ENGLISH)
-    clusters = [cluster for example in card.examples for cluster in example["clusters"]]
+    scorecard = score(ENGLISH)
+    clusters = [cluster for example in scorecard.examples for cluster in example["clusters"]]
     assert all(("share the words" in cluster["reasoning"]) == (len(cluster["texts"]) > 1) for cluster in clusters)
-    assert [len(one["metadata"]) for one in card.criteria] == [1]
+    assert [len(criteria["metadata"]) for criteria in scorecard.criteria] == [1]
 
 
 def test_verification_names_what_is_misplaced():
@@ -202,8 +202,8 @@ def test_verification_names_what_is_misplaced():
     clusters = Cluster(sample_ids=("s0", "s3", "s2")), Cluster(sample_ids=("s0", "s2")), Cluster(sample_ids=("s1",))
     task = Task(stage="verify_clusters", replicate=0, criteria_set=0, criteria_count=4, reasoning_words=15)
     answer = JUDGE._verify_clusters(replace(task, samples=samples, clusters=clusters, reading_words=30))["validation"]
-    assert [entry["misplaced"] for entry in answer] == [["s2"], ["s0", "s2"], []]
-    assert [entry["valid"] for entry in answer] == [0, 0, 1]
+    assert [answer["misplaced"] for answer in answer] == [["s2"], ["s0", "s2"], []]
+    assert [answer["valid"] for answer in answer] == [0, 0, 1]
 
 
 def test_a_judge_by_an_unknown_embedder_is_refused(tmp_path):
@@ -217,8 +217,8 @@ def test_known_labels_are_read_on_real_text():
     folder = "corpora_synthetic"
     low = open_corpus(str(shared_file(f"{folder}/llm_answers_20_prompts_low_diversity.jsonl.gz")))
     high = open_corpus(str(shared_file(f"{folder}/llm_answers_600_prompts.jsonl.gz")))
-    cards = [score_corpus(corpus, JUDGE, AgentConfig(groupings=200)) for corpus in (low, high)]
+    scorecards = [score_corpus(corpus, JUDGE, AgentConfig(groupings=200)) for corpus in (low, high)]
     sizes = Counter(document.meta["label"] for document in low)
     truth = sizes.total() ** 2 / sum(size * size for size in sizes.values())
-    assert cards[0].effective_clusters.value == pytest.approx(truth, rel=0.15)
-    assert compare(*cards, looks=8).higher == "b"
+    assert scorecards[0].effective_clusters.value == pytest.approx(truth, rel=0.15)
+    assert compare(*scorecards, looks=8).higher == "b"

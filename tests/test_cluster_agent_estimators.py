@@ -28,42 +28,42 @@ def groupings_of(partitions, k, valid=None, sets=None):
         count_partition(sizes, good)
         for sizes, good in zip(partitions, valid or [[True] * len(p) for p in partitions], strict=True)
     ]
-    clusters, kept, pairs, triples = zip(*counted, strict=True)
+    clusters, valid_clusters, pairs, triples = zip(*counted, strict=True)
     return Groupings(
         samples_per_grouping=k,
         criteria_set=sets or [0] * len(partitions),
         clusters=clusters,
-        kept=kept,
+        kept=valid_clusters,
         pairs=pairs,
         triples=triples,
     )
 
 
 def test_figures_of_two_groupings_by_hand():
-    found = groupings_of([(3, 1, 1), (2, 2, 1)], 5)
-    assert found.collisions.tolist() == [3 / 10, 2 / 10]
+    groupings = groupings_of([(3, 1, 1), (2, 2, 1)], 5)
+    assert groupings.collisions.tolist() == [3 / 10, 2 / 10]
     assert e.effective_clusters(groupings_of([(3, 1, 1)] * 9 + [(2, 2, 1)] * 9, 5)).value == pytest.approx(1 / 0.25)
-    assert e.cluster_score(found).value == pytest.approx((9 / 5 + 9 / 5) / 2)
-    assert e.clusters_per_sample(found).value == pytest.approx(3 / 5)
+    assert e.cluster_score(groupings).value == pytest.approx((9 / 5 + 9 / 5) / 2)
+    assert e.clusters_per_sample(groupings).value == pytest.approx(3 / 5)
 
 
 def test_an_invalid_cluster_is_singletons_for_collision_and_dropped_for_the_paper_score():
-    found = groupings_of([(3, 2)], 5, valid=[[False, True]])
-    assert found.collisions[0] == pytest.approx(1 / 10)
-    assert (found.clusters[0], found.kept[0]) == (1, 2)
-    assert e.cluster_score(found).value == pytest.approx(1 / 2)
+    groupings = groupings_of([(3, 2)], 5, valid=[[False, True]])
+    assert groupings.collisions[0] == pytest.approx(1 / 10)
+    assert (groupings.clusters[0], groupings.kept[0]) == (1, 2)
+    assert e.cluster_score(groupings).value == pytest.approx(1 / 2)
 
 
 def test_a_grouping_without_a_valid_cluster_has_no_paper_score_but_counts_for_collision():
-    found = groupings_of([(5,), (1, 1, 1, 1, 1)], 5, valid=[[False], [True] * 5])
-    assert e.cluster_score(found).value == pytest.approx(5.0)
-    assert found.collisions.tolist() == [0, 0]
+    groupings = groupings_of([(5,), (1, 1, 1, 1, 1)], 5, valid=[[False], [True] * 5])
+    assert e.cluster_score(groupings).value == pytest.approx(5.0)
+    assert groupings.collisions.tolist() == [0, 0]
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=8, max_size=8), min_size=2, max_size=30))
 def test_every_figure_keeps_its_range_and_its_interval_holds_its_value(labels):
     labels = np.array(labels)
-    found = Groupings(
+    groupings = Groupings(
         samples_per_grouping=8,
         criteria_set=np.arange(len(labels)) % 3,
         clusters=count_clusters(labels),
@@ -71,10 +71,10 @@ def test_every_figure_keeps_its_range_and_its_interval_holds_its_value(labels):
         pairs=count_pairs(labels),
     )
     for estimate, least, most in (
-        (e.cluster_score(found), 1 / 8, 8),
-        (e.clusters_per_sample(found), 0, 1),
-        (e.collision(found), 0, 1),
-        (e.effective_clusters(found), 1, math.inf),
+        (e.cluster_score(groupings), 1 / 8, 8),
+        (e.clusters_per_sample(groupings), 0, 1),
+        (e.collision(groupings), 0, 1),
+        (e.effective_clusters(groupings), 1, math.inf),
     ):
         assert least <= estimate.low <= estimate.value + 1e-12
         assert estimate.value <= (most if estimate.high is None else estimate.high) + 1e-12
@@ -87,19 +87,19 @@ def test_every_figure_keeps_its_range_and_its_interval_holds_its_value(labels):
     [(5, {5: 2.37, 10: 2.03, 20: 1.22}), (50, {5: 4.65, 10: 8.41, 20: 13.9}), (500, {5: 4.96, 10: 9.83, 20: 19.3})],
 )
 def test_the_paper_score_depends_on_k_and_effective_clusters_does_not(k, truth, score):
-    found = simulate_groupings(
+    groupings = simulate_groupings(
         even_shares(truth), samples_per_grouping=k, groupings=20_000, generator=np.random.default_rng(k)
     )
-    assert e.cluster_score(found).value == pytest.approx(score[k], rel=0.02)
-    assert e.effective_clusters(found).value == pytest.approx(truth, rel=0.1)
+    assert e.cluster_score(groupings).value == pytest.approx(score[k], rel=0.02)
+    assert e.effective_clusters(groupings).value == pytest.approx(truth, rel=0.1)
 
 
 @pytest.mark.parametrize("shares", [even_shares(5), zipf_shares(50)])
 @pytest.mark.parametrize("k", [5, 20])
 def test_the_variance_of_one_collision_is_as_the_theory_of_u_statistics_says(shares, k):
-    found = simulate_groupings(shares, samples_per_grouping=k, groupings=40_000, generator=np.random.default_rng(1))
+    groupings = simulate_groupings(shares, samples_per_grouping=k, groupings=40_000, generator=np.random.default_rng(1))
     expected = e.collision_variance(np.square(shares).sum(), (shares**3).sum(), k)
-    assert found.collisions.var() == pytest.approx(expected, rel=0.08)
+    assert groupings.collisions.var() == pytest.approx(expected, rel=0.08)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ def test_groupings_needed_for_five_percent(truth, k, even, zipf):
 def test_intervals_hold_the_truth_as_often_as_they_say(sets):
     generator, held = np.random.default_rng(3), 0
     for _ in range(400):
-        found = simulate_groupings(
+        groupings = simulate_groupings(
             [even_shares(50)] * sets, samples_per_grouping=10, groupings=250, generator=generator
         )
-        one = e.effective_clusters(found)
-        held += one.low <= 50 <= one.high
+        estimate = e.effective_clusters(groupings)
+        held += estimate.low <= 50 <= estimate.high
     assert 0.92 <= held / 400 <= 0.98
 
 
@@ -134,53 +134,53 @@ def test_criteria_that_differ_need_the_two_level_interval():
     generator, held = np.random.default_rng(4), np.zeros(2)
     for _ in range(300):
         shares = [even_shares(round(50 * math.exp(generator.normal(0, 0.1)))) for _ in range(5)]
-        found = simulate_groupings(shares, samples_per_grouping=10, groupings=2500, generator=generator)
+        groupings = simulate_groupings(shares, samples_per_grouping=10, groupings=2500, generator=generator)
         flat = Groupings(
             samples_per_grouping=10,
             criteria_set=[0] * 2500,
-            clusters=found.clusters,
-            kept=found.kept,
-            pairs=found.pairs,
+            clusters=groupings.clusters,
+            kept=groupings.kept,
+            pairs=groupings.pairs,
         )
-        for number, one in enumerate((found, flat)):
-            estimate = e.effective_clusters(one)
+        for number, series in enumerate((groupings, flat)):
+            estimate = e.effective_clusters(series)
             held[number] += estimate.low <= 50 <= estimate.high
     assert held[0] / 300 > 0.9
     assert held[1] / 300 < 0.75
 
 
 def test_without_a_pair_only_a_bound_is_given():
-    found = groupings_of([(1,) * 10] * 200, 10)
-    one = e.effective_clusters(found)
-    assert one.high is None
-    assert one.value == one.low == pytest.approx(200 * 10 * 9 / 6, rel=0.002)
-    assert e.collision(found).value == 0
+    groupings = groupings_of([(1,) * 10] * 200, 10)
+    estimate = e.effective_clusters(groupings)
+    assert estimate.high is None
+    assert estimate.value == estimate.low == pytest.approx(200 * 10 * 9 / 6, rel=0.002)
+    assert e.collision(groupings).value == 0
 
 
 def test_under_ten_pairs_only_a_bound_is_given_and_it_holds_the_truth_as_often_as_it_says():
     generator, held = np.random.default_rng(5), 0
     for _ in range(400):
-        found = simulate_groupings(even_shares(500), samples_per_grouping=5, groupings=200, generator=generator)
-        one = e.effective_clusters(found)
-        assert (one.high is None) == (found.pairs.sum() < 10)
-        held += one.low <= 500 if one.high is None else one.low <= 500 <= one.high
+        groupings = simulate_groupings(even_shares(500), samples_per_grouping=5, groupings=200, generator=generator)
+        estimate = e.effective_clusters(groupings)
+        assert (estimate.high is None) == (groupings.pairs.sum() < 10)
+        held += estimate.low <= 500 if estimate.high is None else estimate.low <= 500 <= estimate.high
     assert held / 400 > 0.92
 
 
 def test_groupings_that_are_all_one_cluster_do_not_claim_certainty():
-    one = e.effective_clusters(groupings_of([(10,)] * 30, 10))
-    assert one.value == 1
-    assert 1 < one.high < 1.05
+    estimate = e.effective_clusters(groupings_of([(10,)] * 30, 10))
+    assert estimate.value == 1
+    assert 1 < estimate.high < 1.05
 
 
 def test_agreement_of_few_groupings_is_no_certainty():
-    one = e.effective_clusters(groupings_of([(5, 5)] * 4, 10))
-    assert one.low < one.value < one.high
+    estimate = e.effective_clusters(groupings_of([(5, 5)] * 4, 10))
+    assert estimate.low < estimate.value < estimate.high
 
 
 def test_one_grouping_gives_an_interval_as_wide_as_it_deserves():
-    one = e.effective_clusters(groupings_of([(6, 4)], 10))
-    assert one.high / one.low > 4
+    estimate = e.effective_clusters(groupings_of([(6, 4)], 10))
+    assert estimate.high / estimate.low > 4
 
 
 def test_no_grouping_is_refused():
@@ -205,19 +205,19 @@ def test_a_corpus_has_no_more_clusters_than_documents():
 
 
 def test_convergence_ends_at_the_estimate():
-    found = simulate_groupings(
+    groupings = simulate_groupings(
         even_shares(20), samples_per_grouping=10, groupings=500, generator=np.random.default_rng(0)
     )
-    settled = e.convergence(found)
+    settled = e.convergence(groupings)
     assert settled["groupings"][-1] == 500
-    assert settled["value"][-1] == e.effective_clusters(found).value
+    assert settled["value"][-1] == e.effective_clusters(groupings).value
     assert settled["groupings"] == sorted(set(settled["groupings"]))
 
 
 def test_several_draws_of_a_corpus_give_a_mean_and_an_error_bar():
-    one = e.across_draws([4.0, 4.1, 3.9, 4.05, 3.95])
-    assert one.value == pytest.approx(4.0)
-    assert one.low < 3.95 < 4.05 < one.high
+    estimate = e.across_draws([4.0, 4.1, 3.9, 4.05, 3.95])
+    assert estimate.value == pytest.approx(4.0)
+    assert estimate.low < 3.95 < 4.05 < estimate.high
     with pytest.raises(InputError, match="at least 2"):
         e.across_draws([4.0])
 
@@ -265,12 +265,12 @@ def test_the_correction_takes_out_the_errors_of_a_judge(merge, split, misses):
             controls=800 if misses else 0,
             missed=int(generator.binomial(800, misses)),
         )
-        one, refusal = corrected(spoilt, rates)
-        if one is None:
+        estimate, refusal = corrected(spoilt, rates)
+        if estimate is None:
             assert "less certain" in refusal
             continue
-        values.append(one.value)
-        held += one.low <= 50 <= one.high
+        values.append(estimate.value)
+        held += estimate.low <= 50 <= estimate.high
     assert np.median(values) == pytest.approx(50, rel=0.06)
     assert len(values) > 150
     assert held / len(values) > 0.92
@@ -286,10 +286,10 @@ def test_the_correction_takes_out_the_errors_of_a_judge(merge, split, misses):
     ],
 )
 def test_a_correction_that_says_less_than_the_figure_is_refused(rates, refusal):
-    found = simulate_groupings(
+    groupings = simulate_groupings(
         even_shares(100), samples_per_grouping=10, groupings=500, generator=np.random.default_rng(0)
     )
-    corrected_clusters, reason = corrected(found, rates)
+    corrected_clusters, reason = corrected(groupings, rates)
     assert corrected_clusters is None
     assert refusal in reason
 
@@ -317,16 +317,17 @@ def all_columns(count=200, k=8, **changes):
 
 
 def test_groupings_with_every_column_come_back_from_json_and_from_rows():
-    found = all_columns()
-    again = Groupings(**json.loads(json.dumps(found.to_json())))
+    groupings = all_columns()
+    again = Groupings(**json.loads(json.dumps(groupings.to_json())))
     rows = [
-        {name: getattr(found, name)[number] for name in (*COLUMNS, *OPTIONAL_COLUMNS)} for number in range(len(found))
+        {name: getattr(groupings, name)[number] for name in (*COLUMNS, *OPTIONAL_COLUMNS)}
+        for number in range(len(groupings))
     ]
     of_rows = Groupings.of_rows(8, rows, feature_means=[0.5, 0.5], feature_means_covariance=np.eye(2) * 1e-5)
     for other in (again, of_rows):
-        assert other.to_json() == found.to_json()
-        assert e.values(other).tolist() == e.values(found).tolist()
-    assert len(found.first(7)) == len(found.first(7).features) == len(found.first(7).weight) == 7
+        assert other.to_json() == groupings.to_json()
+        assert e.values(other).tolist() == e.values(groupings).tolist()
+    assert len(groupings.first(7)) == len(groupings.first(7).features) == len(groupings.first(7).weight) == 7
     assert Groupings.of_rows(8, [(0, 1, 8, 28)]).to_json().keys() == {"samples_per_grouping", *COLUMNS}
 
 

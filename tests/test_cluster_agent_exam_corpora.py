@@ -74,13 +74,13 @@ def test_english_texts_have_45_to_70_words():
 
 
 def test_no_text_names_the_subject_of_another():
-    found = [
+    pairs = [
         (subject, other, text)
         for subject, text in ENGLISH
         for other, name in NAMES.items()
         if other != subject and re.search(rf"\b({name})\b", text, re.IGNORECASE)
     ]
-    assert not found
+    assert not pairs
 
 
 def test_no_sentence_and_no_run_of_six_words_is_in_two_texts():

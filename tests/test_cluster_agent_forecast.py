@@ -87,18 +87,18 @@ def run(texts, config, judge):
     """Forecast before and in the middle over what was used, and whether that was within the range stated."""
     planned = plan_calls([texts], config)
     before = forecast(planned, FREE, UNCAPPED)
-    card = score_corpus(texts, judge, config)
-    assert before.calls == pytest.approx(card.calls, rel=0.1)
-    used, seen = sum(card.tokens.values()), {}
-    for stage, prompt, completion in judge.used[: card.calls // 2]:
-        one = seen.setdefault(stage, StageUsage())
-        one.calls, one.prompt_tokens, one.completion_tokens = (
-            one.calls + 1,
-            one.prompt_tokens + prompt,
-            one.completion_tokens + completion,
+    scorecard = score_corpus(texts, judge, config)
+    assert before.calls == pytest.approx(scorecard.calls, rel=0.1)
+    used, seen = sum(scorecard.tokens.values()), {}
+    for stage, prompt, completion in judge.used[: scorecard.calls // 2]:
+        usage = seen.setdefault(stage, StageUsage())
+        usage.calls, usage.prompt_tokens, usage.completion_tokens = (
+            usage.calls + 1,
+            usage.prompt_tokens + prompt,
+            usage.completion_tokens + completion,
         )
     middle = reforecast(planned, seen, FREE, UNCAPPED)
-    ratios = [(one.prompt_tokens + one.completion_tokens) / used for one in (before, middle)]
+    ratios = [(forecast.prompt_tokens + forecast.completion_tokens) / used for forecast in (before, middle)]
     return *ratios, before.least_tokens <= used <= before.most_tokens
 
 

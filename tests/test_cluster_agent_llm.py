@@ -112,12 +112,12 @@ def test_over_http_the_score_holds_the_truth(truth):
     corpus = LabelledCorpus(even_shares(truth), documents=20_000)
     with serve(oracle) as server:
         config = AgentConfig(groupings=250, proposals=2, verify_share=1.0)
-        card = score_corpus(corpus, LlmJudge(engine_for(server)), config)
-    assert card.effective_clusters.low < truth < card.effective_clusters.high
-    assert card.calls == sum(server.answered.values()) == config.forecast_calls()
-    assert card.verdict.judge == "fit"
-    assert card.tokens == {"prompt": server.prompt_tokens, "completion": server.completion_tokens}
-    assert card.judge == "openai:oracle"
+        scorecard = score_corpus(corpus, LlmJudge(engine_for(server)), config)
+    assert scorecard.effective_clusters.low < truth < scorecard.effective_clusters.high
+    assert scorecard.calls == sum(server.answered.values()) == config.forecast_calls()
+    assert scorecard.verdict.judge == "fit"
+    assert scorecard.tokens == {"prompt": server.prompt_tokens, "completion": server.completion_tokens}
+    assert scorecard.judge == "openai:oracle"
 
 
 def test_with_three_calls_in_ten_failing_the_run_ends_and_counts():
@@ -133,11 +133,11 @@ def test_with_three_calls_in_ten_failing_the_run_ends_and_counts():
     }
     with serve(oracle, faults=Faults(**rates, seed=3)) as server:
         engine = engine_for(server, backoff_seconds=0.01, deadline_seconds=5.0)
-        card = score_corpus(corpus, LlmJudge(engine), AgentConfig(groupings=250, proposals=4))
-    assert card.groupings + card.dropped_groupings == 250
-    assert set(card.drops) == {"truncated", "refused"} | (set(card.drops) & {"garbled", "gave_up"})
-    assert card.effective_clusters.low < 20 < card.effective_clusters.high
-    assert card.repairs > 0
+        scorecard = score_corpus(corpus, LlmJudge(engine), AgentConfig(groupings=250, proposals=4))
+    assert scorecard.groupings + scorecard.dropped_groupings == 250
+    assert set(scorecard.drops) == {"truncated", "refused"} | (set(scorecard.drops) & {"garbled", "gave_up"})
+    assert scorecard.effective_clusters.low < 20 < scorecard.effective_clusters.high
+    assert scorecard.repairs > 0
 
 
 def test_a_server_that_knows_nothing_is_one_clear_line():
@@ -152,16 +152,16 @@ def test_a_server_that_knows_nothing_is_one_clear_line():
 
 def test_a_replay_needs_no_server_and_gives_the_same_bytes(tmp_path):
     corpus = LabelledCorpus(even_shares(20), documents=5000)
-    ledger = str(tmp_path / "ledger.sqlite")
+    cache = str(tmp_path / "ledger.sqlite")
     config = AgentConfig(groupings=120, proposals=2)
     with serve(oracle, faults=Faults(refused=0.05, garbled=0.05)) as server:
         first = score_corpus(
-            corpus, LlmJudge(engine_for(server, ledger=ledger)), config, groupings_path=tmp_path / "a.jsonl"
+            corpus, LlmJudge(engine_for(server, ledger=cache)), config, groupings_path=tmp_path / "a.jsonl"
         )
     engine = Engine(
         "openai:oracle",
         base_url=server.openai_url,
-        config=EngineConfig(progress="off", ledger=ledger, offline_replay=True),
+        config=EngineConfig(progress="off", ledger=cache, offline_replay=True),
     )
     again = score_corpus(corpus, LlmJudge(engine), config, groupings_path=tmp_path / "b.jsonl")
     assert again.to_json() == first.to_json()
@@ -216,10 +216,10 @@ def test_what_a_cap_allows_goes_into_whole_groupings():
     proposing, cap = 2 * (2 + 3), 130
     with serve(oracle) as server:
         judge = LlmJudge(engine_for(server, BudgetConfig(max_calls=cap), max_in_flight=16))
-        card = score_corpus(LabelledCorpus(even_shares(10), documents=3000), judge, config)
+        scorecard = score_corpus(LabelledCorpus(even_shares(10), documents=3000), judge, config)
         assert server.attempts <= cap
     calls = 2 + config.recheck_share  # of a whole grouping
-    assert 0.75 * (cap - proposing) / calls <= card.groupings <= (cap - proposing) / 2
+    assert 0.75 * (cap - proposing) / calls <= scorecard.groupings <= (cap - proposing) / 2
 
 
 def test_judges_that_need_entering_may_be_entered_by_the_caller():

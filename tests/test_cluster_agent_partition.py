@@ -77,13 +77,13 @@ def test_metadata_and_metrics_may_be_maps_or_lists_and_are_for_people_only():
         "cluster_metrics": [{"name": "depth", "reasoning": "plain", "score": 4}],
     }
     for described in (as_map, as_list):
-        (found,) = parse_partition({"clusters": [{"sample_ids": IDS, **described}]}, SAMPLES)
-        assert found.metadata == (("topic", "rain"),)
-        assert found.metrics == (("depth", 4, "plain"),)
-    (found,) = parse_partition(
+        (cluster,) = parse_partition({"clusters": [{"sample_ids": IDS, **described}]}, SAMPLES)
+        assert cluster.metadata == (("topic", "rain"),)
+        assert cluster.metrics == (("depth", 4, "plain"),)
+    (cluster,) = parse_partition(
         {"clusters": [{"sample_ids": IDS, "cluster_metrics": {"depth": {"score": "high"}}}]}, SAMPLES
     )
-    assert found.metrics == (("depth", 0, ""),)
+    assert cluster.metrics == (("depth", 0, ""),)
 
 
 VALUES = {"number": 1, "text": "1", "float": 1.0, "words": "cluster 1", "list": [1], "mark": "#1"}
@@ -94,14 +94,14 @@ def test_every_assignment_of_numbers_is_a_partition(numbers, generator):
     order = list(zip(IDS, numbers, strict=True))
     generator.shuffle(order)
     groups = [[i for i, own in order if own == number] for number in sorted(set(numbers))]
-    found = parse_partition({"assignment": dict(order)}, SAMPLES)
-    assert [list(cluster.sample_ids) for cluster in found] == groups
+    clusters = parse_partition({"assignment": dict(order)}, SAMPLES)
+    assert [list(cluster.sample_ids) for cluster in clusters] == groups
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_a_cluster_number_may_be_written_in_many_ways(value):
-    found = parse_partition({"assignment": {**dict.fromkeys(IDS, 2), "k3": value, "k4": 1}}, SAMPLES)
-    assert [cluster.sample_ids for cluster in found] == [("k3", "k4"), ("k0", "k1", "k2", "k5")]
+    clusters = parse_partition({"assignment": {**dict.fromkeys(IDS, 2), "k3": value, "k4": 1}}, SAMPLES)
+    assert [cluster.sample_ids for cluster in clusters] == [("k3", "k4"), ("k0", "k1", "k2", "k5")]
 
 
 @pytest.mark.parametrize("clusters", [None, 3, [], ["x"], [{"cluster": 77, "uniqueness_reasoning": "r"}], [[1]]])
@@ -131,20 +131,20 @@ def test_what_is_wrong_with_an_assignment_is_named(assignment, complaint):
 PAIR_AND_ONE = clusters_of(["k0", "k1"], ["k2"])
 
 
-def checked(*entries, clusters=PAIR_AND_ONE):
+def checked(*verdicts, clusters=PAIR_AND_ONE):
     """(valid, misplaced) of each cluster."""
-    return [(cluster.valid, cluster.misplaced) for cluster in parse_validation({"validation": [*entries]}, clusters)]
+    return [(cluster.valid, cluster.misplaced) for cluster in parse_validation({"validation": [*verdicts]}, clusters)]
 
 
 def test_a_singleton_is_valid_whatever_is_said_of_it():
-    said = [{"cluster": 1, "valid": 0, "reasoning": "no"}, {"cluster": 2, "valid": 0, "misplaced": ["k2"]}]
-    assert checked(*said) == [(False, ("k0", "k1")), (True, ())]
+    verdicts = [{"cluster": 1, "valid": 0, "reasoning": "no"}, {"cluster": 2, "valid": 0, "misplaced": ["k2"]}]
+    assert checked(*verdicts) == [(False, ("k0", "k1")), (True, ())]
     assert checked({"cluster": 1, "valid": 1}) == [(True, ()), (True, ())]
-    assert parse_validation({"validation": said}, PAIR_AND_ONE)[0].validation == "no"
+    assert parse_validation({"validation": verdicts}, PAIR_AND_ONE)[0].validation == "no"
 
 
 @pytest.mark.parametrize(
-    ("entry", "found"),
+    ("fields", "expected"),
     [
         ({"valid": 0, "misplaced": ["k1"]}, (False, ("k1",))),
         ({"valid": 0, "misplaced": ["k2", "k0"]}, (False, ("k0", "k2"))),
@@ -161,19 +161,19 @@ def test_a_singleton_is_valid_whatever_is_said_of_it():
         ({"valid": 1, "misplaced": ["k3"]}, (True, ())),
     ],
 )
-def test_only_the_named_samples_are_misplaced_and_all_where_none_is_named(entry, found):
-    assert checked({"cluster": 1, **entry}, clusters=clusters_of(["k0", "k1", "k2"])) == [found]
+def test_only_the_named_samples_are_misplaced_and_all_where_none_is_named(fields, expected):
+    assert checked({"cluster": 1, **fields}, clusters=clusters_of(["k0", "k1", "k2"])) == [expected]
 
 
 @pytest.mark.parametrize(
-    ("number", "valid", "found"), [("1", "1", True), (1, True, True), (1.0, "false", False), (" 1", "No", False)]
+    ("number", "valid", "expected"), [("1", "1", True), (1, True, True), (1.0, "false", False), (" 1", "No", False)]
 )
-def test_numbers_may_come_as_text_or_truth_values(number, valid, found):
-    assert checked({"cluster": number, "valid": valid})[0][0] is found
+def test_numbers_may_come_as_text_or_truth_values(number, valid, expected):
+    assert checked({"cluster": number, "valid": valid})[0][0] is expected
 
 
 @pytest.mark.parametrize(
-    "entries",
+    "verdicts",
     [
         [],
         [{"cluster": 2, "valid": 1}],
@@ -185,9 +185,9 @@ def test_numbers_may_come_as_text_or_truth_values(number, valid, found):
         ["valid"],
     ],
 )
-def test_a_verdict_that_is_missing_or_double_is_refused(entries):
+def test_a_verdict_that_is_missing_or_double_is_refused(verdicts):
     with pytest.raises(AnswerError):
-        parse_validation({"validation": entries}, clusters_of(["k0", "k1"], ["k2"]))
+        parse_validation({"validation": verdicts}, clusters_of(["k0", "k1"], ["k2"]))
 
 
 @given(st.integers(0, 200))
@@ -263,6 +263,9 @@ def test_verification_sees_one_cluster_that_is_valid_for_certain_and_one_that_is
     [(1, 0, True, False), (1, 1, True, True), (0, 0, False, False), (0, 1, False, True)],
 )
 def test_a_denied_copy_discards_a_grouping_and_a_missed_control_is_only_counted(valid, invalid, passed, missed):
-    said = [Cluster(sample_ids=("a", "b"), valid=bool(valid)), Cluster(sample_ids=("a", "b", "f"), valid=bool(invalid))]
-    result = CanaryResult(merged=False, split=False).with_controls(said)
+    controls = [
+        Cluster(sample_ids=("a", "b"), valid=bool(valid)),
+        Cluster(sample_ids=("a", "b", "f"), valid=bool(invalid)),
+    ]
+    result = CanaryResult(merged=False, split=False).with_controls(controls)
     assert (result.passed, result.missed, result.denied) == (passed, missed, not valid)

@@ -27,8 +27,8 @@ from tests.simulated_corpus import (
 
 def judged(shares, k, count, rate, generator, share=1.0):
     """Groupings of a judge that misplaces samples, of which a share is verified."""
-    claims, placed = misplace(draw_labels(shares, (count, k), generator), rate, generator)
-    return misplaced_groupings(claims, placed, np.where(generator.random(count) < share, 1 / share, 0.0))
+    claimed, placed = misplace(draw_labels(shares, (count, k), generator), rate, generator)
+    return misplaced_groupings(claimed, placed, np.where(generator.random(count) < share, 1 / share, 0.0))
 
 
 @pytest.mark.parametrize("share", [0.15, 0.5])
@@ -36,9 +36,9 @@ def test_verifying_a_share_is_unbiased_and_its_interval_holds(share):
     generator, values, held = np.random.default_rng(1), [], 0
     theta = e.collision(judged(zipf_shares(20), 10, 60_000, 0.05, generator)).value  # as verified throughout
     for _ in range(200):
-        one = e.collision(judged(zipf_shares(20), 10, 150, 0.05, generator, share))
-        values.append(one.value)
-        held += one.low <= theta <= one.high
+        estimate = e.collision(judged(zipf_shares(20), 10, 150, 0.05, generator, share))
+        values.append(estimate.value)
+        held += estimate.low <= theta <= estimate.high
     assert np.mean(values) == pytest.approx(theta, rel=0.03)
     assert held / 200 > 0.9
 
@@ -53,23 +53,23 @@ def test_the_paper_score_corrects_what_was_not_verified():
 
 
 def test_groupings_of_which_none_was_verified_give_no_figure():
-    found = judged(even_shares(5), 10, 50, 0.05, np.random.default_rng(0))
+    groupings = judged(even_shares(5), 10, 50, 0.05, np.random.default_rng(0))
     with pytest.raises(InputError, match="no usable grouping was verified"):
-        e.collision(Groupings(**{**found.to_json(), "weight": [0.0] * 50}))
+        e.collision(Groupings(**{**groupings.to_json(), "weight": [0.0] * 50}))
 
 
 def test_a_judge_that_lumps_leftovers_is_not_read_as_less_diverse():
     """Samples without a mate are all put into one cluster; verification names them, and they have no mates."""
     labels = draw_labels(even_shares(100), (4000, 10), np.random.default_rng(3))
     alone = (labels[:, :, None] == labels[:, None, :]).sum(axis=2) == 1
-    found = misplaced_groupings(np.where(alone, -1, labels), ~alone, np.ones(4000))
-    assert e.effective_clusters(found).value == pytest.approx(100, rel=0.05)
+    groupings = misplaced_groupings(np.where(alone, -1, labels), ~alone, np.ones(4000))
+    assert e.effective_clusters(groupings).value == pytest.approx(100, rel=0.05)
 
 
 def test_the_share_to_verify_follows_what_verification_changes_and_costs():
     generator = np.random.default_rng(4)
     never, sometimes, often = (judged(zipf_shares(20), 20, 100, rate, generator) for rate in (0, 0.01, 0.1))
-    shares = [plan.verification_share(found, 1.0, 0.8) for found in (never, sometimes, often)]
+    shares = [plan.verification_share(groupings, 1.0, 0.8) for groupings in (never, sometimes, often)]
     assert shares == sorted(shares)
     assert plan.LEAST_VERIFIED <= shares[0] < 0.2 < shares[2] <= 1.0
     assert plan.verification_share(sometimes, 1.0, 0.1) > plan.verification_share(sometimes, 1.0, 2.0)
@@ -96,13 +96,15 @@ def test_a_judge_drifts_where_the_difference_is_seen_and_large(value, low, high,
 def test_where_sets_agree_two_of_them_do_not_pay_for_one_degree_of_freedom():
     generator, widths = np.random.default_rng(5), []
     for _ in range(40):
-        found = simulate_groupings([even_shares(50)] * 2, samples_per_grouping=10, groupings=200, generator=generator)
+        groupings = simulate_groupings(
+            [even_shares(50)] * 2, samples_per_grouping=10, groupings=200, generator=generator
+        )
         mean, plain = (
-            mean_over_sets(found.collisions, found.criteria_set, bounded=bounded) for bounded in (True, False)
+            mean_over_sets(groupings.collisions, groupings.criteria_set, bounded=bounded) for bounded in (True, False)
         )
         widths.append((mean.half_width(0.95), plain.half_width(0.95)))
-    narrow, wide = np.mean(widths, axis=0)
-    assert narrow < 0.6 * wide
+    bounded_width, wide = np.mean(widths, axis=0)
+    assert bounded_width < 0.6 * wide
 
 
 def test_sets_that_differ_more_than_allowed_for_are_believed():
@@ -120,18 +122,18 @@ def test_the_interval_holds_the_population_that_the_documents_were_drawn_from(na
     theta = np.square(shares).sum()
     for _ in range(150):
         labels = draw_labels(shares, 300, generator)
-        found = groupings_of_labels(labels[draw_rows(300, 200, 20, generator)])
-        with_documents, without = e.collision(found, documents=300), e.collision_of_documents(found)
-        held += [one.low <= theta <= one.high for one in (with_documents, without)]
+        groupings = groupings_of_labels(labels[draw_rows(300, 200, 20, generator)])
+        with_documents, without = e.collision(groupings, documents=300), e.collision_of_documents(groupings)
+        held += [estimate.low <= theta <= estimate.high for estimate in (with_documents, without)]
         assert with_documents.value == without.value
     assert held[0] / 150 > 0.89
     assert held[1] < held[0]
 
 
 def test_no_printed_figure_passes_the_documents_or_a_ceiling():
-    found = groupings_of_labels(np.tile(np.arange(10), (200, 1)))
-    one = e.effective_clusters(found, documents=40)
-    assert (one.value, one.low, one.high) == (40, 40, None)
+    groupings = groupings_of_labels(np.tile(np.arange(10), (200, 1)))
+    estimate = e.effective_clusters(groupings, documents=40)
+    assert (estimate.value, estimate.low, estimate.high) == (40, 40, None)
     few = e.at_most(Estimate(value=50.0, low=30.0, high=90.0), 45)
     assert (few.value, few.low, few.high) == (45, 30, None)
     below = Estimate(value=20.0, low=10.0, high=90.0)
@@ -145,8 +147,8 @@ def test_samples_in_wrong_places_do_not_move_the_figure_where_verification_names
     config = AgentConfig(
         samples_per_grouping=k, groupings=9000 // k, proposals=1, recheck_share=0.0, verify_share=1.0, criteria_sets=1
     )
-    card = score_corpus(corpus, judge, config)
-    assert 1 / card.collision.value > 4.02  # pairs of misplaced samples are lost
-    assert card.effective_clusters.value == pytest.approx(4, rel=0.04)
-    assert card.effective_clusters.low < 4.05
-    assert card.effective_clusters.high > 3.95
+    scorecard = score_corpus(corpus, judge, config)
+    assert 1 / scorecard.collision.value > 4.02  # pairs of misplaced samples are lost
+    assert scorecard.effective_clusters.value == pytest.approx(4, rel=0.04)
+    assert scorecard.effective_clusters.low < 4.05
+    assert scorecard.effective_clusters.high > 3.95

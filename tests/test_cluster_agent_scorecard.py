@@ -13,7 +13,7 @@ from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
 
 
 @pytest.fixture(scope="module")
-def card():
+def scorecard():
     """A small scorecard."""
     corpus = LabelledCorpus(even_shares(20), documents=5000)
     return score_corpus(
@@ -21,18 +21,18 @@ def card():
     )
 
 
-def test_a_scorecard_is_the_same_after_saving_and_loading(card, tmp_path):
-    card.save(tmp_path / "scorecard.json")
+def test_a_scorecard_is_the_same_after_saving_and_loading(scorecard, tmp_path):
+    scorecard.save(tmp_path / "scorecard.json")
     again = Scorecard.load(tmp_path / "scorecard.json")
-    assert again.to_json() == card.to_json()
-    assert again.content_hash == card.content_hash
+    assert again.to_json() == scorecard.to_json()
+    assert again.content_hash == scorecard.content_hash
     again.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "scorecard.json").read_bytes()
 
 
-def test_what_the_examination_found_goes_into_the_file_and_may_be_missing(card):
+def test_what_the_examination_found_goes_into_the_file_and_may_be_missing(scorecard):
     verdict = Verdict(judge="doubtful", reasons=("one reason",))
-    examined = dataclasses.replace(card, verdict=verdict, consistency={"rechecks": 3}, drift={"drifts": False})
+    examined = dataclasses.replace(scorecard, verdict=verdict, consistency={"rechecks": 3}, drift={"drifts": False})
     value = json.loads(json.dumps(examined.to_json()))
     assert value["verdict"] == {"judge": "doubtful", "reasons": ["one reason"]}
     assert Scorecard.from_json(value, where="x").verdict == verdict
@@ -43,8 +43,8 @@ def test_what_the_examination_found_goes_into_the_file_and_may_be_missing(card):
     assert set(bare.to_json()) == set(value)
 
 
-def test_the_file_has_the_fields_that_others_read(card, tmp_path):
-    card.save(tmp_path / "scorecard.json")
+def test_the_file_has_the_fields_that_others_read(scorecard, tmp_path):
+    scorecard.save(tmp_path / "scorecard.json")
     value = json.loads((tmp_path / "scorecard.json").read_text())
     for name in ("effective_clusters", "cluster_score", "clusters_per_sample", "collision"):
         assert set(value[name]) == {"value", "low", "high"}
@@ -65,20 +65,20 @@ def test_the_file_has_the_fields_that_others_read(card, tmp_path):
     assert value["judge"] == "labels (oracle)"
 
 
-def test_what_a_page_draws_is_there(card):
+def test_what_a_page_draws_is_there(scorecard):
     for name in ("clusters", "samples_per_cluster", "cluster_sizes"):
-        found = card.histogram(name)
-        assert len(found["values"]) == len(found["counts"]) > 0
-        assert found["values"] == sorted(found["values"])
-    assert sum(card.histogram("clusters")["counts"]) == card.groupings
-    assert len(card.examples) == 8
-    assert all(cluster["texts"] for example in card.examples for cluster in example["clusters"])
-    assert len(card.convergence["groupings"]) == len(card.convergence["low"])
+        histogram = scorecard.histogram(name)
+        assert len(histogram["values"]) == len(histogram["counts"]) > 0
+        assert histogram["values"] == sorted(histogram["values"])
+    assert sum(scorecard.histogram("clusters")["counts"]) == scorecard.groupings
+    assert len(scorecard.examples) == 8
+    assert all(cluster["texts"] for example in scorecard.examples for cluster in example["clusters"])
+    assert len(scorecard.convergence["groupings"]) == len(scorecard.convergence["low"])
 
 
-def changed(card, **changes):
+def changed(scorecard, **changes):
     """The JSON of a scorecard with some fields changed."""
-    return {**card.to_json(), **changes}
+    return {**scorecard.to_json(), **changes}
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def changed(card, **changes):
         ({"content_hash": "0"}, "content_hash"),
     ],
 )
-def test_a_damaged_file_is_one_clear_line(card, changes, complaint, tmp_path):
+def test_a_damaged_file_is_one_clear_line(scorecard, changes, complaint, tmp_path):
     path = tmp_path / "scorecard.json"
-    path.write_text(json.dumps(changed(card, **changes)))
+    path.write_text(json.dumps(changed(scorecard, **changes)))
     with pytest.raises(InputError, match=complaint) as caught:
         Scorecard.load(path)
     assert str(path) in str(caught.value)
@@ -113,9 +113,9 @@ def test_another_file_is_no_scorecard(text, tmp_path):
         Scorecard.load(path)
 
 
-def test_scores_of_different_rulers_are_not_compared(card):
-    value = card.to_json()
+def test_scores_of_different_rulers_are_not_compared(scorecard):
+    value = scorecard.to_json()
     other = Scorecard.from_json({**value, "ruler": "another", "judge": "someone else"}, where="other")
     with pytest.raises(InputError, match="different judges"):
-        compare(card, other)
-    assert not compare(card, other, any_judge=True).decided
+        compare(scorecard, other)
+    assert not compare(scorecard, other, any_judge=True).decided

@@ -54,34 +54,34 @@ def corpus_of(topics, documents=20_000, seed=0):
 def test_the_score_holds_the_truth_and_every_count_adds_up(k, tmp_path):
     corpus = corpus_of(20)
     config = AgentConfig(groupings=300, proposals=3, samples_per_grouping=k, verify_share=1.0)
-    card = score_corpus(corpus, LabelJudge(corpus.label_of), config, groupings_path=tmp_path / "groupings.jsonl")
-    assert card.effective_clusters.low < 20 < card.effective_clusters.high
-    assert card.groupings == 300
-    assert card.dropped_groupings == card.invalid_clusters == 0
+    scorecard = score_corpus(corpus, LabelJudge(corpus.label_of), config, groupings_path=tmp_path / "groupings.jsonl")
+    assert scorecard.effective_clusters.low < 20 < scorecard.effective_clusters.high
+    assert scorecard.groupings == 300
+    assert scorecard.dropped_groupings == scorecard.invalid_clusters == 0
     again = sum(map(config.rechecks, range(300)))
-    assert card.calls == 5 * (3 + 3) + 2 * 300 + again == config.forecast_calls()
+    assert scorecard.calls == 5 * (3 + 3) + 2 * 300 + again == config.forecast_calls()
     assert 30 < again < 90
-    assert card.consistency["rechecks"] == again
-    assert card.verdict.judge == "fit"
-    assert card.canaries["shown"] == 300
-    assert card.corpus["documents"] == 20_000
+    assert scorecard.consistency["rechecks"] == again
+    assert scorecard.verdict.judge == "fit"
+    assert scorecard.canaries["shown"] == 300
+    assert scorecard.corpus["documents"] == 20_000
     lines = [json.loads(line) for line in (tmp_path / "groupings.jsonl").read_text().splitlines()]
     assert [line["grouping"] for line in lines] == list(range(300))
     pairs = [sum(n * (n - 1) // 2 for n in (len(c["sample_ids"]) for c in line["clusters"])) for line in lines]
-    assert pairs == card.series.pairs.tolist()
-    assert card.effective_clusters.value == pytest.approx(1 / (np.mean(pairs) / (k * (k - 1) / 2)))
-    assert len({s["document"] for line in lines for s in line["samples"]} - {"canary"}) == card.corpus["sampled"]
-    assert sum(int(size) * count for size, count in card.cluster_sizes.items()) == 300 * k
+    assert pairs == scorecard.series.pairs.tolist()
+    assert scorecard.effective_clusters.value == pytest.approx(1 / (np.mean(pairs) / (k * (k - 1) / 2)))
+    assert len({s["document"] for line in lines for s in line["samples"]} - {"canary"}) == scorecard.corpus["sampled"]
+    assert sum(int(size) * count for size, count in scorecard.cluster_sizes.items()) == 300 * k
 
 
 def test_canaries_change_the_prompt_and_not_the_figures():
     corpus = corpus_of(20)
-    cards = [
+    scorecards = [
         score_corpus(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=200, proposals=2, canary_share=s))
         for s in (0.0, 0.3, 1.0)
     ]
-    assert len({card.series.pairs.tobytes() for card in cards}) == 1
-    assert [card.canaries["shown"] > 0 for card in cards] == [False, True, True]
+    assert len({scorecard.series.pairs.tobytes() for scorecard in scorecards}) == 1
+    assert [scorecard.canaries["shown"] > 0 for scorecard in scorecards] == [False, True, True]
 
 
 def test_the_scorecard_does_not_depend_on_the_order_in_which_answers_come(tmp_path):
@@ -133,14 +133,14 @@ def test_ids_are_dealt_anew_in_every_call_and_another_seed_shows_other_texts():
 def test_no_sample_is_shown_twice_in_one_grouping_and_a_small_corpus_is_reused_between_them():
     corpus = corpus_of(4, documents=30)
     judge = Wrapped(corpus.label_of)
-    card = score_corpus(corpus, judge, AgentConfig(groupings=100, proposals=2, canary_share=0.0))
+    scorecard = score_corpus(corpus, judge, AgentConfig(groupings=100, proposals=2, canary_share=0.0))
     for task in judge.tasks:
         if task.stage == "cluster_samples":
             assert len({sample.document for sample in task.samples}) == len(task.samples) in (5, 10)
-    assert card.corpus["sampled"] == card.corpus["documents"] == 30
-    assert card.effective_clusters_of_corpus.value <= 30
+    assert scorecard.corpus["sampled"] == scorecard.corpus["documents"] == 30
+    assert scorecard.effective_clusters_of_corpus.value <= 30
     truth = 1 / np.square(np.bincount(corpus.topics) / 30).sum()
-    assert card.effective_clusters_of_corpus.low < truth < card.effective_clusters_of_corpus.high
+    assert scorecard.effective_clusters_of_corpus.low < truth < scorecard.effective_clusters_of_corpus.high
 
 
 @pytest.mark.parametrize(
@@ -177,15 +177,15 @@ def test_with_three_answers_in_ten_bad_the_run_ends_with_the_same_estimate_and_c
     config = AgentConfig(groupings=600, proposals=10)
     clean = score_corpus(corpus, LabelJudge(corpus.label_of), config)
     judge = Wrapped(corpus.label_of, spoil)
-    card = score_corpus(corpus, judge, config)
-    assert card.groupings + card.dropped_groupings == 600
-    assert card.dropped_groupings == sum(card.drops.values()) > 100
-    assert set(card.drops) <= {"refused", "truncated", "gave_up", "garbled", "malformed"}
-    assert card.effective_clusters.low < 20 < card.effective_clusters.high
-    assert card.effective_clusters.value == pytest.approx(clean.effective_clusters.value, rel=0.1)
-    assert card.repairs > 0
-    assert card.calls == len(judge.tasks)
-    assert any("groupings were dropped" in warning for warning in card.warnings)
+    scorecard = score_corpus(corpus, judge, config)
+    assert scorecard.groupings + scorecard.dropped_groupings == 600
+    assert scorecard.dropped_groupings == sum(scorecard.drops.values()) > 100
+    assert set(scorecard.drops) <= {"refused", "truncated", "gave_up", "garbled", "malformed"}
+    assert scorecard.effective_clusters.low < 20 < scorecard.effective_clusters.high
+    assert scorecard.effective_clusters.value == pytest.approx(clean.effective_clusters.value, rel=0.1)
+    assert scorecard.repairs > 0
+    assert scorecard.calls == len(judge.tasks)
+    assert any("groupings were dropped" in warning for warning in scorecard.warnings)
 
 
 def test_a_repair_says_what_was_wrong_and_is_asked_once_only():
@@ -217,10 +217,12 @@ def test_when_no_further_call_can_succeed_what_is_done_is_scored_and_said():
             else answer
         )
 
-    card = score_corpus(corpus, Wrapped(corpus.label_of, ends), AgentConfig(groupings=300, proposals=2))
-    assert card.groupings == 100
-    assert card.dropped_groupings == 0
-    assert any("stopped after 100 of 300 groupings: the cap of $1 is reached" in warning for warning in card.warnings)
+    scorecard = score_corpus(corpus, Wrapped(corpus.label_of, ends), AgentConfig(groupings=300, proposals=2))
+    assert scorecard.groupings == 100
+    assert scorecard.dropped_groupings == 0
+    assert any(
+        "stopped after 100 of 300 groupings: the cap of $1 is reached" in warning for warning in scorecard.warnings
+    )
 
     def at_once(task, answer):
         return JudgeAnswer(value=None, failure="budget", detail="the cap of $1 is reached", ends_run=True)
@@ -248,34 +250,34 @@ def test_hostile_verification_is_caught_by_the_control_cluster():
     def all_invalid(task, answer):
         if task.stage != "verify_clusters" or task.replicate % 2:
             return answer
-        return JudgeAnswer(value={"validation": [{**entry, "valid": 0} for entry in answer.value["validation"]]})
+        return JudgeAnswer(value={"validation": [{**verdict, "valid": 0} for verdict in answer.value["validation"]]})
 
-    card = score_corpus(corpus, Wrapped(corpus.label_of, all_invalid), CONFIG)
-    assert card.drops == {"canary": 150}
-    assert card.effective_clusters.low < 5 < card.effective_clusters.high
+    scorecard = score_corpus(corpus, Wrapped(corpus.label_of, all_invalid), CONFIG)
+    assert scorecard.drops == {"canary": 150}
+    assert scorecard.effective_clusters.low < 5 < scorecard.effective_clusters.high
 
 
 def test_a_run_stops_at_the_precision_asked_for():
     corpus = corpus_of(10)
     config = AgentConfig(groupings=3000, proposals=2, stop_at_relative_half_width=0.1, look_every=50)
     seen = []
-    card = score_corpus(corpus, LabelJudge(corpus.label_of), config, progress=seen.append)
-    assert card.groupings < 1500
-    assert card.groupings % 50 == 0
-    assert card.effective_clusters.high / card.effective_clusters.low < 1.25
-    assert [progress.done for progress in seen] == list(range(1, card.groupings + 1))
+    scorecard = score_corpus(corpus, LabelJudge(corpus.label_of), config, progress=seen.append)
+    assert scorecard.groupings < 1500
+    assert scorecard.groupings % 50 == 0
+    assert scorecard.effective_clusters.high / scorecard.effective_clusters.low < 1.25
+    assert [progress.done for progress in seen] == list(range(1, scorecard.groupings + 1))
 
 
 def test_criteria_of_one_scorecard_measure_another_corpus(tmp_path):
     first, second = corpus_of(5), corpus_of(20)
-    card = score_corpus(first, LabelJudge(first.label_of), CONFIG)
-    card.save(tmp_path / "a.json")
+    scorecard = score_corpus(first, LabelJudge(first.label_of), CONFIG)
+    scorecard.save(tmp_path / "a.json")
     config = AgentConfig(groupings=300, criteria=str(tmp_path / "a.json"), verify_share=1.0)
     again = score_corpus(second, LabelJudge(second.label_of), config)
-    assert again.criteria_hash == card.criteria_hash
+    assert again.criteria_hash == scorecard.criteria_hash
     assert again.criteria_origin == "scorecard"
     assert again.calls == config.forecast_calls() > 2 * 300
-    assert compare(card, again).higher == "b"
+    assert compare(scorecard, again).higher == "b"
 
 
 def test_criteria_written_by_hand_are_one_set(tmp_path):
@@ -289,9 +291,9 @@ def test_criteria_written_by_hand_are_one_set(tmp_path):
         )
     )
     corpus = corpus_of(5)
-    card = score_corpus(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=100, criteria=str(path)))
-    assert len(card.criteria) == 1
-    assert card.criteria[0]["metadata"][0]["name"] == "topic"
+    scorecard = score_corpus(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=100, criteria=str(path)))
+    assert len(scorecard.criteria) == 1
+    assert scorecard.criteria[0]["metadata"][0]["name"] == "topic"
     path.write_text("{}")
     with pytest.raises(InputError, match=r"criteria\.json: criteria set 1"):
         load_criteria(str(path))
@@ -299,20 +301,20 @@ def test_criteria_written_by_hand_are_one_set(tmp_path):
 
 def test_several_corpora_share_their_criteria_and_one_of_them_pays_for_these():
     corpora = {"few": corpus_of(5), "many": corpus_of(50)}
-    cards = score_corpora(corpora, LabelJudge(LabelledCorpus.label_of), CONFIG)
-    assert cards["few"].criteria_hash == cards["many"].criteria_hash
-    assert cards["few"].calls - cards["many"].calls == 5 * (3 + 3)
-    found = compare(cards["few"], cards["many"])
-    assert found.paired
-    assert found.low < 0.1 < found.high < 1
+    scorecards = score_corpora(corpora, LabelJudge(LabelledCorpus.label_of), CONFIG)
+    assert scorecards["few"].criteria_hash == scorecards["many"].criteria_hash
+    assert scorecards["few"].calls - scorecards["many"].calls == 5 * (3 + 3)
+    comparison = compare(scorecards["few"], scorecards["many"])
+    assert comparison.paired
+    assert comparison.low < 0.1 < comparison.high < 1
 
 
 def test_two_corpora_are_scored_side_by_side_until_it_is_decided():
-    found, a, b = score_until_decided(
+    comparison, a, b = score_until_decided(
         corpus_of(5), corpus_of(50), LabelJudge(LabelledCorpus.label_of), AgentConfig(groupings=800, proposals=2)
     )
-    assert found.higher == "b"
-    assert a.groupings == b.groupings == 100 * found.look < 800
+    assert comparison.higher == "b"
+    assert a.groupings == b.groupings == 100 * comparison.look < 800
 
 
 def test_inside_a_running_loop_the_plain_form_gives_what_the_other_gives():
@@ -356,10 +358,10 @@ def test_settings_that_make_no_sense_are_refused_by_name(bad):
 def test_several_draws_give_a_mean_with_an_error_bar(draw_size):
     corpus = corpus_of(10)
     config = AgentConfig(groupings=60, proposals=2)
-    found = score_draws(corpus, LabelJudge(corpus.label_of), config, draws=5, draw_size=draw_size)
-    assert len({card.seed for card in found.scorecards}) == 5
-    assert found.effective_clusters.low < 10 * (1.1 if draw_size == 200 else 1) < found.effective_clusters.high * 1.1
-    assert all((card.corpus["documents"] == 200) == (draw_size == 200) for card in found.scorecards)
+    draws = score_draws(corpus, LabelJudge(corpus.label_of), config, draws=5, draw_size=draw_size)
+    assert len({scorecard.seed for scorecard in draws.scorecards}) == 5
+    assert draws.effective_clusters.low < 10 * (1.1 if draw_size == 200 else 1) < draws.effective_clusters.high * 1.1
+    assert all((scorecard.corpus["documents"] == 200) == (draw_size == 200) for scorecard in draws.scorecards)
     with pytest.raises(InputError, match="at least 2"):
         score_draws(corpus, LabelJudge(corpus.label_of), config, draws=1)
 
@@ -384,10 +386,10 @@ def coarse_above_fifteen(task, answer):
 def test_the_run_chooses_the_most_samples_that_are_read_like_half_as_many(documents, change, chosen):
     corpus = corpus_of(20, documents)
     judge = Wrapped(corpus.label_of, *[coarse_above_fifteen] * (change is not None))
-    card = score_corpus(corpus, judge, AgentConfig(groupings=60, proposals=2, samples_per_grouping=0))
-    assert card.series.samples_per_grouping == chosen == card.parameters["samples_per_grouping"]
-    assert card.groupings == 60
-    assert card.effective_clusters.low < 20 < card.effective_clusters.high
+    scorecard = score_corpus(corpus, judge, AgentConfig(groupings=60, proposals=2, samples_per_grouping=0))
+    assert scorecard.series.samples_per_grouping == chosen == scorecard.parameters["samples_per_grouping"]
+    assert scorecard.groupings == 60
+    assert scorecard.effective_clusters.low < 20 < scorecard.effective_clusters.high
 
 
 def test_a_judge_that_coarsens_with_more_samples_is_seen_to_drift():
@@ -399,9 +401,9 @@ def test_a_judge_that_coarsens_with_more_samples_is_seen_to_drift():
         )
 
     assert not drift(at(10), at(20)).decided
-    found = drift(at(10), at(20, coarse_above_fifteen))
-    assert found.decided
-    assert found.ratio == pytest.approx(2, rel=0.2)
+    comparison = drift(at(10), at(20, coarse_above_fifteen))
+    assert comparison.decided
+    assert comparison.ratio == pytest.approx(2, rel=0.2)
     other = corpus_of(20, seed=1)
     with pytest.raises(InputError, match="two corpora"):
         drift(at(10), score_corpus(other, LabelJudge(other.label_of), AgentConfig(groupings=20, proposals=2)))

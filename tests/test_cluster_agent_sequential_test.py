@@ -33,13 +33,13 @@ def test_few_degrees_of_freedom_lower_the_levels():
 @pytest.mark.parametrize("sets", [1, 5])
 def test_equal_corpora_are_rarely_called_different(sets):
     generator = np.random.default_rng(sets)
-    found = [
+    decisions = [
         s.compare_in_looks(
             draw(20, generator, sets=sets, count=160), draw(20, generator, sets=sets, count=160), paired=True
         ).decided
         for _ in range(300)
     ]
-    assert np.mean(found) <= 0.08
+    assert np.mean(decisions) <= 0.08
 
 
 def test_peeking_with_plain_intervals_decides_wrongly_and_often():
@@ -53,12 +53,12 @@ def test_peeking_with_plain_intervals_decides_wrongly_and_often():
 @pytest.mark.parametrize("sets", [1, 5])
 def test_different_corpora_are_told_apart_before_the_end(sets):
     generator = np.random.default_rng(2)
-    found = s.compare_in_looks(draw(20, generator, sets=sets), draw(60, generator, sets=sets), paired=True)
-    assert found.decided
-    assert found.higher == "b"
-    assert found.look < 8
-    assert found.low < 1 / 3 < found.high < 1
-    assert found.groupings == (400 * found.look // 8,) * 2
+    comparison = s.compare_in_looks(draw(20, generator, sets=sets), draw(60, generator, sets=sets), paired=True)
+    assert comparison.decided
+    assert comparison.higher == "b"
+    assert comparison.look < 8
+    assert comparison.low < 1 / 3 < comparison.high < 1
+    assert comparison.groupings == (400 * comparison.look // 8,) * 2
 
 
 def test_an_effect_of_criteria_that_both_share_cancels():
@@ -71,18 +71,18 @@ def test_an_effect_of_criteria_that_both_share_cancels():
 
 def test_a_corpus_against_itself_is_not_decided():
     a = draw(20, np.random.default_rng(0))
-    found = s.compare_groupings(a, a, paired=True)
-    assert not found.decided
-    assert found.ratio == 1
+    comparison = s.compare_groupings(a, a, paired=True)
+    assert not comparison.decided
+    assert comparison.ratio == 1
 
 
 def test_a_side_with_too_few_pairs_is_decided_by_bounds():
     generator = np.random.default_rng(4)
-    narrow, wide = draw(5, generator), draw(100_000, generator)
-    found = s.compare_in_looks(wide, narrow, paired=True)
-    assert found.higher == "a"
-    assert found.high is None
-    assert 1 < found.low < 100_000 / 5
+    few, wide = draw(5, generator), draw(100_000, generator)
+    comparison = s.compare_in_looks(wide, few, paired=True)
+    assert comparison.higher == "a"
+    assert comparison.high is None
+    assert 1 < comparison.low < 100_000 / 5
     both = s.compare_groupings(wide, draw(100_000, generator), paired=True)
     assert not both.decided
     assert both.low is None

@@ -64,11 +64,11 @@ def _prompts(text: str) -> str:
     return "\n".join(f"{system_of(task)}\n{user_of(task)}" for task in tasks)
 
 
-@pytest.mark.parametrize("mark", SPECIALS + OTHER_MARKS)
-def test_no_special_token_of_any_tokenizer_reaches_a_judge(mark):
+@pytest.mark.parametrize("special", SPECIALS + OTHER_MARKS)
+def test_no_special_token_of_any_tokenizer_reaches_a_judge(special):
     assert _prompts("plain words").count("plain words") > 20
-    assert mark not in as_data(f"a{mark}b")
-    assert mark not in _prompts(f"before {mark} after")
+    assert special not in as_data(f"a{special}b")
+    assert special not in _prompts(f"before {special} after")
 
 
 def test_documents_are_read_without_the_ids_of_special_tokens():
@@ -104,12 +104,12 @@ def test_nothing_hidden_and_no_template_mark_is_left(text):
     assert len(json.dumps({"text": cleaned}, ensure_ascii=False).splitlines()) == 1
 
 
-@pytest.mark.parametrize("mark", SPECIALS)
-def test_marks_of_chat_templates_go_also_when_nested_or_hidden(mark):
-    assert clean_text(f"a {mark} b", 100) == "a  b"
-    middle = len(mark) // 2
-    assert mark not in clean_text(mark[:middle] + mark + mark[middle:], 100)
-    assert mark not in clean_text("\u200b".join(mark), 100)
+@pytest.mark.parametrize("special", SPECIALS)
+def test_marks_of_chat_templates_go_also_when_nested_or_hidden(special):
+    assert clean_text(f"a {special} b", 100) == "a  b"
+    middle = len(special) // 2
+    assert special not in clean_text(special[:middle] + special + special[middle:], 100)
+    assert special not in clean_text("\u200b".join(special), 100)
 
 
 def test_ordinary_text_stays_as_it_is():

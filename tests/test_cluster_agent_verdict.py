@@ -36,11 +36,11 @@ def judge(fault, rate=0.05, verifier="yes", seed=0):
     )
 
 
-def verdict_on(one, config=CONFIG):
+def verdict_on(judged_by, config=CONFIG):
     """The verdict, and the scorecard where there is one."""
     try:
-        card = score_corpus(StyledCorpus(TRUTH, documents=3000), one, config)
-        return card.verdict, card
+        scorecard = score_corpus(StyledCorpus(TRUTH, documents=3000), judged_by, config)
+        return scorecard.verdict, scorecard
     except NothingUsable as failure:
         return failure.score.verdict, None
 
@@ -63,18 +63,18 @@ def verdict_on(one, config=CONFIG):
     ],
 )
 def test_a_faulty_judge_is_found_out_by_the_right_reason(fault, rate, verifier, reason):
-    found, _ = verdict_on(judge(fault, rate, verifier))
-    assert found.judge in ("doubtful", "unfit")
-    assert any(reason in told for told in found.reasons)
+    result, _ = verdict_on(judge(fault, rate, verifier))
+    assert result.judge in ("doubtful", "unfit")
+    assert any(reason in told for told in result.reasons)
 
 
 @pytest.mark.parametrize("k", [5, 20])
 @pytest.mark.parametrize("rate", [0, 0.02])
 def test_a_judge_that_reads_and_errs_now_and_then_is_fit_and_its_interval_holds_the_truth(k, rate):
-    one = judge("errors" if rate else "none", rate, "honest", seed=k)
-    found, card = verdict_on(one, AgentConfig(groupings=150, proposals=2, samples_per_grouping=k))
-    assert found == Verdict(judge="fit", reasons=("exam not taken",))
-    assert card.effective_clusters.low < 1 / np.square(TRUTH).sum() < card.effective_clusters.high
+    faulty = judge("errors" if rate else "none", rate, "honest", seed=k)
+    result, scorecard = verdict_on(faulty, AgentConfig(groupings=150, proposals=2, samples_per_grouping=k))
+    assert result == Verdict(judge="fit", reasons=("exam not taken",))
+    assert scorecard.effective_clusters.low < 1 / np.square(TRUTH).sum() < scorecard.effective_clusters.high
 
 
 @pytest.mark.parametrize("k", [5, 40])
@@ -82,9 +82,9 @@ def test_misplaced_samples_move_the_figure_by_less_than_its_interval(k):
     corpus = LabelledCorpus(even_shares(4), documents=20_000)
     values = []
     for seed in range(4):
-        one = FaultyJudge("errors", LabelledCorpus.label_of, rate=0.05, verifier="honest", seed=seed)
+        faulty = FaultyJudge("errors", LabelledCorpus.label_of, rate=0.05, verifier="honest", seed=seed)
         config = AgentConfig(groupings=150, proposals=2, samples_per_grouping=k, seed=seed)
-        values.append(score_corpus(corpus, one, config).effective_clusters.value)
+        values.append(score_corpus(corpus, faulty, config).effective_clusters.value)
     assert np.mean(values) == pytest.approx(4, rel=0.06)
 
 
@@ -109,10 +109,10 @@ def test_no_test_accuses_random_samples(shares, k):
     accused = 0
     for seed in range(20):
         rows = rows_of(multinomial(shares), k, seed=seed)
-        found = examination.evidence_of(rows, k)
-        assert not found["cluster_counts"]["held"]
-        assert found["length"] is None or found["length"]["low"] < 0.6
-        accused += found["position"]["follows"] and found["position"]["effect"] > 0.3
+        evidence = examination.evidence_of(rows, k)
+        assert not evidence["cluster_counts"]["held"]
+        assert evidence["length"] is None or evidence["length"]["low"] < 0.6
+        accused += evidence["position"]["follows"] and evidence["position"]["effect"] > 0.3
     assert accused <= 1
 
 
@@ -126,9 +126,9 @@ def test_no_test_accuses_random_samples(shares, k):
     ids=["blocks", "turns", "the second half"],
 )
 def test_clusters_by_place_are_seen(labels):
-    found = examination.position(rows_of(labels, 12), 12)
-    assert found["follows"]
-    assert found["effect"] > 0.3
+    result = examination.position(rows_of(labels, 12), 12)
+    assert result["follows"]
+    assert result["effect"] > 0.3
 
 
 def test_clusters_by_length_are_seen():
@@ -154,14 +154,14 @@ def test_a_corpus_of_few_documents_is_not_taken_for_clusters_held_down(documents
 
 
 def test_pairs_judged_twice_are_counted():
-    one = recheck([0, 0, 1, 1], [0, 0, 0, 1], [True, True, True, False])
-    assert (one.pairs, one.first, one.second, one.both, one.verified, one.again) == (6, 2, 3, 1, 1, 1)
+    first = recheck([0, 0, 1, 1], [0, 0, 0, 1], [True, True, True, False])
+    assert (first.pairs, first.first, first.second, first.both, first.verified, first.again) == (6, 2, 3, 1, 1, 1)
     again = recheck([0, 1, 2], [5, 5, 6], None)
     assert (again.first, again.second, again.both, again.verified) == (0, 1, 0, None)
-    found = examination.consistency([one, again])
-    assert (found["rechecks"], found["pairs"], found["together_both"]) == (2, 9, 1)
-    assert found["flip_rate"]["value"] == pytest.approx(1 - 2 / 6)
-    assert found["repeat_rate"]["value"] == 1
+    result = examination.consistency([first, again])
+    assert (result["rechecks"], result["pairs"], result["together_both"]) == (2, 9, 1)
+    assert result["flip_rate"]["value"] == pytest.approx(1 - 2 / 6)
+    assert result["repeat_rate"]["value"] == 1
     assert examination.consistency([]) is None
 
 
@@ -173,10 +173,10 @@ def test_drift_is_the_paired_difference_of_the_two_partitions():
         steady.append(recheck(labels, labels, None))
         coarse.append(recheck(labels // 4, labels, None))
     assert examination.drift(steady, 20)["drifts"] is False
-    found = examination.drift(coarse, 20)
-    assert found["drifts"]
-    assert found["relative"] < -0.5
-    assert (found["K"], found["half"]) == (20, 10)
+    result = examination.drift(coarse, 20)
+    assert result["drifts"]
+    assert result["relative"] < -0.5
+    assert (result["K"], result["half"]) == (20, 10)
 
 
 # The verdict as a function of the evidence
@@ -207,19 +207,19 @@ def test_without_a_finding_a_judge_is_fit_and_an_exam_is_only_mentioned():
     ],
 )
 def test_each_finding_has_its_verdict_and_its_reason(changes, judged, reason):
-    found = verdict(evidence(**changes))
-    assert found.judge == judged
-    assert any(reason in told for told in found.reasons)
+    result = verdict(evidence(**changes))
+    assert result.judge == judged
+    assert any(reason in told for told in result.reasons)
 
 
 def test_the_worst_reason_comes_first_and_all_are_told():
     rates = ErrorRates(
         shown=300, merged=150, split=0, merged_pairs=900, drawn_pairs=3000, controls=300, missed=300, asked=9, kept=9
     )
-    found = verdict(evidence(rates=rates, drops={"canary": 150}))
-    assert found.judge == "unfit"
-    assert "foreign text was put with samples" in found.reasons[0]
-    assert len(found.reasons) == 3
+    result = verdict(evidence(rates=rates, drops={"canary": 150}))
+    assert result.judge == "unfit"
+    assert "foreign text was put with samples" in result.reasons[0]
+    assert len(result.reasons) == 3
 
 
 # Over HTTP, and from the command line
@@ -229,7 +229,7 @@ def lazy(stage, samples, payload):
     """Puts whatever is like nothing else into one cluster, and calls every cluster valid."""
     labels = {sample["text"]: LabelledCorpus.label_of(sample["text"]) for sample in samples}
     if stage == "verify_clusters":
-        return {"validation": [{"cluster": one["cluster"], "valid": 1} for one in clusters_in(payload["user"])]}
+        return {"validation": [{"cluster": cluster["cluster"], "valid": 1} for cluster in clusters_in(payload["user"])]}
     if stage == "cluster_samples":
         values = list(labels.values())
         labels = {text: label if values.count(label) > 1 else "other" for text, label in labels.items()}
@@ -254,15 +254,15 @@ def test_over_http_a_lazy_judge_gives_no_figure_and_a_page_with_remedies(tmp_pat
         with pytest.raises(InputError) as failure:
             score.main(config)
     assert "none of 30 groupings was usable (canary" in str(failure.value)
-    card = json.loads((tmp_path / "out" / "scorecard.json").read_text())
-    assert card["effective_clusters"] is None
-    assert card["verdict"]["judge"] == "unfit"
-    assert len(card["remedies"]) == 3
+    scorecard = json.loads((tmp_path / "out" / "scorecard.json").read_text())
+    assert scorecard["effective_clusters"] is None
+    assert scorecard["verdict"]["judge"] == "unfit"
+    assert len(scorecard["remedies"]) == 3
     with pytest.raises(InputError, match=r"scorecard\.json: holds no figure: judge openai:lazy: none of 30"):
         Scorecard.load(tmp_path / "out" / "scorecard.json")
     page = Path(tmp_path / "out" / "report.html").read_text()
     assert "No figure" in page
-    assert all(remedy.split(",")[0].split(":")[0] in page for remedy in card["remedies"])
+    assert all(remedy.split(",")[0].split(":")[0] in page for remedy in scorecard["remedies"])
 
 
 def test_over_http_an_answer_that_is_no_partition_is_shown_as_it_came():

@@ -48,7 +48,7 @@ def check(behaviour: Behaviour, played: Played) -> None:
         assert played.answered * behaviour.bill == pytest.approx(played.billed)
     assert played.spent >= played.billed * (1 - 1e-9)
     assert played.billed <= behaviour.budget.get("max_dollars", float("inf"))
-    said = "\n".join(played.said)
+    said = "\n".join(played.messages)
     if behaviour.says is not None:
         assert re.search(behaviour.says, said)
     for secret in (KEY, SECRET):
@@ -108,7 +108,7 @@ def test_what_a_server_does_not_take_is_asked_of_it_once_for_a_ledger(tmp_path):
     second = play(stingy, ledger, port=first.port)
     assert first.attempts > 10
     assert (second.attempts, second.answered) == (30, 40)
-    assert not any("does not take" in line for line in second.said)
+    assert not any("does not take" in line for line in second.messages)
 
 
 # By run: the same twice, a new version twice, another model, and the first one beside that one's answers.
@@ -124,7 +124,7 @@ def test_another_model_behind_the_same_name_is_said_once_and_noted(tmp_path):
     said = []
     for number, names in enumerate(_SERVED):
         played = play(served(*names), ledger, documents=10 * (number + 1))
-        said.append([line for line in played.said if "is now answered by" in line])
+        said.append([line for line in played.messages if "is now answered by" in line])
     assert [len(lines) for lines in said] == [0, 0, 1, 0, 1, 1]
     assert "answered by a 2; answers in" in said[2][0]
     assert "answered by b 1; answers in" in said[4][0]
@@ -143,7 +143,7 @@ def test_another_model_is_seen_by_the_servers_list_though_every_answer_is_at_han
         None,
     ):
         played = play(Behaviour(title="", respond=lambda asked: (200, chat()), listed=listed), ledger, documents=5)
-        said.append([line for line in played.said if "is now listed as" in line])
+        said.append([line for line in played.messages if "is now listed as" in line])
     assert played.attempts == 0
     assert [len(lines) for lines in said] == [0, 0, 1, 0]
     assert "/models/b" in said[2][0]

@@ -146,10 +146,10 @@ def write_scores(world: World) -> None:
 def write_part(world: World) -> dict:
     """A preparation killed between two pieces; returns checksums of the rows of one that was left alone."""
     world.run("mixtures.prepare", *config("part"), "--config.output_dir=whole")
-    whole = world.folder / "whole"
+    prepared = world.folder / "whole"
     files = {
-        path.relative_to(whole).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(whole.rglob("*"))
+        path.relative_to(prepared).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(prepared.rglob("*"))
         if path.is_file() and path.name != "manifest.json"
     }
     done = world.python(f"""
@@ -215,10 +215,10 @@ def write_run(world: World) -> dict:
     """A training run, adapters beside its model, and that model imported; returns checksums of exported weights."""
     world.run("train", *config("train"))
     world.run("train", *config("lora"))
-    found = {}
+    weights = {}
     for name, step in (("run", 96), ("run", 104), ("lora", 4)):
         world.run("model.convert", "export", name, f"exported/{name}{step}", "--step", str(step))
-        found[f"{name}{step}"] = weights_hash(world.folder / "exported" / f"{name}{step}")
+        weights[f"{name}{step}"] = weights_hash(world.folder / "exported" / f"{name}{step}")
     world.run("model.convert", "import", "exported/run104", "imported")
     prompt = (
         "--config.model.checkpoint=run",
@@ -229,7 +229,7 @@ def write_run(world: World) -> dict:
     world.run(
         "generate_text", "--config", str(world.checkout / "configs/generate_text.py"), *prompt, "--config.output=said"
     )
-    return {"weights": found, "text": json.loads((world.folder / "said").read_text())["text"]}
+    return {"weights": weights, "text": json.loads((world.folder / "said").read_text())["text"]}
 
 
 def weights_hash(folder: Path) -> str:
@@ -276,12 +276,12 @@ def pack(world: World, name: str, folders: tuple[str, ...]) -> None:
     print(f"{target.name}: {target.stat().st_size:,} bytes")
 
 
-def every_file(place: Path) -> list[Path]:
+def every_file(root: Path) -> list[Path]:
     """A file itself, or all files in a folder but pages and figures."""
-    if place.is_file():
-        return [place]
-    found = [path for path in place.rglob("*") if path.is_file()]
-    return [path for path in found if not set(path.relative_to(place).parts) & set(LEFT_OUT)]
+    if root.is_file():
+        return [root]
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return [path for path in files if not set(path.relative_to(root).parts) & set(LEFT_OUT)]
 
 
 def pack_configurations(world: World) -> None:

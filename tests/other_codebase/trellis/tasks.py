@@ -74,10 +74,10 @@ def chunks_of_inputs_length(dataset, sequence_length):
 
     def split(example):
         tokens = example["targets"]
-        pieces = tf.RaggedTensor.from_row_lengths(
+        parts = tf.RaggedTensor.from_row_lengths(
             tokens, tf.concat([tf.fill([tf.size(tokens) // length], length), [tf.size(tokens) % length]], 0)
         )
-        return tf.data.Dataset.from_tensor_slices(pieces).filter(lambda piece: tf.size(piece) > 0)
+        return tf.data.Dataset.from_tensor_slices(parts).filter(lambda part: tf.size(part) > 0)
 
     return dataset.flat_map(split).map(lambda tokens: {"targets": tokens})
 
