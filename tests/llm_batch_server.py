@@ -54,7 +54,7 @@ class Provider:
         return "\n".join(self.returned(lines))
 
     def returned(self, answers):
-        """Answers that a batch returns: `leave_out` of them are missing from larger ones, and from all with `lose_all`."""
+        """Answers that a batch returns: the first `leave_out` are missing where there are more, or with `lose_all`."""
         return answers[self.leave_out :] if len(answers) > self.leave_out or self.lose_all else answers
 
     def gemini_responses(self, requests):

@@ -136,23 +136,23 @@ def test_wrong_commands_are_one_line(arguments, words, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def config_types(kind, found):
+def config_types(kind, types):
     """A configuration's dataclasses, those of its parts too."""
-    if kind in found:
-        return found
-    found.add(kind)
+    if kind in types:
+        return types
+    types.add(kind)
     for each in (*kind.__mro__[1:], *(part_of(hint)[0] for hint in typing.get_type_hints(kind).values())):
         if each is not None and dataclasses.is_dataclass(each):
-            config_types(each, found)
-    return found
+            config_types(each, types)
+    return types
 
 
 def test_every_field_is_documented_once():
-    found = set()
+    types = set()
     for command in CONFIGURED.values():
-        config_types(command.config_type(), found)
-    assert len(found) > 40
-    for kind in found:
+        config_types(command.config_type(), types)
+    assert len(types) > 40
+    for kind in types:
         own = [name for name in inspect.get_annotations(kind) if name in kind.__dataclass_fields__]
         texts, hints = all_texts(kind), typing.get_type_hints(kind)
         for name in own:
@@ -181,7 +181,7 @@ def test_help_shows_the_values_of_a_file():
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("words", "expected"),
     [
         (["sco"], ["score"]),
         (["score", "--judge", "off"], ["offline"]),
@@ -197,8 +197,8 @@ def test_help_shows_the_values_of_a_file():
         (["nothing", "--x"], []),
     ],
 )
-def test_completion(words, found):
-    assert candidates(words) == found
+def test_completion(words, expected):
+    assert candidates(words) == expected
 
 
 # zsh completes only at a terminal, so its two functions are replaced by ones that print what would be offered.

@@ -56,10 +56,10 @@ def corpus(tmp_path, *records, form="auto", **fields):
 
 
 def test_every_form_gives_the_same_turns(tmp_path):
-    found = [document.meta["messages"] for document in corpus(tmp_path, *FORMS.values())]
-    assert found == [[{"role": "user", "content": "Add.\n\n1 and 2"}, {"role": "assistant", "content": "3"}]] * len(
-        FORMS
-    )
+    conversations = [document.meta["messages"] for document in corpus(tmp_path, *FORMS.values())]
+    assert conversations == [
+        [{"role": "user", "content": "Add.\n\n1 and 2"}, {"role": "assistant", "content": "3"}]
+    ] * len(FORMS)
     assert next(iter(corpus(tmp_path, FORMS["alpaca"]))).text == "Add.\n\n1 and 2\n\n3"
     assert corpus(tmp_path, FORMS["flan"]).fingerprint() != corpus(tmp_path, FORMS["flan"], form="pairs").fingerprint()
 
@@ -88,9 +88,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("said", "record"), BROKEN.items())
-def test_a_broken_record_is_named_in_one_line_or_counted(tmp_path, said, record):
-    with pytest.raises(InputError, match=f"examples.jsonl:2.*{said}") as caught:
+@pytest.mark.parametrize(("message", "record"), BROKEN.items())
+def test_a_broken_record_is_named_in_one_line_or_counted(tmp_path, message, record):
+    with pytest.raises(InputError, match=f"examples.jsonl:2.*{message}") as caught:
         list(corpus(tmp_path, FORMS["flan"], record))
     assert "\n" not in str(caught.value)
     tolerant = corpus(tmp_path, FORMS["flan"], record, max_broken_share=0.5)
@@ -115,13 +115,13 @@ def test_parts_join_to_the_text_and_begin_where_a_model_would(template):
 
 def test_a_template_that_cannot_be_trained_on_is_refused_in_one_line(tmp_path):
     looks_back = "{% for m in messages %}{{ m.content if loop.last else '...' }}|{% endfor %}"
-    said = {
+    expected = {
         "otherwise when it is asked for or followed": looks_back,
         "leaves out the answer": "{% for m in messages %}{{ m.role }}{% endfor %}",
         "fails on these messages": "{{ messages[0].content + 3 }}",
         "no such file": str(tmp_path / "none.jinja"),
     }
-    for line, template in said.items():
+    for line, template in expected.items():
         path = tmp_path / f"{len(template)}.jinja"
         path.write_text(template)
         chosen = template if "none" in template else str(path)
@@ -170,9 +170,9 @@ def test_an_answer_to_nothing_follows_a_token_and_a_template_without_end_gets_on
 
 @given(st.lists(st.text(st.sampled_from("ab\n<|endoftext|>"), max_size=30), max_size=5))
 def test_marks_stand_for_their_ids_and_nothing_is_lost(texts):
-    found = ByteTokenizer().encode_each(texts, special=True)
-    assert [ids.count(1) for ids in found] == [text.count("<|endoftext|>") for text in texts]
-    assert ["".join("<|endoftext|>" if i == 1 else chr(i - 3) for i in ids) for ids in found] == texts
+    encoded = ByteTokenizer().encode_each(texts, special=True)
+    assert [ids.count(1) for ids in encoded] == [text.count("<|endoftext|>") for text in texts]
+    assert ["".join("<|endoftext|>" if i == 1 else chr(i - 3) for i in ids) for ids in encoded] == texts
 
 
 @settings(max_examples=60)
@@ -185,9 +185,9 @@ def test_packing_keeps_every_example_whole_and_never_needs_many_rows_more_than_i
     examples = [np.concatenate([[START | np.uint32(7)], np.full(length - 1, 9, np.uint32)]) for length in lengths]
     rows = fill_rows(examples, packed, capacity, end_of_text_id=1)
     for row, numbers in zip(rows, packed, strict=True):
-        pieces = split_examples(row)
-        assert [len(piece) for piece in pieces[: len(numbers)]] == [lengths[number] for number in numbers]
-        assert all((piece & ID_BITS == 1).all() for piece in pieces[len(numbers) :])
+        in_row = split_examples(row)
+        assert [len(example) for example in in_row[: len(numbers)]] == [lengths[number] for number in numbers]
+        assert all((example & ID_BITS == 1).all() for example in in_row[len(numbers) :])
 
 
 def test_rows_are_filled_to_97_percent():

@@ -35,13 +35,13 @@ def example_bytes(features):
     def field(number, data):
         return varint(number << 3 | 2) + varint(len(data)) + data
 
-    entries = b""
+    feature_map = b""
     for name, value in features.items():
         values = (
             field(1, field(1, value)) if isinstance(value, bytes) else field(3, field(1, varint(value % (1 << 64))))
         )
-        entries += field(1, field(1, name.encode()) + field(2, values))
-    return field(1, entries)
+        feature_map += field(1, field(1, name.encode()) + field(2, values))
+    return field(1, feature_map)
 
 
 def tfrecord_bytes(records):
@@ -107,14 +107,14 @@ def test_samples_do_not_depend_on_the_format(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", [".arrow", ".stream.arrow"])
 def test_an_arrow_file_that_is_cut_short_or_has_no_text_says_so_in_a_line(tmp_path, ending):
-    whole = write_as(ending, tmp_path, [f"text {n} " * 50 for n in range(300)])
+    complete = write_as(ending, tmp_path, [f"text {n} " * 50 for n in range(300)])
     cut = tmp_path / f"cut{ending}"
-    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    cut.write_bytes(complete.read_bytes()[: complete.stat().st_size // 2])
     with pytest.raises(InputError, match=r"cut.*: is not a whole Arrow IPC file \(") as error:
         list(open_corpus(str(cut)))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="has no column 'body'; set text_field to one of: vector, text, n"):
-        open_corpus(CorpusConfig(source=str(whole), text_field="body"))
+        open_corpus(CorpusConfig(source=str(complete), text_field="body"))
     (tmp_path / "words.arrow").write_text("not Arrow at all, but a text that somebody named so")
     with pytest.raises(InputError, match="is not a whole Arrow IPC file"):
         open_corpus(str(tmp_path / "words.arrow"))
@@ -305,8 +305,8 @@ def test_wrong_input_is_one_clear_line(tmp_path, name, content, says):
 
 
 def test_a_cut_parquet_file_is_one_clear_line(tmp_path):
-    whole = write_as(".parquet", tmp_path, TEXTS).read_bytes()
-    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    complete = write_as(".parquet", tmp_path, TEXTS).read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(complete[: len(complete) // 2])
     with pytest.raises(InputError, match="not a whole Parquet file"):
         open_corpus(f"{tmp_path}/cut.parquet")
 
@@ -380,13 +380,13 @@ def test_files_as_they_come_give_the_same_documents(tmp_path, name, compress):
     lines = [json.dumps({"text": f"document {number} " * 40}) for number in range(300)]
     (tmp_path / name).write_bytes(compress("\n".join(lines).encode()))
     (tmp_path / "plain.jsonl").write_text("\n".join(lines))
-    found, wanted = (
+    texts, wanted = (
         [document.text for document in open_corpus(str(tmp_path / each))] for each in (name, "plain.jsonl")
     )
-    assert found == wanted
-    whole = (tmp_path / name).read_bytes()
+    assert texts == wanted
+    complete = (tmp_path / name).read_bytes()
     if len(name.split(".")) == 3:
-        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        (tmp_path / name).write_bytes(complete[: len(complete) // 2])
         with pytest.raises(InputError, match=r"ends early at byte|damaged near byte"):
             list(open_corpus(str(tmp_path / name)))
         (tmp_path / name).write_bytes(b"no such format at all" * 9)
@@ -401,8 +401,8 @@ def test_files_as_they_come_give_the_same_documents(tmp_path, name, compress):
 def test_braces_stand_for_what_shells_make_of_them(tmp_path, source, numbers):
     for number in range(4):
         (tmp_path / f"part-{number:02}.jsonl").write_text(json.dumps({"text": f"shard {number}"}))
-    found = [document.text for document in open_corpus(str(tmp_path / source))]
-    assert found == [f"shard {number}" for number in numbers]
+    texts = [document.text for document in open_corpus(str(tmp_path / source))]
+    assert texts == [f"shard {number}" for number in numbers]
     with pytest.raises(InputError, match=r"part-04.jsonl: no such file"):
         open_corpus(str(tmp_path / "part-{00..04}.jsonl"))
     (tmp_path / "part-{a,b}.jsonl").write_text(json.dumps({"text": "braces"}))

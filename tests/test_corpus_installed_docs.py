@@ -122,15 +122,15 @@ SOURCE = textwrap.dedent('''
 
 
 def test_docstrings_are_those_that_parsing_finds():
-    found = list(docstrings(SOURCE))
+    extracted = list(docstrings(SOURCE))
     tree = ast.parse(SOURCE)
     owners = [
         tree,
         *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)),
     ]
     parsed = [(node.body[0].lineno, ast.get_docstring(node, clean=False)) for node in owners if ast.get_docstring(node)]
-    assert found == parsed
-    assert len(found) == 3
+    assert extracted == parsed
+    assert len(extracted) == 3
 
 
 def test_docstrings_of_real_modules_agree_with_parsing():
@@ -150,9 +150,9 @@ def test_docstrings_of_real_modules_agree_with_parsing():
         lines = source.splitlines()
         parsed = {node.body[0].lineno for node in owners if ast.get_docstring(node)}
         parsed = {line for line in parsed if '"""' in lines[line - 1]}
-        found = {line for line, _ in docstrings(source)}
-        assert len(found & parsed) >= 0.95 * len(parsed)
-        assert len(found - parsed) <= 0.02 * len(parsed) + 1
+        extracted = {line for line, _ in docstrings(source)}
+        assert len(extracted & parsed) >= 0.95 * len(parsed)
+        assert len(extracted - parsed) <= 0.02 * len(parsed) + 1
         compared += len(parsed)
     assert compared > 100
 
@@ -213,8 +213,8 @@ def test_functions_are_dedented_and_of_reasonable_size():
         + "".join(small.replace("total(self)", f"total_{n}(self)") for n in range(12))
         + "\ndef tiny(): pass\n"
     )
-    found = list(functions(source))
-    assert len(found) == 12
-    assert found[0][0] == 2
-    assert found[0][1].startswith("@property\ndef total_0(self):\n    total")
+    extracted = list(functions(source))
+    assert len(extracted) == 12
+    assert extracted[0][0] == 2
+    assert extracted[0][1].startswith("@property\ndef total_0(self):\n    total")
     assert list(functions("def broken(:")) == []

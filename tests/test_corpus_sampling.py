@@ -29,11 +29,11 @@ def test_lowest_is_what_sorting_all_priorities_gives():
 
 def test_streaming_keeps_the_same_records_as_looking_them_up():
     for total, size in ((1, 3), (50, 50), (5000, 37)):
-        kept: Lowest[int] = Lowest(size, seed=4)
+        lowest_priorities: Lowest[int] = Lowest(size, seed=4)
         for first in range(0, total, 700):
-            for offset, priority in kept.wanted(first, min(700, total - first)):
-                kept.add(priority, first + offset, first + offset)
-        assert kept.values() == lowest(total, size, 4).tolist()
+            for offset, priority in lowest_priorities.wanted(first, min(700, total - first)):
+                lowest_priorities.add(priority, first + offset, first + offset)
+        assert lowest_priorities.values() == lowest(total, size, 4).tolist()
 
 
 def test_priorities_of_seeds_and_positions_are_uncorrelated():

@@ -234,18 +234,18 @@ def test_datasets_of_a_hub_are_streamed_and_wrong_names_are_one_line(tmp_path):
     corpora.append({"source": "hf:us/plain", "text_field": "body"})
     with hub_server(REPOSITORIES) as endpoint:
         home = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint}
-        found = opened_elsewhere(corpora, **home)
-    texts = [[text for _, text in documents] for documents, _, _ in found[: len(good)]]
+        opened = opened_elsewhere(corpora, **home)
+    texts = [[text for _, text in documents] for documents, _, _ in opened[: len(good)]]
     train = [f"train {n}" for n in range(300)]
     shards = ["shard 0", "more", "shard 1", "more"]
     assert texts == [train, ["test"], train, shards, ["Deutsch"], ["test", *train], shards]
-    assert found[3][0][2][0] == "us/shards/1:1"
-    fingerprints = [fingerprint for _, fingerprint, _ in found[: len(good)]]
+    assert opened[3][0][2][0] == "us/shards/1:1"
+    fingerprints = [fingerprint for _, fingerprint, _ in opened[: len(good)]]
     assert fingerprints[0] == fingerprints[2], "a branch and the commit it stands for are the same content"
     assert len(set(fingerprints)) == len(good) - 1
-    for message, wanted in zip(found[len(good) : -1], HUB_ERRORS.values(), strict=True):
+    for message, wanted in zip(opened[len(good) : -1], HUB_ERRORS.values(), strict=True):
         assert message.startswith(wanted)
-    assert found[-1] == "us/plain:1: has no field 'body'; set text_field to one of: text"
+    assert opened[-1] == "us/plain:1: has no field 'body'; set text_field to one of: text"
 
 
 def test_a_hub_that_is_not_to_be_reached_and_a_missing_package_are_one_line(tmp_path):

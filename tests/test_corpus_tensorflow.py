@@ -33,15 +33,15 @@ def tasks():
         return tf.data.Dataset.from_tensor_slices({"targets": TEXTS, "n": list(range(len(TEXTS)))})
 
     features = {"targets": io.Feature(io.ByteVocabulary(), add_eos=True)}
-    kept = [io.preprocessors.tokenize, io.preprocessors.append_eos]
+    preprocessors = [io.preprocessors.tokenize, io.preprocessors.append_eos]
     function_source = io.FunctionDataSource(source, splits=["train"])
-    io.TaskRegistry.add(PREFIX + "both", source=function_source, preprocessors=kept, output_features=features)
+    io.TaskRegistry.add(PREFIX + "both", source=function_source, preprocessors=preprocessors, output_features=features)
 
     def only_ids(dataset):
         return dataset.map(lambda example: {"targets": example["targets"]})
 
     io.TaskRegistry.add(
-        PREFIX + "ids", source=function_source, preprocessors=[*kept, only_ids], output_features=features
+        PREFIX + "ids", source=function_source, preprocessors=[*preprocessors, only_ids], output_features=features
     )
     io.MixtureRegistry.add(PREFIX + "mixture", [(PREFIX + "both", 2.0), (PREFIX + "ids", 1.0)])
     yield

@@ -115,7 +115,7 @@ def flat(value, where: str = "") -> dict[str, float]:
     """All numbers in a JSON value, by their place in it."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {place: number for key, one in items for place, number in flat(one, f"{where}/{key}").items()}
+        return {path: number for key, item in items for path, number in flat(item, f"{where}/{key}").items()}
     return {where: float(value)} if isinstance(value, int | float) else {}
 
 
@@ -149,9 +149,9 @@ def test_every_configuration_file_as_written_loads(world):
         "    value = runpy.run_path(str(path))['get_config']()\n"
         "    print(path.relative_to('configs'), type(value).__name__, dataclasses.is_dataclass(value))\n"
     )
-    found = [line.split() for line in run_python(code, PYTHONPATH=f"{world}{os.pathsep}{ROOT}").splitlines()]
-    assert len(found) == 28
-    assert {kind for _, kind, _ in found} == {
+    lines = [line.split() for line in run_python(code, PYTHONPATH=f"{world}{os.pathsep}{ROOT}").splitlines()]
+    assert len(lines) == 28
+    assert {kind for _, kind, _ in lines} == {
         "BuildConfig",
         "Config",
         "EvaluateConfig",
@@ -163,7 +163,7 @@ def test_every_configuration_file_as_written_loads(world):
         "StudyConfig",
         "TokenizerConfig",
     }
-    assert all(is_dataclass == "True" for _, _, is_dataclass in found)
+    assert all(is_dataclass == "True" for _, _, is_dataclass in lines)
 
 
 # Scores
@@ -171,13 +171,13 @@ def test_every_configuration_file_as_written_loads(world):
 
 @pytest.mark.parametrize("path", SCORECARDS)
 def test_a_scorecard_is_read_with_its_hash(world, path):
-    stored, card = read(path), Scorecard.load(path)
-    assert card.content_hash == stored["content_hash"]
+    stored, scorecard = read(path), Scorecard.load(path)
+    assert scorecard.content_hash == stored["content_hash"]
     for name in FIGURES:
-        estimate = getattr(card, name)
+        estimate = getattr(scorecard, name)
         assert {part: getattr(estimate, part) for part in ("value", "low", "high")} == stored[name]
-    assert card.series.clusters.tolist() == stored["series"]["clusters"]
-    card.save("again.json")
+    assert scorecard.series.clusters.tolist() == stored["series"]["clusters"]
+    scorecard.save("again.json")
     assert read("again.json") == stored
     Path(path).write_text(json.dumps(stored | {"repairs": stored["repairs"] + 1}))
     with pytest.raises(ValueError, match="does not fit its content_hash"):
@@ -185,8 +185,8 @@ def test_a_scorecard_is_read_with_its_hash(world, path):
 
 
 def ledger_rows(path: str) -> dict[str, list]:
-    with contextlib.closing(sqlite3.connect(path)) as ledger:
-        return {key: rest for key, *rest in ledger.execute("SELECT key, answer, dollars FROM answers")}
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return {key: rest for key, *rest in connection.execute("SELECT key, answer, dollars FROM answers")}
 
 
 def test_a_ledger_of_paid_answers_is_gone_on_with(world):
@@ -197,25 +197,25 @@ def test_a_ledger_of_paid_answers_is_gone_on_with(world):
     words = ("--config.corpus=text/varied.jsonl.gz", "--config.output_dir=again", "--config.judge=openai:gpt-4o-mini")
     with serve(by_first_word) as server:
         run("score", *config("score"), *words, f"--config.judge_base_url={server.openai_url}")
-    found = ledger_rows("again/ledger.sqlite")
-    assert stored.items() <= found.items()
-    assert len(found) == len(stored) + sum(server.answered.values())
+    rows = ledger_rows("again/ledger.sqlite")
+    assert stored.items() <= rows.items()
+    assert len(rows) == len(stored) + sum(server.answered.values())
     assert "<html" in Path("again/report.html").read_text()
 
 
 def test_a_metrics_card_is_read_and_measured_again_with_the_same_figures(world):
-    stored, card = read("metrics/scorecard.json"), MetricsReport.load("metrics/scorecard.json")
-    assert card.content_hash == stored["content_hash"]
-    assert {name: figure.value for name, figure in card.metrics.items()} == {
+    stored, report = read("metrics/scorecard.json"), MetricsReport.load("metrics/scorecard.json")
+    assert report.content_hash == stored["content_hash"]
+    assert {name: figure.value for name, figure in report.metrics.items()} == {
         name: figure["value"] for name, figure in stored["metrics"].items()
     }
     run("score", *config("metrics"), "--config.output_dir=again")
-    found = read("again/scorecard.json")
+    again = read("again/scorecard.json")
     for part in ("metrics", "controlled"):
-        assert set(found[part]) == set(stored[part])
+        assert set(again[part]) == set(stored[part])
         for name, figure in stored[part].items():
-            assert flat(found[part][name]) == pytest.approx(flat(figure), rel=1e-9), name
-    assert found["corpus"] == stored["corpus"]
+            assert flat(again[part][name]) == pytest.approx(flat(figure), rel=1e-9), name
+    assert again["corpus"] == stored["corpus"]
 
 
 # Mixtures and prepared components
@@ -225,8 +225,8 @@ def test_a_metrics_card_is_read_and_measured_again_with_the_same_figures(world):
 def test_decisions_are_replayed_and_the_page_is_written(world, name, components, scored):
     recorded = read(f"{name}/mixture.json")
     done = run("mixtures.show", name, "--samples", "1", "--output", "page")
-    said = f"decisions: all {components} repeated from mixture.json, {scored} of them from the scorecards beside it"
-    assert said in done.out
+    message = f"decisions: all {components} repeated from mixture.json, {scored} of them from the scorecards beside it"
+    assert message in done.out
     for part in recorded["components"]:
         assert part["decision"]["reason"] in done.out
     assert "<html" in Path("page/report.html").read_text()
@@ -242,8 +242,8 @@ def test_the_loader_deals_the_same_rows(world):
     assert mixture.content_hash == EXPECTED["mixture"]["content_hash"]
     for split in ("train", "validation"):
         batch = mixture.loader(batch_size=100, split=split).batch(0)
-        found = {name: sha256(getattr(batch, name).astype("<i4").tobytes()) for name in EXPECTED["mixture"][split]}
-        assert found == EXPECTED["mixture"][split]
+        hashes = {name: sha256(getattr(batch, name).astype("<i4").tobytes()) for name in EXPECTED["mixture"][split]}
+        assert hashes == EXPECTED["mixture"][split]
 
 
 def test_seqio_sees_the_same_rows_and_loss_weights(world):
@@ -270,8 +270,8 @@ def test_a_mixture_that_stands_is_scored_again_and_its_rows_are_kept(world):
     done = run("mixtures.build", *config("mixture"))
     assert done.out.splitlines()[-1] == "mixture"
     after = read("mixture/mixture.json")
-    for found, stored in zip(after["components"], before["components"], strict=True):
-        assert stored["manifest_hash"] in (found["manifest_hash"], None)  # None: it was rejected then
+    for component, stored in zip(after["components"], before["components"], strict=True):
+        assert stored["manifest_hash"] in (component["manifest_hash"], None)  # None: it was rejected then
     stood = [f"components/{stored['name']}/" for stored in before["components"] if stored["manifest_hash"]]
     rows = [name for name in rewritten(world / "mixture") if name.endswith((".bin", ".crc32"))]
     assert not [name for name in rows if name.startswith(tuple(stood))]
@@ -328,10 +328,10 @@ def weights_hash(folder: str | Path) -> str:
 
 
 def assert_close_weights(folder: str, stored: str) -> None:
-    found, wanted = weights(folder), weights(stored)
-    assert set(found) == set(wanted)
+    values, wanted = weights(folder), weights(stored)
+    assert set(values) == set(wanted)
     for name in wanted:
-        np.testing.assert_allclose(found[name], wanted[name], atol=WEIGHTS_TOLERANCE, err_msg=name)
+        np.testing.assert_allclose(values[name], wanted[name], atol=WEIGHTS_TOLERANCE, err_msg=name)
 
 
 def losses(run_dir: str) -> dict[int, float]:
@@ -366,7 +366,7 @@ def test_a_checkpoint_is_exported_bit_for_bit(world):
 
 
 def test_training_goes_on_from_a_checkpoint(world):
-    stored, sittings = losses("run"), read("run/goodput.json")["sittings"]
+    stored, attempts = losses("run"), read("run/goodput.json")["sittings"]
     shutil.rmtree("run/checkpoints/104")
     done = run("train", *config("train"))
     assert "going on from step 96" in done.err
@@ -375,7 +375,7 @@ def test_training_goes_on_from_a_checkpoint(world):
     assert_close_weights("out", "exported/run104")  # the optimizer's state was restored, too
     assert losses("run") == pytest.approx(stored, abs=1e-4)
     first, second = read("run/goodput.json")["sittings"]
-    assert first == sittings[0]
+    assert first == attempts[0]
     assert (second["first_step"], second["last_step"]) == (96, 104)
     assert read("run/summary.json")["goodput"]["sittings"] == 2
 
@@ -495,17 +495,17 @@ def test_the_grammar_writes_the_same_text(world):
 
 def sample_likelihoods(folder: str) -> list[float]:
     """Every log-likelihood in an evaluation's samples."""
-    found = []
+    likelihoods = []
     for path in sorted(Path(folder, "samples").glob("*.jsonl.gz")):
         for line in gzip.decompress(path.read_bytes()).splitlines():
-            found += [float(answer[0][0]) for answer in json.loads(line)["resps"]]
-    return found
+            likelihoods += [float(answer[0][0]) for answer in json.loads(line)["resps"]]
+    return likelihoods
 
 
 def without_bounds(value):
     """Figures without their intervals, which end at 0 and 1 by now."""
     if isinstance(value, dict):
-        return {name: without_bounds(entry) for name, entry in value.items() if name not in ("low", "high")}
+        return {name: without_bounds(item) for name, item in value.items() if name not in ("low", "high")}
     return value
 
 
@@ -514,17 +514,17 @@ def test_an_evaluation_asks_no_request_again(world):
     [requests] = Path("evaluation/requests").glob("*.jsonl")
     before, likelihoods = requests.read_bytes(), sample_likelihoods("evaluation")
     run("evaluate", *config("evaluate"))
-    found = read("evaluation/results.json")
+    again = read("evaluation/results.json")
     assert requests.read_bytes() == before
     for part in ("tasks", "average"):
-        assert without_bounds(found[part]) == without_bounds(stored[part])
-    assert found["data"] == stored["data"]
+        assert without_bounds(again[part]) == without_bounds(stored[part])
+    assert again["data"] == stored["data"]
     for name in ("weights_sha256", "tokenizer_hash", "parameters", "max_length"):
-        assert found["model"][name] == stored["model"][name]
+        assert again["model"][name] == stored["model"][name]
     assert sample_likelihoods("evaluation") == likelihoods
-    assert set(found["held_out"]) == {"web", "talk", "varied", "lean"}
+    assert set(again["held_out"]) == {"web", "talk", "varied", "lean"}
     for name, loss in stored["held_out"].items():
-        assert flat(found["held_out"][name]) == pytest.approx(flat(loss), rel=1e-4)
+        assert flat(again["held_out"][name]) == pytest.approx(flat(loss), rel=1e-4)
     assert "<html" in Path("evaluation/report.html").read_text()
 
 
@@ -560,11 +560,11 @@ def test_a_study_runs_no_finished_step_again(world):
     assert not [name for name in rewritten(world / "study" / "steps") if not name.endswith("/lock")]
     stale = [key for key, state in states.items() if state == "stale"]
     assert bool(stale) == ("are kept as they are; --config.stale=again makes them again" in done.err)
-    found = read("study/analysis.json")
-    assert found["runs"] == stored["runs"]
-    assert found["densities"] == stored["densities"]
+    again = read("study/analysis.json")
+    assert again["runs"] == stored["runs"]
+    assert again["densities"] == stored["densities"]
     for part in ("relations", "effects"):  # figures that so few recipes do not allow are withheld since
-        now, before = flat(found[part]), flat(stored[part])
+        now, before = flat(again[part]), flat(stored[part])
         both = {key: now[key] for key in now if key in before}
         assert len(both) > len(before) / 2
         assert both == pytest.approx({key: before[key] for key in both}, rel=1e-6, abs=1e-9, nan_ok=True)

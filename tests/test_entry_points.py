@@ -76,7 +76,7 @@ def write_text(folder):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def prepared_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("a place with spaces")
     write_text(folder)
     config = folder / "config.py"
@@ -85,8 +85,8 @@ def workplace(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_main_job_gates_trains_and_writes_its_page(workplace):
-    folder, config = workplace
+def test_the_main_job_gates_trains_and_writes_its_page(prepared_run):
+    folder, config = prepared_run
     done = run("train", "--config", config)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(folder / "out" / "report.html")
@@ -120,16 +120,16 @@ def test_the_main_job_gates_trains_and_writes_its_page(workplace):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_settings_are_one_clear_line(workplace, arguments, words, tmp_path):
-    done = run("train", "--config", workplace[1], *arguments, f"--config.output_dir={tmp_path / 'out'}")
+def test_bad_settings_are_one_clear_line(prepared_run, arguments, words, tmp_path):
+    done = run("train", "--config", prepared_run[1], *arguments, f"--config.output_dir={tmp_path / 'out'}")
     assert words in error_of(done)
     assert not (tmp_path / "out").exists()
 
 
-def test_prepared_rows_of_another_length_are_refused(workplace, tmp_path):
+def test_prepared_rows_of_another_length_are_refused(prepared_run, tmp_path):
     built = build_mixture(tmp_path, {"web": Fraction(1)}, sequence_length=300)
     fields = [f"--config.prepared={built}", f"--config.output_dir={tmp_path / 'out'}", "--config.model.max_length=256"]
-    assert "rows predict 300 tokens" in error_of(run("train", "--config", workplace[1], *fields))
+    assert "rows predict 300 tokens" in error_of(run("train", "--config", prepared_run[1], *fields))
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,14 @@ def _all_free(generator):
 def test_answers_that_wait_for_blocks_are_the_ones_they_would_be(monkeypatch):
     given_up = []
     release = Generator._release
-    monkeypatch.setattr(Generator, "_release", lambda self, one: (given_up.append(one), release(self, one))[1])
+    monkeypatch.setattr(
+        Generator, "_release", lambda self, request: (given_up.append(request), release(self, request))[1]
+    )
     sampling = [GROWS, Sampling(max_tokens=90, ignore_end=True, temperature=1.0, seed=5)] * (len(PROMPTS) // 2)
-    narrow = _narrow().generate(PROMPTS, sampling)
+    few_blocks = _narrow().generate(PROMPTS, sampling)
     assert len(given_up) > len(PROMPTS)  # each once at its end, and some before
     wide = _wide().generate(PROMPTS, sampling)
-    assert [one.tokens for one in narrow] == [one.tokens for one in wide]
+    assert [answer.tokens for answer in few_blocks] == [answer.tokens for answer in wide]
     assert _all_free(_narrow())
 
 
@@ -54,7 +56,7 @@ def test_the_oldest_answer_is_never_the_one_that_waits():
     generator, finished = _narrow(), []
     generator.reserve(generator.model.config.max_length)
     for number, prompt in enumerate(PROMPTS):
-        tell = lambda one, number=number: finished.append(number) if one.answer else None  # noqa: E731
+        tell = lambda event, number=number: finished.append(number) if event.answer else None  # noqa: E731
         generator.submit(prompt, GROWS, tell)
     while generator.step():
         assert generator.load == len(PROMPTS) - len(finished)
@@ -64,7 +66,7 @@ def test_the_oldest_answer_is_never_the_one_that_waits():
 
 def test_a_client_that_leaves_frees_its_blocks_and_what_waited_goes_on():
     generator = _narrow()
-    requests = [generator.submit(prompt, GROWS, lambda one: None) for prompt in PROMPTS]
+    requests = [generator.submit(prompt, GROWS, lambda event: None) for prompt in PROMPTS]
     generator.step()
     running = list(generator._running)
     assert len(running) == 16
@@ -74,17 +76,17 @@ def test_a_client_that_leaves_frees_its_blocks_and_what_waited_goes_on():
     assert not any(request in generator._running or request.blocks for request in running)
     while generator.step():
         pass
-    assert [one.answer is None for one in requests] == [one.cancelled for one in requests]
+    assert [request.answer is None for request in requests] == [request.cancelled for request in requests]
     assert _all_free(generator)
 
 
 def test_a_long_prompt_does_not_hold_up_an_answer_that_runs(monkeypatch):
     generator = _wide()
     monkeypatch.setattr("diversity_jax.evaluation.generate._ROWS_A_STEP", 1)
-    short = generator.submit(PROMPTS[0][:3], Sampling(max_tokens=60, ignore_end=True), lambda one: None)
+    short = generator.submit(PROMPTS[0][:3], Sampling(max_tokens=60, ignore_end=True), lambda event: None)
     generator.step()
     for _ in range(generator._shards):  # one of them comes to lie beside the short one
-        long = generator.submit((PROMPTS[0] * 6)[:240], Sampling(max_tokens=4), lambda one: None)
+        long = generator.submit((PROMPTS[0] * 6)[:240], Sampling(max_tokens=4), lambda event: None)
     before = len(short.tokens)
     generator.step()
     assert long.cached < 239
@@ -96,18 +98,18 @@ def test_a_long_prompt_does_not_hold_up_an_answer_that_runs(monkeypatch):
 
 def test_what_an_earlier_sequence_left_in_a_block_reaches_nobody():
     generator = _wide()
-    expected = [one.tokens for one in generator.generate(PROMPTS[:3], GROWS)]
+    expected = [answer.tokens for answer in generator.generate(PROMPTS[:3], GROWS)]
     spoilt = jax.tree.map(
         lambda pool: jax.device_put(np.full(pool.shape, np.nan, pool.dtype), pool.sharding), generator._cache
     )
     generator._cache = spoilt
-    assert [one.tokens for one in generator.generate(PROMPTS[:3], GROWS)] == expected
+    assert [answer.tokens for answer in generator.generate(PROMPTS[:3], GROWS)] == expected
 
 
 def test_a_sliding_window_reads_the_blocks_it_sees_alone():
     model = byte_model(sliding_window=40)
     ids, answer = list(PROMPTS[0]) * 4, []
-    found = Generator(model, slots=1, steps=4).generate([ids], Sampling(max_tokens=8, ignore_end=True))[0]
+    generated = Generator(model, slots=1, steps=4).generate([ids], Sampling(max_tokens=8, ignore_end=True))[0]
     params = jax.tree.map(jax.numpy.asarray, random_params(model.config))
     compiled = jax.jit(lambda row, n: logits(model.config, params, row)[0, n - 1])
     row = np.zeros((1, 256), np.int32)
@@ -115,7 +117,7 @@ def test_a_sliding_window_reads_the_blocks_it_sees_alone():
     for n in range(len(ids), len(ids) + 8):
         answer.append(int(np.argmax(compiled(row, n)[:259])))
         row[0, n] = answer[-1]
-    assert list(found.tokens) == answer
+    assert list(generated.tokens) == answer
     layout = RowLayout([CacheRow(0, [7, 3, 9, 4], 200, 201)], 1, (1,))
     reads = layout.reads(8, 40, on_host=True)
     used = reads.rows_NxC < 1
@@ -139,7 +141,7 @@ def test_memory_that_holds_no_request_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
     generator = Generator(model, memory_gb=few)
     with pytest.raises(InputError, match=r"raise it, or lower model\.max_length"):
-        generator.submit([5], Sampling(max_tokens=3), lambda one: None)
+        generator.submit([5], Sampling(max_tokens=3), lambda event: None)
     with pytest.raises(InputError, match="memory_gb"):
         generator.generate([[5] * 250], Sampling(max_tokens=4))
     for value in (0, -1.0, float("nan"), float("inf")):

@@ -49,11 +49,11 @@ def test_greedy_answers_equal_recomputing_token_by_token():
     answers = _generator().generate(PROMPTS, Sampling(max_tokens=10, ignore_end=True, top_logprobs=3))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = list(prompt)
-        for token, found in zip(answer.tokens, answer.logprobs, strict=True):
+        for token, scored in zip(answer.tokens, answer.logprobs, strict=True):
             expected = _recompute()(ids)
             assert token == expected.argmax()
-            assert found.logprob == pytest.approx(expected[token], abs=1e-4)
-            assert [one for one, _ in found.top] == np.argsort(-expected, kind="stable")[:3].tolist()
+            assert scored.logprob == pytest.approx(expected[token], abs=1e-4)
+            assert [token_id for token_id, _ in scored.top] == np.argsort(-expected, kind="stable")[:3].tolist()
             ids.append(token)
         assert answer.finish_reason == "length"
 
@@ -61,7 +61,7 @@ def test_greedy_answers_equal_recomputing_token_by_token():
 def test_a_mesh_that_cuts_weights_and_rows_gives_the_same_tokens():
     sampling = Sampling(max_tokens=8, ignore_end=True)
     cut = Generator(byte_model(MeshConfig(data=2, fsdp=2, tensor=2)), slots=8, steps=4).generate(PROMPTS, sampling)
-    assert [one.tokens for one in cut] == [one.tokens for one in _generator().generate(PROMPTS, sampling)]
+    assert [answer.tokens for answer in cut] == [answer.tokens for answer in _generator().generate(PROMPTS, sampling)]
 
 
 def test_sampled_answers_depend_on_their_seed_and_on_nobody_else():
@@ -71,9 +71,10 @@ def test_sampled_answers_depend_on_their_seed_and_on_nobody_else():
     ]
     together = _generator().generate(PROMPTS, sampling)
     alone = [
-        _generator().generate([prompt], one)[0] for prompt, one in reversed(list(zip(PROMPTS, sampling, strict=True)))
+        _generator().generate([prompt], settings)[0]
+        for prompt, settings in reversed(list(zip(PROMPTS, sampling, strict=True)))
     ]
-    assert [one.tokens for one in together] == [one.tokens for one in alone[::-1]]
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone[::-1]]
     same = _generator().generate([PROMPTS[3]] * 2, sampling[:2])
     assert same[0].tokens != same[1].tokens
 
@@ -122,9 +123,9 @@ def test_a_stream_shows_whole_characters_and_ends_before_the_first_stop_text(tex
             break
     stream.finish()
     shown += stream.take(last=True)
-    found = [(text.find(one) + len(one), text.find(one)) for one in stop if one in text]
-    ends = min(found, default=(0, len(text)))[0]  # the stop text that is complete first
-    expected = text if not found else text[: min(place for end, place in found if end == ends)]
+    ends_and_starts = [(text.find(part) + len(part), text.find(part)) for part in stop if part in text]
+    ends = min(ends_and_starts, default=(0, len(text)))[0]  # the stop text that is complete first
+    expected = text if not ends_and_starts else text[: min(start for end, start in ends_and_starts if end == ends)]
     assert shown == stream.text == expected
 
 
@@ -138,12 +139,12 @@ def test_stop_texts_and_lengths_end_answers():
 
 def test_what_does_not_fit_is_refused_before_anything_runs():
     generator = _generator()
-    for prompt, tokens, said in (
+    for prompt, tokens, message in (
         ([], 4, "empty"),
         ([5] * 250, 10, "context holds 256"),
         ([260], 1, "outside the model's vocabulary"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             generator.generate([prompt], Sampling(max_tokens=tokens))
     for settings in (
         {"max_tokens": -1},
@@ -179,8 +180,8 @@ def test_prompts_from_a_file(tmp_path):
     )
     config = GenerateTextConfig(max_tokens=4, samples=2, temperature=1.0)
     answers = generate_text(byte_model(), read_prompts(str(path)), config)
-    assert [one.get("prompt") for one in answers] == ["ab", "ab", None, None]
-    assert all(one["tokens"] <= 4 for one in answers)
+    assert [line.get("prompt") for line in answers] == ["ab", "ab", None, None]
+    assert all(line["tokens"] <= 4 for line in answers)
     path.write_text('{"prompt": 3}\n')
     with pytest.raises(InputError, match=r"prompts.jsonl:1: expected an object"):
         read_prompts(str(path))
@@ -216,14 +217,14 @@ def test_a_tokenizers_template_runs_in_a_sandbox_and_its_failure_is_one_line():
         "{# nothing #}": "renders these messages to nothing",
         "{{ 1 / 0 }}": "division",
     }
-    for template, said in broken.items():
-        with pytest.raises(InputError, match=said) as caught:
+    for template, message in broken.items():
+        with pytest.raises(InputError, match=message) as caught:
             render_chat(CONVERSATION, template=template)
         assert "\n" not in str(caught.value)
-    for messages, said in (
+    for messages, message in (
         ([], "at least one"),
         ([{"role": "king", "content": ""}], r"\[0\].role"),
         ([{"role": "user"}], r"\[0\].content"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             render_chat(messages)

@@ -43,14 +43,18 @@ def test_every_likelihood_and_accuracy_equals_the_harness_own_backend(folders):
     """With a window that some contexts exceed; `scripts/checks/verify_evaluate.py` does it for complete files."""
     for package in ("torch", "accelerate"):
         pytest.importorskip(package, reason=f"the harness's own backend needs {package}")
-    found = compare(*folders, items=None, max_length=96)
-    assert len(found) == 8
-    for task, one in found.items():
-        assert one["largest"] < 1e-3, task
-        assert one["equal"], task
-        assert one["same at every batch size"], task
-    assert 0 < sum(one["cut"] for one in found.values()) < sum(one["requests"] for one in found.values()) - 5
-    assert all("identical" in line for line in table(found)[1:-1])
+    comparisons = compare(*folders, items=None, max_length=96)
+    assert len(comparisons) == 8
+    for task, comparison in comparisons.items():
+        assert comparison["largest"] < 1e-3, task
+        assert comparison["equal"], task
+        assert comparison["same at every batch size"], task
+    assert (
+        0
+        < sum(comparison["cut"] for comparison in comparisons.values())
+        < sum(comparison["requests"] for comparison in comparisons.values()) - 5
+    )
+    assert all("identical" in line for line in table(comparisons)[1:-1])
 
 
 @pytest.mark.slow
@@ -87,9 +91,9 @@ def test_an_answer_longer_than_the_window_is_scored_in_parts(caplog):
         end = min(start + 6, len(ids))
         first = max(end - 13, 0)
         scores = np.asarray(score(jnp.array([ids[first : end - 1]])))
-        expected += sum(scores[place - first - 1, ids[place]] for place in range(start, end))
-    found = HarnessModel(model).loglikelihood([Instance("loglikelihood", {}, (context, answer), 0)])
-    assert found[0][0] == pytest.approx(expected, abs=1e-3)
+        expected += sum(scores[position - first - 1, ids[position]] for position in range(start, end))
+    answers = HarnessModel(model).loglikelihood([Instance("loglikelihood", {}, (context, answer), 0)])
+    assert answers[0][0] == pytest.approx(expected, abs=1e-3)
     assert "1 answers are longer than the model's context of 12 tokens" in caplog.text
 
 
@@ -116,10 +120,10 @@ def broken(folders, folder, letter):
 
 
 def instances(kind, *arguments):
-    found = [Instance(kind, {"id": number}, each, 0) for number, each in enumerate(arguments)]
-    for number, each in enumerate(found):
+    requests = [Instance(kind, {"id": number}, each, 0) for number, each in enumerate(arguments)]
+    for number, each in enumerate(requests):
         each.task_name, each.doc_id = "made", number
-    return found
+    return requests
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,7 @@ def test_the_command_writes_results_a_page_and_goes_on_from_finished_requests(fo
         "hellaswag",
     }
     assert first["average"]["value"] == pytest.approx(
-        np.mean([one["metrics"][one["metric"]]["value"] for one in first["tasks"].values()])
+        np.mean([task["metrics"][task["metric"]]["value"] for task in first["tasks"].values()])
     )
     assert first["data"]["piqa"]["files"]["validation"]["items"] == len(PIQA)
     assert first["held_out"]["far"]["bits_per_byte"] > 0

@@ -34,12 +34,14 @@ def test_every_sequence_is_a_path_down_its_row_and_every_place_sees_its_ancestor
         assert len(row.edges) <= row.length
         for number, edges in row.members:
             seen.add(number)
-            one = sequences[number]
-            assert [arrays["edge_token"][edge] for edge in edges] == list(one.tokens[-one.scored :])
+            sequence = sequences[number]
+            assert [arrays["edge_token"][edge] for edge in edges] == list(sequence.tokens[-sequence.scored :])
             for step, edge in enumerate(edges):
-                place = arrays["parents"][arrays["edge_parent"][edge]]
-                visible = [j for j in range(place + 1) if place < arrays["ends"][j]]
-                assert tuple(arrays["tokens"][visible]) == one.tokens[: len(one.tokens) - one.scored + step]
+                parent = arrays["parents"][arrays["edge_parent"][edge]]
+                visible = [j for j in range(parent + 1) if parent < arrays["ends"][j]]
+                assert (
+                    tuple(arrays["tokens"][visible]) == sequence.tokens[: len(sequence.tokens) - sequence.scored + step]
+                )
                 assert list(arrays["positions"][visible]) == list(range(len(visible)))
     assert seen == set(range(len(sequences)))
 
@@ -75,20 +77,20 @@ def _alone():
     model = byte_model()
     params = random_params(model.config)
     sequences = _sequences()
-    length = max(len(one.tokens) for one in sequences)
+    length = max(len(sequence.tokens) for sequence in sequences)
     padded = np.zeros((len(sequences), length), np.int32)
-    for row, one in zip(padded, sequences, strict=True):
-        row[: len(one.tokens)] = one.tokens
-    found = np.asarray(
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence.tokens)] = sequence.tokens
+    logprobs = np.asarray(
         jax.nn.log_softmax(
             jax.jit(logits, static_argnums=0)(model.config, jax.tree.map(jax.numpy.asarray, params), padded)
         )
     )
     answers = []
-    for place, one in enumerate(sequences):
-        steps = range(len(one.tokens) - one.scored, len(one.tokens))
-        nats = sum(float(found[place, i - 1, one.tokens[i]]) for i in steps)
-        answers.append((nats, all(found[place, i - 1].argmax() == one.tokens[i] for i in steps)))
+    for row_number, sequence in enumerate(sequences):
+        steps = range(len(sequence.tokens) - sequence.scored, len(sequence.tokens))
+        nats = sum(float(logprobs[row_number, i - 1, sequence.tokens[i]]) for i in steps)
+        answers.append((nats, all(logprobs[row_number, i - 1].argmax() == sequence.tokens[i] for i in steps)))
     return answers
 
 
@@ -99,13 +101,13 @@ def test_likelihoods_equal_each_sequence_alone_and_do_not_depend_on_batch_or_mes
         (MeshConfig(data=8, fsdp=1), 64),
         (MeshConfig(data=2, fsdp=2, tensor=2), 8),
     ):
-        found = byte_model(mesh).scorer(batch_size).score(sequences)
-        for one, (nats, greedy) in zip(found, _alone(), strict=True):
-            assert one.nats == pytest.approx(nats, abs=2e-4)
-            assert one.greedy == greedy
-        first = first or found
+        scores = byte_model(mesh).scorer(batch_size).score(sequences)
+        for score, (nats, greedy) in zip(scores, _alone(), strict=True):
+            assert score.nats == pytest.approx(nats, abs=2e-4)
+            assert score.greedy == greedy
+        first = first or scores
         if mesh.tensor == 1:
-            assert found == first  # to the last bit: the same shapes were computed
+            assert scores == first  # to the last bit: the same shapes were computed
 
 
 def test_a_sequence_needs_something_to_score_and_something_before_it():
@@ -121,16 +123,16 @@ def test_loss_on_rows_and_documents_agree_with_their_definitions():
     rows[:, 30] = 1
     ends, everything = rows == 1, np.ones(rows.shape, bool)
     sizes = {"bytes_per_token": 2.0, "max_length": 64}
-    whole = rows_loss(scorer, rows, np.zeros(rows.shape, bool), everything, **sizes)
+    totals = rows_loss(scorer, rows, np.zeros(rows.shape, bool), everything, **sizes)
     params = jax.tree.map(jax.numpy.asarray, random_params(model.config))
-    found = jax.nn.log_softmax(jax.jit(logits, static_argnums=0)(model.config, params, rows[:, :-1]))
-    expected = -float(np.take_along_axis(np.asarray(found), rows[:, 1:, None], axis=-1).mean())
-    assert whole.nats_per_token == pytest.approx(expected, rel=1e-5)
-    assert whole.bits_per_byte == pytest.approx(expected / 2 / np.log(2), rel=1e-5)
-    assert whole.tokens == 5 * 64
+    logprobs = jax.nn.log_softmax(jax.jit(logits, static_argnums=0)(model.config, params, rows[:, :-1]))
+    expected = -float(np.take_along_axis(np.asarray(logprobs), rows[:, 1:, None], axis=-1).mean())
+    assert totals.nats_per_token == pytest.approx(expected, rel=1e-5)
+    assert totals.bits_per_byte == pytest.approx(expected / 2 / np.log(2), rel=1e-5)
+    assert totals.tokens == 5 * 64
     apart = rows_loss(scorer, rows, ends, everything, **sizes)
-    assert apart.tokens == whole.tokens  # each is predicted from within the segment of the one before
-    assert apart.nats_per_token != whole.nats_per_token
+    assert apart.tokens == totals.tokens  # each is predicted from within the segment of the one before
+    assert apart.nats_per_token != totals.nats_per_token
     text = "é" * 300  # longer than the window
     loss = documents_loss(model, scorer, [text, "abc", ""])
     assert (loss.units, loss.tokens, loss.text_bytes) == (2, 603, 603)

@@ -32,21 +32,21 @@ def test_items_are_checked_field_by_field():
     assert "has no gap" in _broken("winogrande", WINOGRANDE[0], sentence="No gap.")
     assert "label='4'" in _broken("hellaswag", HELLASWAG[0], label="4")
     for name, items in FILES.items():
-        benchmark = next(one for one in PAPER if name.rsplit("_", 1)[0] in one.files)
+        benchmark = next(task for task in PAPER if name.rsplit("_", 1)[0] in task.files)
         assert not any(benchmark.check(item) for item in items), name
 
 
 def test_a_bad_line_is_named(tmp_path):
     check = BY_TASK["piqa"].check
     path = tmp_path / "piqa_validation.jsonl"
-    for text, said in (
+    for text, message in (
         (json.dumps(PIQA[0]) + "\n{broken\n", r"validation.jsonl:2: is not valid JSON"),
         (json.dumps(PIQA[0]) + "\n[1]\n", r":2: is a list"),
         (json.dumps(PIQA[0] | {"label": 7}) + "\n", r":1: label=7 is not among its choices"),
         ("\n", "holds no item"),
     ):
         path.write_text(text)
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             read_items(path, check)
     packed = tmp_path / "cut.jsonl.gz"
     packed.write_bytes((write_items(tmp_path / "data") / "piqa_validation.jsonl.gz").read_bytes()[:40])
@@ -80,8 +80,8 @@ def test_the_store_keeps_whole_lines_of_the_same_model_only(tmp_path):
     store = RequestStore(path, {"weights": "a"})
     store.add([("k1", [-1.5, True]), ("k2", [-2.0, False])])
     store.close()
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'["k3", [-3')  # killed while writing
+    complete = path.read_bytes()
+    path.write_bytes(complete + b'["k3", [-3')  # killed while writing
     again = RequestStore(path, {"weights": "a"})
     assert (again.get("k1", list), again.get("k1", str), again.get("k3", list)) == ([-1.5, True], None, None)
     again.add([("k3", [-3.0, False])])
@@ -140,7 +140,7 @@ def test_a_comparison_wants_the_same_items():
 
 
 def test_the_average_weighs_tasks_alike_and_needs_all_eight():
-    tasks = {one.task: {"metrics": {one.metric: figure(0.1 * number, 0.02)}} for number, one in enumerate(PAPER)}
+    tasks = {task.task: {"metrics": {task.metric: figure(0.1 * number, 0.02)}} for number, task in enumerate(PAPER)}
     average = paper_average(tasks)
     assert average["value"] == pytest.approx(0.35)
     assert average["stderr"] == pytest.approx(0.02 / np.sqrt(8))

@@ -91,7 +91,7 @@ def test_xpk_gets_the_workload_and_its_command(env_file):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("vm",), "scripts/launch/tpu [OPTIONS] xpk NAME TYPE CLUSTER"),
         (("--bogus", "vm", "a", "v6e-8", "z", "train"), "scripts/launch/tpu [OPTIONS] vm"),
@@ -104,10 +104,10 @@ def test_xpk_gets_the_workload_and_its_command(env_file):
         (("xpk", "a", "v6e-8", "c", "train"), "--image: give a container image"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_command(words, said):
+def test_what_cannot_be_is_refused_before_any_command(words, message):
     done = run(LAUNCH / "tpu", "--print", *words, check=False)
     assert done.returncode == 2
-    assert said in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
     assert not re.search(r"^\W*gcloud ", done.stdout, re.MULTILINE)
 
 
@@ -154,9 +154,9 @@ def test_ssh_starts_one_process_a_host_and_names_the_first_as_coordinator(env_fi
     flags = ("--address", "10.0.0.1", "--env-file", str(env_file), "--max-restarts", "3")
     commands = printed(*flags, "run1", "me@a,b", *TRAIN, script="ssh")
     starts = [shlex.split(command[2]) for command in commands if command[0] == "ssh" and "host start" in command[2]]
-    place = ["--config.distributed.coordinator=10.0.0.1:8476", "--config.distributed.num_processes=2"]
+    addresses = ["--config.distributed.coordinator=10.0.0.1:8476", "--config.distributed.num_processes=2"]
     for number, words in enumerate(starts):
-        assert words[2:] == ["start", "run1", "3", *TRAIN, *place, f"--config.distributed.process_id={number}"]
+        assert words[2:] == ["start", "run1", "3", *TRAIN, *addresses, f"--config.distributed.process_id={number}"]
     assert len(starts) == 2
     (alone,) = [words for words in printed("run1", "a", *TRAIN, script="ssh") if "host start" in str(words)]
     assert "distributed" not in str(alone)
@@ -257,7 +257,7 @@ def test_kubernetes_files_mount_what_they_write_to_and_end_on_bad_input(name):
         assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
         assert pod["subdomain"] == service["metadata"]["name"]
         assert job["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"] == {"operator": "In", "values": [2]}
-        environment = {one["name"]: one.get("value") for one in worker.get("env", ())}
+        environment = {variable["name"]: variable.get("value") for variable in worker.get("env", ())}
         assert int(environment.get("JAX_NUM_PROCESSES", job["spec"]["completions"])) == job["spec"]["completions"]
 
 

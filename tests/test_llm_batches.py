@@ -34,9 +34,9 @@ def provider(monkeypatch):
     made.server.shutdown()
 
 
-def engine_for(provider, ledger=None, budget=BudgetConfig(), *, batch=True, **batches) -> Engine:
+def engine_for(provider, cache=None, budget=BudgetConfig(), *, batch=True, **batches) -> Engine:
     batches = BatchConfig(**{"poll_seconds": 0.02, "gather_seconds": 0.1} | batches)
-    config = EngineConfig(progress="off", ledger=ledger, batch=batch, batches=batches)
+    config = EngineConfig(progress="off", ledger=cache, batch=batch, batches=batches)
     return Engine("openai:gpt-4o-mini", base_url=f"{provider.url}/v1", config=config, budget=budget)
 
 
@@ -58,17 +58,17 @@ def test_a_judge_in_batches_says_what_it_says_live_at_half_the_price(provider, c
     assert "may take up to 24 h" in caplog.text
 
 
-def _child(provider, ledger):
+def _child(provider, cache):
     logging.disable(logging.CRITICAL)
-    score(provider, ledger)
+    score(provider, cache)
 
 
 def test_killed_at_every_batch_it_collects_them_and_pays_nothing_twice(provider, tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
+    cache = str(tmp_path / "ledger.sqlite")
     kills = 0
     while True:
         provider.ready, polls = False, provider.polls
-        child = multiprocessing.get_context("fork").Process(target=_child, args=(provider, ledger))
+        child = multiprocessing.get_context("fork").Process(target=_child, args=(provider, cache))
         child.start()
         while provider.polls < polls + 3 and child.is_alive():
             time.sleep(0.01)
@@ -79,7 +79,7 @@ def test_killed_at_every_batch_it_collects_them_and_pays_nothing_twice(provider,
             break
         kills += 1
         provider.ready = True  # what was handed in is done by the next start, which hands in the next step
-        again = multiprocessing.get_context("fork").Process(target=_child, args=(provider, ledger))
+        again = multiprocessing.get_context("fork").Process(target=_child, args=(provider, cache))
         again.start()
         submitted = provider.submitted
         while provider.submitted == submitted and again.is_alive():
@@ -87,21 +87,21 @@ def test_killed_at_every_batch_it_collects_them_and_pays_nothing_twice(provider,
         again.kill()
         again.join()
     provider.ready = True
-    card = score(provider, ledger)
+    scorecard = score(provider, cache)
     assert kills > 0
-    assert card.effective_clusters == score(provider, batch=False).effective_clusters
+    assert scorecard.effective_clusters == score(provider, batch=False).effective_clusters
     asked = [json.loads(line)["custom_id"] for file in list(provider.files.values()) for line in file.splitlines()]
-    assert len(asked) == len(set(asked)) == card.calls
+    assert len(asked) == len(set(asked)) == scorecard.calls
 
 
 def test_a_batch_that_takes_longer_than_it_may_is_one_line_and_collected_later(provider, tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
+    cache = str(tmp_path / "ledger.sqlite")
     provider.ready = False
     with pytest.raises(StillRunning, match=r"^judge: batch batch-1 is still running.*run the same command again"):
-        score(provider, ledger, wait_seconds=0.05)
+        score(provider, cache, wait_seconds=0.05)
     provider.ready = True
-    card = score(provider, ledger)
-    assert (card.groupings, provider.live) == (40, 0)
+    scorecard = score(provider, cache)
+    assert (scorecard.groupings, provider.live) == (40, 0)
     # Without batches the answers that are under way are collected too, and only the rest is asked live.
     provider.ready = False
     with pytest.raises(StillRunning):
@@ -109,27 +109,27 @@ def test_a_batch_that_takes_longer_than_it_may_is_one_line_and_collected_later(p
     provider.ready, submitted = True, provider.submitted
     assert score(provider, str(tmp_path / "other.sqlite"), batch=False).groupings == 40
     assert provider.submitted == submitted
-    assert 0 < provider.live < card.calls
+    assert 0 < provider.live < scorecard.calls
 
 
 def test_a_server_without_batches_is_one_line_and_leaves_nothing_behind(provider, tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
+    cache = str(tmp_path / "ledger.sqlite")
     url, provider.url_path = provider.url, "/nothing"
     with pytest.raises(InputError, match=r"^judge: .*refuses the batch \(404.*set batch=False") as caught:
-        score(provider, ledger)
+        score(provider, cache)
     assert "\n" not in str(caught.value)
-    with contextlib.closing(sqlite3.connect(ledger)) as rows:
+    with contextlib.closing(sqlite3.connect(cache)) as rows:
         assert rows.execute("SELECT count(*) FROM claims").fetchone() == (0,)
     provider.url_path = ""
     assert provider.url == url
-    assert score(provider, ledger, batch=False).groupings == 40
+    assert score(provider, cache, batch=False).groupings == 40
 
 
 @pytest.mark.parametrize("field", ["temperature", "max_completion_tokens"])
 def test_lines_refused_for_a_field_are_handed_in_again_without_it(provider, field, caplog):
     provider.refused = field
-    card = score(provider)
-    assert (card.groupings, card.dropped_groupings, provider.live) == (40, 0, 0)
+    scorecard = score(provider)
+    assert (scorecard.groupings, scorecard.dropped_groupings, provider.live) == (40, 0, 0)
     assert sum("does not take" in record.message for record in caplog.records) == 1
     assert provider.submitted <= 9
 
@@ -145,8 +145,8 @@ def test_lines_refused_for_no_reason_that_can_be_mended_end_the_run(provider):
 @pytest.mark.parametrize("cap", [{"max_calls": 60}, {"max_dollars": 0.005}])
 def test_no_cap_is_passed_by_batches(provider, cap):
     engine = engine_for(provider, budget=BudgetConfig(**cap))
-    card = score_corpus(CORPUS, LlmJudge(engine), AGENT)
+    scorecard = score_corpus(CORPUS, LlmJudge(engine), AGENT)
     spent = engine.stats.spent
-    assert 0 < card.groupings < 40
+    assert 0 < scorecard.groupings < 40
     assert spent.calls <= cap.get("max_calls", spent.calls)
     assert spent.dollars <= cap.get("max_dollars", spent.dollars)

@@ -34,8 +34,8 @@ def _keys(monkeypatch):
 
 
 def check(behaviour: Behaviour, played: Played) -> None:
-    assert all(hasattr(one, "text") or isinstance(one, (CallFailed, InputError)) for one in played.outcomes)
-    assert all(right(one.text) for one in played.outcomes if hasattr(one, "text"))
+    assert all(hasattr(outcome, "text") or isinstance(outcome, (CallFailed, InputError)) for outcome in played.outcomes)
+    assert all(right(outcome.text) for outcome in played.outcomes if hasattr(outcome, "text"))
     assert played.attempts <= behaviour.attempts
     if behaviour.ends is None:
         assert played.end is None
@@ -48,11 +48,11 @@ def check(behaviour: Behaviour, played: Played) -> None:
         assert played.answered * behaviour.bill == pytest.approx(played.billed)
     assert played.spent >= played.billed * (1 - 1e-9)
     assert played.billed <= behaviour.budget.get("max_dollars", float("inf"))
-    said = "\n".join(played.messages)
+    messages = "\n".join(played.messages)
     if behaviour.says is not None:
-        assert re.search(behaviour.says, said)
+        assert re.search(behaviour.says, messages)
     for secret in (KEY, SECRET):
-        assert secret not in said
+        assert secret not in messages
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.title)
@@ -70,9 +70,9 @@ def test_a_gemini_server_as_it_really_behaves(behaviour, provider):
 def test_a_run_whose_last_calls_are_always_turned_away_finishes_every_time(tmp_path):
     refused = always(*range(12))
     behaviour = Behaviour(title="", respond=sometimes(refused, (403, b"<h1>Forbidden</h1>")))
-    ledger = str(tmp_path / "ledger.sqlite")
+    cache = str(tmp_path / "ledger.sqlite")
     for attempts in (28 + 3 * 12, 3 * 12):
-        played = play(behaviour, ledger)
+        played = play(behaviour, cache)
         assert (played.end, played.answered, dict(played.failed)) == (None, 28, {"rejected": 12})
         assert played.attempts == attempts
 
@@ -93,19 +93,19 @@ def test_what_ends_a_run_of_refused_calls_says_why(response, says):
 
 
 def test_a_key_that_was_withdrawn_ends_a_run_that_was_answered_before(tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
-    play(Behaviour(title="", respond=lambda asked: (200, chat())), ledger, documents=30)
+    cache = str(tmp_path / "ledger.sqlite")
+    play(Behaviour(title="", respond=lambda asked: (200, chat())), cache, documents=30)
     withdrawn = refusal(401, "Incorrect API key provided", "invalid_api_key")
-    played = play(Behaviour(title="", respond=lambda asked: withdrawn), ledger)
+    played = play(Behaviour(title="", respond=lambda asked: withdrawn), cache)
     assert "does not accept the API key" in played.end
     assert played.answered == 30
 
 
 def test_what_a_server_does_not_take_is_asked_of_it_once_for_a_ledger(tmp_path):
-    stingy = next(one for one in BEHAVIOURS if one.title == "none of these")
-    ledger = str(tmp_path / "ledger.sqlite")
-    first = play(stingy, ledger, documents=10)
-    second = play(stingy, ledger, port=first.port)
+    stingy = next(behaviour for behaviour in BEHAVIOURS if behaviour.title == "none of these")
+    cache = str(tmp_path / "ledger.sqlite")
+    first = play(stingy, cache, documents=10)
+    second = play(stingy, cache, port=first.port)
     assert first.attempts > 10
     assert (second.attempts, second.answered) == (30, 40)
     assert not any("does not take" in line for line in second.messages)
@@ -116,38 +116,38 @@ _SERVED = [tuple(served.split()) for served in ("a 1", "a 1", "a 2", "a 2", "b 1
 
 
 def test_another_model_behind_the_same_name_is_said_once_and_noted(tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
+    cache = str(tmp_path / "ledger.sqlite")
 
     def served(model: str, fingerprint: str) -> Behaviour:
         return Behaviour(title="", respond=lambda asked: (200, chat(model=model, system_fingerprint=fingerprint)))
 
-    said = []
+    lines_of = []
     for number, names in enumerate(_SERVED):
-        played = play(served(*names), ledger, documents=10 * (number + 1))
-        said.append([line for line in played.messages if "is now answered by" in line])
-    assert [len(lines) for lines in said] == [0, 0, 1, 0, 1, 1]
-    assert "answered by a 2; answers in" in said[2][0]
-    assert "answered by b 1; answers in" in said[4][0]
-    assert "are of b 1" in said[5][0]
-    notes = sqlite3.connect(ledger).execute("SELECT value FROM notes WHERE kind = 'answered by' ORDER BY value")
+        played = play(served(*names), cache, documents=10 * (number + 1))
+        lines_of.append([line for line in played.messages if "is now answered by" in line])
+    assert [len(lines) for lines in lines_of] == [0, 0, 1, 0, 1, 1]
+    assert "answered by a 2; answers in" in lines_of[2][0]
+    assert "answered by b 1; answers in" in lines_of[4][0]
+    assert "are of b 1" in lines_of[5][0]
+    notes = sqlite3.connect(cache).execute("SELECT value FROM notes WHERE kind = 'answered by' ORDER BY value")
     assert [value for (value,) in notes] == ["a 1", "a 2", "b 1"]
 
 
 def test_another_model_is_seen_by_the_servers_list_though_every_answer_is_at_hand(tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
-    said = []
+    cache = str(tmp_path / "ledger.sqlite")
+    lines_of = []
     for listed in (
         {"root": "/models/a", "created": 1},
         {"root": "/models/a", "created": 2},
         {"root": "/models/b"},
         None,
     ):
-        played = play(Behaviour(title="", respond=lambda asked: (200, chat()), listed=listed), ledger, documents=5)
-        said.append([line for line in played.messages if "is now listed as" in line])
+        played = play(Behaviour(title="", respond=lambda asked: (200, chat()), listed=listed), cache, documents=5)
+        lines_of.append([line for line in played.messages if "is now listed as" in line])
     assert played.attempts == 0
-    assert [len(lines) for lines in said] == [0, 0, 1, 0]
-    assert "/models/b" in said[2][0]
-    assert "/models/a" in said[2][0]
+    assert [len(lines) for lines in lines_of] == [0, 0, 1, 0]
+    assert "/models/b" in lines_of[2][0]
+    assert "/models/a" in lines_of[2][0]
 
 
 def test_cached_prompt_tokens_cost_what_the_price_table_says(tmp_path):

@@ -21,8 +21,8 @@ def test_shipped_prices_are_dated_positive_and_dearer_for_output():
     assert shipped["known_on"] >= "2025"
     assert "check" in shipped["note"]
     for family in ("openai", "gemini"):
-        for entry in shipped["models"][family].values():
-            assert 0 < entry["input"] < entry["output"]
+        for price in shipped["models"][family].values():
+            assert 0 < price["input"] < price["output"]
 
 
 def test_a_price_is_found_by_name_pinned_name_and_successor_package():

@@ -61,10 +61,10 @@ def ask(engine: Engine, requests: list[Request]) -> list:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_an_answer_arrives_whole_and_is_paid_once(provider, tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
+    cache = str(tmp_path / "ledger.sqlite")
     with serve() as server:
-        [first] = ask(engine_for(server, provider, ledger=ledger), [request()])
-        [second] = ask(engine_for(server, provider, ledger=ledger), [request()])
+        [first] = ask(engine_for(server, provider, ledger=cache), [request()])
+        [second] = ask(engine_for(server, provider, ledger=cache), [request()])
         assert server.attempts == 1
     assert first.text == second.text == '{"word": "topic", "score": 1}'
     assert (first.cached, second.cached) == (False, True)
@@ -74,11 +74,11 @@ def test_an_answer_arrives_whole_and_is_paid_once(provider, tmp_path):
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_replay_needs_no_server_and_a_missing_answer_is_named(provider, tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
+    cache = str(tmp_path / "ledger.sqlite")
     requests = [request(number) for number in range(4)]
     with serve(faults=Faults(refused=0.5, seed=1)) as server:
-        before = ask(engine_for(server, provider, ledger=ledger), requests)
-    after = ask(engine_for(server, provider, ledger=ledger, offline_replay=True), [*requests, request(99)])
+        before = ask(engine_for(server, provider, ledger=cache), requests)
+    after = ask(engine_for(server, provider, ledger=cache, offline_replay=True), [*requests, request(99)])
     shown = [getattr(outcome, "text", str(outcome)) for outcome in before]
     assert shown == [getattr(outcome, "text", str(outcome)) for outcome in after[:-1]]
     assert any(isinstance(outcome, CallFailed) for outcome in before)
@@ -101,15 +101,15 @@ def test_passing_faults_are_tried_again(provider, fault):
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(("fault", "reason"), [("truncated", "truncated"), ("refused", "refused"), ("empty", "empty")])
 def test_an_unusable_ending_is_a_failure_with_its_reason_and_never_an_answer(provider, fault, reason, tmp_path):
-    ledger = str(tmp_path / "ledger.sqlite")
+    cache = str(tmp_path / "ledger.sqlite")
     with serve(faults=Faults(**{fault: 1.0})) as server:
-        [outcome] = ask(engine_for(server, provider, ledger=ledger), [request()])
+        [outcome] = ask(engine_for(server, provider, ledger=cache), [request()])
         assert isinstance(outcome, CallFailed)
         assert outcome.reason == reason
         assert not outcome.ends_run
         assert server.attempts == 1
         server.faults = Faults()
-        [outcome] = ask(engine_for(server, provider, ledger=ledger), [request()])
+        [outcome] = ask(engine_for(server, provider, ledger=cache), [request()])
     assert outcome.text
     assert not outcome.cached
 
@@ -372,11 +372,11 @@ def test_a_run_with_a_third_of_its_calls_failing_ends_with_every_call_accounted_
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_no_key_and_no_prompt_in_logs_ledger_or_messages(provider, tmp_path, caplog, capfd):
     secret_text = "the quick brown fox jumps over the lazy dog " * 20
-    ledger = tmp_path / "ledger.sqlite"
+    cache = tmp_path / "ledger.sqlite"
     faults = Faults(error_500=0.2, too_many=0.2, dropped=0.1, garbled_http=0.1, refused=0.1, seed=2)
     with caplog.at_level(logging.INFO), serve(faults=faults) as server:
         requests = [request(number, system=secret_text, user=f"{secret_text} {number}") for number in range(30)]
-        outcomes = ask(engine_for(server, provider, ledger=str(ledger), max_attempts=2), requests)
+        outcomes = ask(engine_for(server, provider, ledger=str(cache), max_attempts=2), requests)
         header = "authorization" if provider == "openai" else "x-goog-api-key"
         assert KEY in server.bodies[-1][0][header]
     assert any(isinstance(outcome, CallFailed) for outcome in outcomes)
@@ -385,9 +385,9 @@ def test_no_key_and_no_prompt_in_logs_ledger_or_messages(provider, tmp_path, cap
     ]
     captured = capfd.readouterr()
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir()).decode("latin-1")
-    for place in (caplog.text, captured.out, captured.err, written, *map(str, chained)):
-        assert KEY not in place
-        assert secret_text[:200] not in place
+    for text in (caplog.text, captured.out, captured.err, written, *map(str, chained)):
+        assert KEY not in text
+        assert secret_text[:200] not in text
     assert "HTTP Request" not in caplog.text
 
 
@@ -444,9 +444,9 @@ def test_lost_calls_that_are_answered_later_do_not_end_a_run_far_below_its_cap(t
 
 
 def test_cancelling_counts_what_may_have_been_billed_and_leaves_no_claim(tmp_path):
-    ledger = tmp_path / "ledger.sqlite"
+    cache = tmp_path / "ledger.sqlite"
     with serve(latency_seconds=5) as server:
-        engine = engine_for(server, ledger=str(ledger))
+        engine = engine_for(server, ledger=str(cache))
 
         async def run():
             async with engine:
@@ -458,6 +458,6 @@ def test_cancelling_counts_what_may_have_been_billed_and_leaves_no_claim(tmp_pat
 
         with pytest.raises(RuntimeError, match="the program ends"):
             asyncio.run(run())
-    rows = sqlite3.connect(ledger)
+    rows = sqlite3.connect(cache)
     assert rows.execute("SELECT count(*) FROM claims").fetchone() == (0,)
     assert rows.execute("SELECT lost, calls FROM spent").fetchall() == [(1, 3)]

@@ -48,14 +48,14 @@ async def _play(script, work, path="v1", prepare=lambda port: None, url="http://
             while head := await reader.readuntil(b"\r\n\r\n"):
                 await reader.readexactly(int(re.search(rb"content-length: (\d+)", head.lower()).group(1)))
                 asked += 1
-                pieces = script(number, asked)
-                if pieces is None:
+                chunks = script(number, asked)
+                if chunks is None:
                     break
-                for piece in pieces:
-                    writer.write(piece)
+                for chunk in chunks:
+                    writer.write(chunk)
                     await writer.drain()
-                    await asyncio.sleep(0.002 if len(pieces) > 1 else 0)
-                if b"connection: close" in b"".join(pieces):
+                    await asyncio.sleep(0.002 if len(chunks) > 1 else 0)
+                if b"connection: close" in b"".join(chunks):
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -82,10 +82,10 @@ def play(*arguments, **settings):
 
 
 @pytest.mark.parametrize("answer", [WHOLE, CHUNKED, TRAILED, TO_THE_END, b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE])
-@pytest.mark.parametrize("piece", [1, 7, 10_000])
-def test_an_answer_is_read_whole_however_it_is_cut(answer, piece):
-    pieces = [answer[start : start + piece] for start in range(0, len(answer), piece)]
-    reply, *_ = play(lambda *_: pieces, lambda ask: ask())
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_an_answer_is_read_whole_however_it_is_cut(answer, size):
+    chunks = [answer[start : start + size] for start in range(0, len(answer), size)]
+    reply, *_ = play(lambda *_: chunks, lambda ask: ask())
     assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("a", 1, 2)
 
 
@@ -112,7 +112,7 @@ def test_a_connection_that_the_server_closed_is_not_used_again():
 
 
 @pytest.mark.parametrize(
-    ("pieces", "kind"),
+    ("chunks", "kind"),
     [
         (None, "dropped"),
         ([HEAD + b"content-length: 800\r\nconnection: close\r\n\r\n" + BODY], "dropped"),
@@ -122,14 +122,14 @@ def test_a_connection_that_the_server_closed_is_not_used_again():
         ([HEAD + b"content-length: 4\r\n\r\nnull"], "garbled"),
     ],
 )
-def test_a_broken_answer_is_a_failure_of_its_kind(pieces, kind):
+def test_a_broken_answer_is_a_failure_of_its_kind(chunks, kind):
     async def work(ask):
         with pytest.raises(Transient) as caught:
             await ask()
         assert caught.value.kind == kind
         assert caught.value.billed
 
-    play(lambda *_: pieces, work)
+    play(lambda *_: chunks, work)
 
 
 def test_an_answer_that_never_ends_is_left_to_the_callers_deadline():

@@ -30,7 +30,7 @@ def _key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
 
 
-def entry(text: str = "an answer", **changes) -> CachedResponse:
+def cached_response(text: str = "an answer", **changes) -> CachedResponse:
     return CachedResponse(
         **{"stage": "s", "text": text, "prompt_tokens": 3, "completion_tokens": 4, "dollars": 0.5, "model": "m"}
         | changes
@@ -41,11 +41,11 @@ def with_ledger(path, work, *, run: str = "default", caps: BudgetConfig = Budget
     """Runs the coroutine function `work` on an open ledger."""
 
     async def go():
-        ledger = ResponseCache(None if path is None else str(path), run=run, caps=caps, replay=replay)
+        cache = ResponseCache(None if path is None else str(path), run=run, caps=caps, replay=replay)
         try:
-            return await work(ledger)
+            return await work(cache)
         finally:
-            await ledger.close()
+            await cache.close()
 
     return asyncio.run(go())
 
@@ -61,9 +61,9 @@ class Recorder:
         return f"answer to {self.answered[-1]}"
 
 
-def keys_in(ledger: Path) -> set[str]:
+def keys_in(cache: Path) -> set[str]:
     try:
-        with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as connection:
+        with sqlite3.connect(f"file:{cache}?mode=ro", uri=True) as connection:
             return {key for (key,) in connection.execute("SELECT key FROM answers")}
     except sqlite3.OperationalError:
         return set()
@@ -73,42 +73,42 @@ def keys_in(ledger: Path) -> set[str]:
     "text", ["plain", "nul \x00 inside", "lone \ud800 surrogate", "quote \" ' \\ \n\u2028", "x" * 100_000, "\U0001f600"]
 )
 def test_any_text_comes_back_as_it_was(text, tmp_path):
-    async def write(ledger):
-        await ledger.reserve("k", NOTHING)
-        await ledger.commit("k", NOTHING, entry(text))
+    async def write(cache):
+        await cache.reserve("k", NOTHING)
+        await cache.commit("k", NOTHING, cached_response(text))
 
     with_ledger(tmp_path / "l", write)
-    assert with_ledger(tmp_path / "l", lambda ledger: ledger.find("k")).text == text
+    assert with_ledger(tmp_path / "l", lambda cache: cache.find("k")).text == text
 
 
 def test_a_failure_is_never_an_answer_but_replays(tmp_path):
     failure = CachedFailure(stage="s", reason="refused", detail="no", prompt_tokens=1, completion_tokens=0, dollars=0.1)
 
-    async def write(ledger):
-        assert (await ledger.reserve("k", NOTHING)).state == "granted"
-        await ledger.commit("k", Amount(0.1, 1, 1), failure)
-        return await ledger.find("k"), (await ledger.reserve("k", NOTHING)).state
+    async def write(cache):
+        assert (await cache.reserve("k", NOTHING)).state == "granted"
+        await cache.commit("k", Amount(0.1, 1, 1), failure)
+        return await cache.find("k"), (await cache.reserve("k", NOTHING)).state
 
     assert with_ledger(tmp_path / "l", write) == (None, "granted")
-    assert with_ledger(tmp_path / "l", lambda ledger: ledger.find("k"), replay=True) == failure
+    assert with_ledger(tmp_path / "l", lambda cache: cache.find("k"), replay=True) == failure
 
 
 def test_the_first_answer_stays(tmp_path):
-    async def write(ledger):
-        await ledger.commit("k", NOTHING, entry("first"))
-        await ledger.commit("k", NOTHING, entry("second"))
-        return await ledger.find("k")
+    async def write(cache):
+        await cache.commit("k", NOTHING, cached_response("first"))
+        await cache.commit("k", NOTHING, cached_response("second"))
+        return await cache.find("k")
 
     assert with_ledger(tmp_path / "l", write).text == "first"
 
 
 def test_spending_is_added_up_by_run_and_over_restarts(tmp_path):
-    async def spend(ledger):
-        await ledger.reserve("k", Amount(9.0, 9, 1))
-        await ledger.commit("k", Amount(0.25, 10, 1), None)  # the first attempt failed
-        await ledger.reserve("k", Amount(9.0, 9, 1))
-        await ledger.commit("k", Amount(0.5, 20, 1), None)
-        return ledger.spent_before
+    async def spend(cache):
+        await cache.reserve("k", Amount(9.0, 9, 1))
+        await cache.commit("k", Amount(0.25, 10, 1), None)  # the first attempt failed
+        await cache.reserve("k", Amount(9.0, 9, 1))
+        await cache.commit("k", Amount(0.5, 20, 1), None)
+        return cache.spent_before
 
     assert with_ledger(tmp_path / "l", spend, run="a") == NOTHING
     assert with_ledger(tmp_path / "l", spend, run="b") == NOTHING
@@ -117,16 +117,16 @@ def test_spending_is_added_up_by_run_and_over_restarts(tmp_path):
 
 @pytest.mark.parametrize("cap", [{"max_dollars": 1.0}, {"max_tokens": 100}, {"max_calls": 2}])
 def test_a_claim_that_could_pass_the_cap_is_held_back(cap, tmp_path):
-    async def claim(ledger):
-        first = await ledger.reserve("a", Amount(0.9, 90, 2))
-        over = await ledger.reserve("b", Amount(0.2, 20, 1))
-        await ledger.commit("a", Amount(0.1, 10, 1), None)
-        fits = await ledger.reserve("b", Amount(0.2, 20, 1))
-        await ledger.commit("b", Amount(0.9, 90, 1), None)
-        last = await ledger.reserve("c", Amount(0.2, 20, 1))
+    async def reserve_more(cache):
+        first = await cache.reserve("a", Amount(0.9, 90, 2))
+        over = await cache.reserve("b", Amount(0.2, 20, 1))
+        await cache.commit("a", Amount(0.1, 10, 1), None)
+        fits = await cache.reserve("b", Amount(0.2, 20, 1))
+        await cache.commit("b", Amount(0.9, 90, 1), None)
+        last = await cache.reserve("c", Amount(0.2, 20, 1))
         return first, over, fits, last
 
-    first, over, fits, last = with_ledger(tmp_path / "l", claim, caps=BudgetConfig(**cap))
+    first, over, fits, last = with_ledger(tmp_path / "l", reserve_more, caps=BudgetConfig(**cap))
     assert (first.state, over.state, fits.state, last.state) == ("granted", "over", "granted", "over")
     assert (over.in_flight, last.in_flight) == (True, False)
     assert over.cap == next(iter(cap))
@@ -149,13 +149,13 @@ def test_what_another_living_process_asks_is_held_and_what_a_dead_one_asked_is_c
     try:
         assert other.stdout.readline() == "claimed\n"
 
-        async def claim(ledger):
-            before = await ledger.reserve("k", Amount(1.0, 1, 1))
+        async def reserve_twice(cache):
+            before = await cache.reserve("k", Amount(1.0, 1, 1))
             other.kill()
             other.wait()
-            return before.state, (await ledger.reserve("k", Amount(1.0, 1, 1))).state
+            return before.state, (await cache.reserve("k", Amount(1.0, 1, 1))).state
 
-        assert with_ledger(tmp_path / "l", claim) == ("held", "granted")
+        assert with_ledger(tmp_path / "l", reserve_twice) == ("held", "granted")
     finally:
         other.kill()
         other.wait()
@@ -185,17 +185,17 @@ def _break_an_answer(path: Path):
 def test_a_damaged_or_foreign_ledger_is_one_line_that_names_it(damage, says, tmp_path):
     path = tmp_path / "l"
 
-    async def write(ledger):
+    async def write(cache):
         for number in range(200):
-            await ledger.commit(f"k{number}", NOTHING, entry("x" * 200))
+            await cache.commit(f"k{number}", NOTHING, cached_response("x" * 200))
 
     with_ledger(path, write)
     damage(path)
 
-    async def read(ledger):
+    async def read(cache):
         for number in range(200):
-            await ledger.find(f"k{number}")
-            await ledger.reserve(f"new{number}", NOTHING)
+            await cache.find(f"k{number}")
+            await cache.reserve(f"new{number}", NOTHING)
 
     with pytest.raises(InputError, match=says) as caught:
         with_ledger(path, read)
@@ -205,17 +205,17 @@ def test_a_damaged_or_foreign_ledger_is_one_line_that_names_it(damage, says, tmp
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_ledger_is_one_line(tmp_path):
-    with_ledger(tmp_path / "l", lambda ledger: ledger.find("k"))
+    with_ledger(tmp_path / "l", lambda cache: cache.find("k"))
     (tmp_path / "l").chmod(0o400)
     with pytest.raises(InputError, match="may not be written"):
-        with_ledger(tmp_path / "l", lambda ledger: ledger.find("k"))
+        with_ledger(tmp_path / "l", lambda cache: cache.find("k"))
 
 
 def test_replay_reads_a_ledger_in_a_folder_that_may_not_be_written(tmp_path):
-    with_ledger(tmp_path / "l", lambda ledger: ledger.commit("k", NOTHING, entry()))
+    with_ledger(tmp_path / "l", lambda cache: cache.commit("k", NOTHING, cached_response()))
     tmp_path.chmod(0o500)
     try:
-        assert with_ledger(tmp_path / "l", lambda ledger: ledger.find("k"), replay=True) == entry()
+        assert with_ledger(tmp_path / "l", lambda cache: cache.find("k"), replay=True) == cached_response()
         assert [path.name for path in tmp_path.iterdir()] == ["l"]
     finally:
         tmp_path.chmod(0o700)
@@ -223,9 +223,9 @@ def test_replay_reads_a_ledger_in_a_folder_that_may_not_be_written(tmp_path):
 
 def test_replay_without_a_ledger_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no such ledger to replay"):
-        with_ledger(tmp_path / "absent", lambda ledger: ledger.find("k"), replay=True)
+        with_ledger(tmp_path / "absent", lambda cache: cache.find("k"), replay=True)
     with pytest.raises(InputError, match="needs a ledger"):
-        with_ledger(None, lambda ledger: ledger.find("k"), replay=True)
+        with_ledger(None, lambda cache: cache.find("k"), replay=True)
 
 
 def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
@@ -254,19 +254,19 @@ def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
     assert done.stderr == ""
     last = int(written[-1])
     assert last > 20
-    assert with_ledger(tmp_path / "l", lambda ledger: ledger.find(f"k{last}")).text == "x" * 20_000
+    assert with_ledger(tmp_path / "l", lambda cache: cache.find(f"k{last}")).text == "x" * 20_000
 
 
 def test_killed_at_random_moments_no_finished_call_is_repeated(tmp_path):
     times = kills(3)
-    ledger, recorder, generator = tmp_path / "ledger.sqlite", Recorder(), random.Random(times)
+    cache, recorder, generator = tmp_path / "ledger.sqlite", Recorder(), random.Random(times)
     count = 60 * times
     with serve(recorder, latency_seconds=0.02) as server:
         settings = {
             "url": server.openai_url,
             "first": 0,
             "last": count,
-            "config": {"ledger": str(ledger), "max_in_flight": 8},
+            "config": {"ledger": str(cache), "max_in_flight": 8},
         }
         moments = []  # at each kill: how many questions had been answered, and what the ledger held
         for _ in range(times):
@@ -274,14 +274,14 @@ def test_killed_at_random_moments_no_finished_call_is_repeated(tmp_path):
             time.sleep(generator.uniform(0.0, 0.25))
             process.send_signal(signal.SIGKILL)
             process.wait()
-            moments.append((len(recorder.answered), keys_in(ledger)))
+            moments.append((len(recorder.answered), keys_in(cache)))
         last = result(start(**settings))
-        whole = result(start(**settings | {"config": {"ledger": str(tmp_path / "another.sqlite")}}))
+        uninterrupted = result(start(**settings | {"config": {"ledger": str(tmp_path / "another.sqlite")}}))
     for answered, finished in moments:
         later = {key_of(number) for number in recorder.answered[answered:-count]}
         assert not later & finished
     assert last["kinds"] == {"answered": count}
-    assert last["answers"] == whole["answers"]
+    assert last["answers"] == uninterrupted["answers"]
     assert server.attempts - 2 * count <= times * 16  # what was in flight or on its way to the disk
 
 

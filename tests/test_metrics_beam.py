@@ -49,12 +49,12 @@ def test_blocks_in_any_cut_give_the_figures_of_one_machine(texts, monkeypatch):
             for name, counts in beam.count_others(parts):
                 others.setdefault(name, []).append(counts)
         logs = [{"log": float(np.log1p(sum(counts)).sum())} for counts in others.values()]
-        found = {
+        merged = {
             "sums": beam._added(sums),
             "distinct": beam._added(beam.count_distinct(key, parts) for key, parts in distinct.items()),
             "repeats": beam._added(logs),
         }
-        assert beam._values(found) == pytest.approx(expected(texts), rel=1e-12)
+        assert beam._values(merged) == pytest.approx(expected(texts), rel=1e-12)
 
 
 @pytest.mark.slow
@@ -67,13 +67,13 @@ def test_a_pipeline_gives_the_same_card(texts, tmp_path):
     source = CorpusConfig(source=str(tmp_path / "*.jsonl"))
     config = MetricsConfig(runner="DirectRunner")
     asked = ("self_repetition", "ngram_diversity", "mtld", "type_token_ratio", "compression_ratio_gzip")
-    card = beam.measure_all(lambda: open_corpus(source), "made", asked, config, str(tmp_path))
+    report = beam.measure_all(lambda: open_corpus(source), "made", asked, config, str(tmp_path))
     wanted = expected(texts)
-    assert {name: figure.value for name, figure in card.metrics.items()} == pytest.approx(
+    assert {name: figure.value for name, figure in report.metrics.items()} == pytest.approx(
         {name: wanted[name] for name in asked[:-1]}
     )
-    assert card.corpus["documents"] == len(texts)
-    assert "compression_ratio_gzip" in card.warnings[1]
+    assert report.corpus["documents"] == len(texts)
+    assert "compression_ratio_gzip" in report.warnings[1]
     assert not list(tmp_path.glob(".whole-*"))
     (tmp_path / "0.jsonl").write_text('{"text": 7}\n')
     with pytest.raises(InputError, match=r"0.jsonl:1"):

@@ -26,14 +26,14 @@ RENEW = "tests/renew_metrics_golden.py renews the file; renew it only when the p
 @pytest.mark.parametrize("name", corpora())
 def test_the_diversity_packages_figures_to_the_digits_it_prints(name):
     texts, wanted = corpora()[name], GOLDEN[name]
-    found = {
+    figures = {
         "ngram_diversity_score": pairwise.ngram_diversity_score(texts),
         "self_repetition_score": pytest.approx(pairwise.self_repetition_score(texts), abs=1e-12),
         "compression_ratio_gzip": pairwise.compression_ratio(texts, "gzip"),
         "compression_ratio_xz": pairwise.compression_ratio(texts, "xz"),
         "homogenization_score_rougel": pairwise.homogenization_score(texts),
     }
-    assert found == wanted, RENEW
+    assert figures == wanted, RENEW
 
 
 def test_vendi_scores_and_distances_of_vectors():
@@ -50,10 +50,10 @@ def test_with_the_packages_installed_the_file_is_still_what_they_give():
     pytest.importorskip("vendi_score", reason="vendi-score is not installed; the file was made with it")
     pytest.importorskip("rouge_score", reason="rouge-score is not installed; the file was made with it")
     try:
-        found = golden()
+        recomputed = golden()
     except ImportError as error:
         pytest.skip(str(error))
-    assert found == GOLDEN
+    assert recomputed == GOLDEN
 
 
 def test_what_the_package_cannot_give_is_one_line():
@@ -74,11 +74,11 @@ def test_what_the_packages_words_cannot_read_is_left_out(language):
     assert ("ngram_diversity_score" in figures) == ("self_repetition_score" in figures) == (language not in UNSPACED)
     assert ("homogenization_score_rougel" in figures) == (language == "english")
     assert len(figures) + len(warnings) == 5
-    card = measure({language: texts}, chosen_metrics("lexical", MetricsConfig()), MetricsConfig(draws=1))[language]
-    assert any("without spaces" in warning for warning in card.warnings) == (language in UNSPACED)
-    words = card.metrics["context_length_words"].value
+    report = measure({language: texts}, chosen_metrics("lexical", MetricsConfig()), MetricsConfig(draws=1))[language]
+    assert any("without spaces" in warning for warning in report.warnings) == (language in UNSPACED)
+    words = report.metrics["context_length_words"].value
     assert 45 <= words <= 80
-    assert 20 <= card.metrics["mtld"].value <= 200
-    pieces = MetricsConfig(draws=1, words="pieces")
+    assert 20 <= report.metrics["mtld"].value <= 200
+    by_pieces = MetricsConfig(draws=1, words="pieces")
     with pytest.raises(InputError, match="words=pieces") if language in UNSPACED else contextlib.nullcontext():
-        measure({language: texts}, ["self_repetition"], pieces)
+        measure({language: texts}, ["self_repetition"], by_pieces)

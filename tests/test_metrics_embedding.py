@@ -115,7 +115,7 @@ class _Embeddings(http.server.BaseHTTPRequestHandler):
         if server.refusing:
             return self._answer(401, {"error": {"message": "wrong key"}})
         vectors = [[float(text.count(letter)) for letter in "abcdefghij"] for text in body["input"]]
-        data = [{"object": "embedding", "index": i, "embedding": one} for i, one in enumerate(vectors)]
+        data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
         data = data[:-1] if server.short else data[::-1]
         return self._answer(
             200,

@@ -99,8 +99,8 @@ def test_folding_drops_case_and_punctuation_and_composed_forms_are_equal():
 @given(NARROW, st.integers(1, 6))
 def test_ngram_diversity_counts_windows_inside_documents(texts, n):
     words = split_words(texts)
-    found = [gram for text in texts for gram in grams(slowly_written(text), n)]
-    wanted = len(set(found)) / len(found) if found else None
+    occurring = [gram for text in texts for gram in grams(slowly_written(text), n)]
+    wanted = len(set(occurring)) / len(occurring) if occurring else None
     assert lexical.ngram_diversity(Ngrams(words), n) == wanted
 
 
@@ -108,8 +108,8 @@ def test_ngram_diversity_counts_windows_inside_documents(texts, n):
 @given(NARROW, st.integers(1, 5))
 def test_self_repetition_is_its_definition(texts, n):
     sets = [set(grams(slowly_written(text), n)) for text in texts]
-    holding = Counter(gram for one in sets for gram in one)
-    wanted = sum(math.log(1 + sum(holding[gram] - 1 for gram in one)) for one in sets) / len(texts)
+    holding = Counter(gram for gram_set in sets for gram in gram_set)
+    wanted = sum(math.log(1 + sum(holding[gram] - 1 for gram in gram_set)) for gram_set in sets) / len(texts)
     assert lexical.self_repetition(Ngrams(split_words(texts)), n) == pytest.approx(wanted, abs=1e-12)
 
 
@@ -138,11 +138,11 @@ def test_sorting_in_parts_changes_nothing(monkeypatch):
         offsets=np.arange(0, 60_001, 60),
         types=300_000,
     )
-    whole = rank(keys, 2), Ngrams(words).distinct(4), Ngrams(words).repeats_by_document(3)
+    at_once = rank(keys, 2), Ngrams(words).distinct(4), Ngrams(words).repeats_by_document(3)
     monkeypatch.setattr(module, "_PART", 4096)
-    assert (rank(keys, 2) == whole[0]).all()
-    assert Ngrams(words, threads=3).distinct(4) == whole[1]
-    assert (Ngrams(words, threads=3).repeats_by_document(3) == whole[2]).all()
+    assert (rank(keys, 2) == at_once[0]).all()
+    assert Ngrams(words, threads=3).distinct(4) == at_once[1]
+    assert (Ngrams(words, threads=3).repeats_by_document(3) == at_once[2]).all()
     assert (np.concatenate(in_parts(keys, np.sort, 2)) == np.sort(keys)).all()
 
 
@@ -159,13 +159,13 @@ def slow_factors(words):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 6), max_size=40), min_size=1, max_size=70))
 def test_mtld_and_type_token_ratio_are_their_definitions(documents):
-    texts = [" ".join(f"w{i}" for i in one) for one in documents]
+    texts = [" ".join(f"w{i}" for i in numbers) for numbers in documents]
     words = split_words(texts, "folded")
-    assert lexical.factor_counts(words) == pytest.approx([slow_factors(one) for one in documents])
-    factors = sum(slow_factors(one) + slow_factors(one[::-1]) for one in documents) / 2
+    assert lexical.factor_counts(words) == pytest.approx([slow_factors(numbers) for numbers in documents])
+    factors = sum(slow_factors(numbers) + slow_factors(numbers[::-1]) for numbers in documents) / 2
     total = sum(map(len, documents))
     assert lexical.mtld(words) == (pytest.approx(total / factors) if factors else None)
-    some = [len(set(one)) / len(one) for one in documents if one]
+    some = [len(set(numbers)) / len(numbers) for numbers in documents if numbers]
     assert lexical.type_token_ratio(words) == (pytest.approx(sum(some) / len(some)) if some else None)
 
 
@@ -196,7 +196,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 5), max_size=15), min_size=2, max_s
 @quickly
 @given(DOCUMENTS)
 def test_rouge_l_and_bleu_of_all_pairs_are_their_definitions(documents):
-    words = split_words([" ".join(f"w{i}" for i in one) for one in documents], "folded")
+    words = split_words([" ".join(f"w{i}" for i in numbers) for numbers in documents], "folded")
     left, right = np.nonzero(~np.eye(len(documents), dtype=bool))
     pairs = [(documents[i], documents[j]) for i, j in zip(left, right, strict=True)]
     wanted = [2 * slow_lcs(a, b) / max(len(a) + len(b), 1) for a, b in pairs]
@@ -211,26 +211,26 @@ def test_bleu_in_parts_and_with_a_large_vocabulary_is_the_same(monkeypatch):
 
     draw = np.random.default_rng(1)
     documents = [draw.integers(70_000 if k % 2 else 9, size=k * 30) for k in range(1, 30)]
-    offsets = np.concatenate([[0], np.cumsum([len(one) for one in documents])])
+    offsets = np.concatenate([[0], np.cumsum([len(numbers) for numbers in documents])])
     words = Words(ids=np.concatenate(documents).astype(np.int32), offsets=offsets, types=70_000)
     left, right = draw.integers(29, size=60), draw.integers(29, size=60)
-    whole = bleu(words, left, right)
-    assert whole == pytest.approx(
+    at_once = bleu(words, left, right)
+    assert at_once == pytest.approx(
         [slow_bleu(documents[i].tolist(), documents[j].tolist()) for i, j in zip(left, right, strict=True)]
     )
     monkeypatch.setattr(module, "_PART_WORDS", 1000)
-    assert bleu(words, left, right) == pytest.approx(whole)
+    assert bleu(words, left, right) == pytest.approx(at_once)
 
 
 def test_sampled_pairs_hold_the_mean_over_all_pairs_as_often_as_promised():
     draw = np.random.default_rng(2)
     texts = [" ".join(f"w{i}" for i in draw.zipf(1.5, size=20)) for _ in range(60)]
     words = split_words(texts, "folded")
-    whole = rouge_l_homogenization(words, pairs=None)
-    assert whole.exact
-    assert whole.pairs == 60 * 59 // 2
+    exact = rouge_l_homogenization(words, pairs=None)
+    assert exact.exact
+    assert exact.pairs == 60 * 59 // 2
     drawn = [rouge_l_homogenization(words, pairs=300, seed=seed) for seed in range(200)]
-    held = sum(one.low <= whole.value <= one.high for one in drawn)
+    held = sum(interval.low <= exact.value <= interval.high for interval in drawn)
     assert held >= 182  # of 200 at 95 %: below this one time in ten thousand
     assert drawn[0] == rouge_l_homogenization(words, pairs=300, seed=0)
     quick = rouge_l_homogenization(words, pairs=1700, half_width=0.05)
@@ -296,19 +296,19 @@ def test_a_very_long_document_is_split_in_pieces_without_cutting_a_word(monkeypa
     import diversity_jax.metrics.text as module
 
     texts = ["alpha beta  gamma\ndelta " * 50, "short", "x" * 300, "tail words " * 9]
-    whole = split_words(texts)
+    at_once = split_words(texts)
     monkeypatch.setattr(module, "_CHUNK_CHARACTERS", 37)
     monkeypatch.setattr(module, "_CHUNK_DOCUMENTS", 2)
     parts = split_words(texts)
-    assert parts.lengths.tolist() == whole.lengths.tolist()
-    assert (parts.ids == whole.ids).all()
+    assert parts.lengths.tolist() == at_once.lengths.tolist()
+    assert (parts.ids == at_once.ids).all()
     monkeypatch.setattr(lexical, "_PART_WORDS", 40)
     assert lexical.mtld(parts) == pytest.approx(slow_mtld(texts))
 
 
 def slow_mtld(texts):
     documents = [re.findall(r"[a-z]+", text) for text in texts]
-    factors = sum(slow_factors(one) + slow_factors(one[::-1]) for one in documents) / 2
+    factors = sum(slow_factors(numbers) + slow_factors(numbers[::-1]) for numbers in documents) / 2
     return sum(map(len, documents)) / factors
 
 
@@ -318,12 +318,12 @@ def test_threads_and_chunks_change_nothing(monkeypatch):
     draw = np.random.default_rng(5)
     texts = [" ".join(f"w{i}" for i in draw.integers(50, size=9)) for _ in range(40)]
     texts[17] += " \ud800 x"  # a lone surrogate takes another way
-    one = split_words(texts, threads=1)
+    single = split_words(texts, threads=1)
     monkeypatch.setattr(module, "_CHUNK_DOCUMENTS", 7)
     monkeypatch.setattr(module, "_CHUNK_CHARACTERS", 90)
     two = split_words(texts, threads=3)
-    assert (one.ids == two.ids).all()
-    assert (one.offsets == two.offsets).all()
+    assert (single.ids == two.ids).all()
+    assert (single.offsets == two.offsets).all()
 
 
 def test_white_space_is_what_python_takes_for_it():
@@ -338,11 +338,11 @@ def test_white_space_is_what_python_takes_for_it():
 def test_a_cut_text_holds_exactly_the_first_words(words, count):
     text = "  ".join(words)
     cut = first_words(text, count)
-    whole = slowly(text)
-    if len(whole) < count:
+    all_words = slowly(text)
+    if len(all_words) < count:
         assert cut is None
     else:
-        assert slowly(cut) == whole[:count]
+        assert slowly(cut) == all_words[:count]
 
 
 def slowly(text):

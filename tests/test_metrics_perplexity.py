@@ -52,9 +52,9 @@ def test_windows_score_every_prediction_once_with_enough_before_it(length, conte
     seen = []
     for start, end, first in windows(length, context, stride):
         assert 0 <= start <= first < end <= min(start + context, length)
-        seen += [(place, place - start) for place in range(first, end)]
-    assert [place for place, _ in seen] == list(range(length))
-    assert all(before >= min(place, context - stride) for place, before in seen)
+        seen += [(position, position - start) for position in range(first, end)]
+    assert [position for position, _ in seen] == list(range(length))
+    assert all(before >= min(position, context - stride) for position, before in seen)
 
 
 class _Slow:
@@ -64,11 +64,11 @@ class _Slow:
         self.model = model
 
     def nats(self, ids, stride):
-        whole = np.concatenate([[self.model.first_token], ids]).astype(np.int32)
+        tokens = np.concatenate([[self.model.first_token], ids]).astype(np.int32)
         total = 0.0
         for start, end, first in windows(len(ids), self.model.context_tokens, stride):
-            for place in range(first, end):
-                inputs, targets = whole[start : place + 1], whole[start + 1 : place + 2]
+            for position in range(first, end):
+                inputs, targets = tokens[start : position + 1], tokens[start + 1 : position + 2]
                 padded = np.zeros((2, 1, 48), np.int32)
                 padded[0, 0, : len(inputs)], padded[1, 0, : len(targets)] = inputs, targets
                 total += float(self.model.nats(padded[0], padded[1])[0, len(inputs) - 1])
@@ -77,23 +77,23 @@ class _Slow:
 
 @pytest.mark.parametrize("stride", [None, 5])
 def test_documents_longer_than_the_context_are_scored_token_by_token(model, stride):
-    found = document_nats(TEXTS, model, stride=stride, batch_tokens=256)
+    losses = document_nats(TEXTS, model, stride=stride, batch_tokens=256)
     ids, lengths = model.encode(TEXTS)
-    assert found.tokens.tolist() == lengths.tolist()
-    assert found.utf8_bytes.tolist() == [len(text.encode()) for text in TEXTS]
+    assert losses.tokens.tolist() == lengths.tolist()
+    assert losses.utf8_bytes.tolist() == [len(text.encode()) for text in TEXTS]
     last = ids[-lengths[-1] :]
-    assert found.nats[3] == pytest.approx(_Slow(model).nats(last, stride or 16), rel=2e-3)
-    assert found.nats[1] == 0
-    assert found.perplexity() == pytest.approx(math.exp(found.nats.sum() / lengths.sum()))
-    assert found.bits_per_byte() == pytest.approx(
-        found.nats.sum() / math.log(2) / sum(len(text.encode()) for text in TEXTS)
+    assert losses.nats[3] == pytest.approx(_Slow(model).nats(last, stride or 16), rel=2e-3)
+    assert losses.nats[1] == 0
+    assert losses.perplexity() == pytest.approx(math.exp(losses.nats.sum() / lengths.sum()))
+    assert losses.bits_per_byte() == pytest.approx(
+        losses.nats.sum() / math.log(2) / sum(len(text.encode()) for text in TEXTS)
     )
 
 
 def test_batch_size_changes_nothing(model):
     texts = [f"text number {n} " * (n % 6) for n in range(25)]
-    one, many = document_nats(texts, model, batch_tokens=64), document_nats(texts, model, batch_tokens=1024)
-    assert one.nats == pytest.approx(many.nats, rel=1e-3)
+    few, many = document_nats(texts, model, batch_tokens=64), document_nats(texts, model, batch_tokens=1024)
+    assert few.nats == pytest.approx(many.nats, rel=1e-3)
 
 
 def test_ours_and_transformers_agree(folder, model, tmp_path):
@@ -133,8 +133,8 @@ def test_rows_are_batched_by_length_and_all_come_once():
     rows = [np.arange(length) for length in (5, 0, 90, 17, 3, 33, 200)]
     seen = []
     for numbers, tokens, mask in batches(rows, 128):
-        for place, number in enumerate(numbers.tolist()):
-            assert tokens[place][mask[place]].tolist() == rows[number].tolist()
+        for row_number, number in enumerate(numbers.tolist()):
+            assert tokens[row_number][mask[row_number]].tolist() == rows[number].tolist()
             seen.append(number)
     assert sorted(seen) == [0, 2, 3, 4, 5, 6]
 

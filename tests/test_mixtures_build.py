@@ -140,13 +140,13 @@ def test_a_vocabulary_over_65535_is_stored_in_four_bytes(texts, tmp_path):
 
 def cards_for(clusters, texts, seed=0):
     """Scorecards with the fingerprints of the very files."""
-    cards = {}
+    scorecards = {}
     for name, count in clusters.items():
-        card = make_scorecard(name, count, groupings=200, seed=seed)
+        scorecard = make_scorecard(name, count, groupings=200, seed=seed)
         path = texts / f"{name}.jsonl"
         fingerprint = open_corpus(str(path)).fingerprint() if path.exists() else "pooled"
-        cards[name] = dataclasses.replace(card, corpus={"name": name, "fingerprint": fingerprint})
-    return cards
+        scorecards[name] = dataclasses.replace(scorecard, corpus={"name": name, "fingerprint": fingerprint})
+    return scorecards
 
 
 policies = st.builds(
@@ -175,9 +175,9 @@ def test_every_decision_recomputed_from_its_scorecards_gives_the_same_rates(
     parts = [component(texts, "web", 2, GatePolicy()), component(texts, "code", 1, GatePolicy())]
     parts += [component(texts, name, 1, policy) for name, policy in zip(("made", "more"), chosen, strict=True)]
     asked = config(texts, parts, real_to_synthetic=ratio, train_tokens=20_000)
-    cards = cards_for(dict(zip(("made", "more", "real", "web"), clusters, strict=True)), texts, seed)
+    scorecards = cards_for(dict(zip(("made", "more", "real", "web"), clusters, strict=True)), texts, seed)
     try:
-        mixture = build(asked, tmp_path, lambda wanted: {name: cards[name] for name in wanted})
+        mixture = build(asked, tmp_path, lambda wanted: {name: scorecards[name] for name in wanted})
     except InputError as error:
         refused = str(error)
     else:
@@ -188,15 +188,17 @@ def test_every_decision_recomputed_from_its_scorecards_gives_the_same_rates(
     expected = {part.name: part.share_granted for part in mixture.components}
     assert sum(expected.values()) == 1
     again = replay(tmp_path)
-    assert {one.name: one.share_granted for one in again} == expected
-    assert all(one.from_scorecards for one in again if one.name in ("made", "more"))
+    assert {component.name: component.share_granted for component in again} == expected
+    assert all(component.from_scorecards for component in again if component.name in ("made", "more"))
     shutil.move(tmp_path / "mixture.json", tmp_path / "alone.json")
-    assert {one.name: one.share_granted for one in replay(tmp_path / "alone.json", scorecards=False)} == expected
-    for one in mixture.taken:
-        limit = dict(zip(("made", "more"), chosen, strict=True)).get(one.name, GatePolicy()).epochs
+    assert {
+        component.name: component.share_granted for component in replay(tmp_path / "alone.json", scorecards=False)
+    } == expected
+    for taken in mixture.taken:
+        limit = dict(zip(("made", "more"), chosen, strict=True)).get(taken.name, GatePolicy()).epochs
         steps = -(-20_000 // 32)
         if limit is not None:
-            assert mixture.loader(batch_size=1).epochs(steps)[mixture.taken.index(one)] <= limit
+            assert mixture.loader(batch_size=1).epochs(steps)[mixture.taken.index(taken)] <= limit
 
 
 @pytest.fixture
@@ -208,11 +210,11 @@ def built(texts, tmp_path):
         component(texts, "made", 1, policy),
         component(texts, "more", 1, policy),
     ]
-    cards = cards_for({"made": 5, "more": 60, "real": 40}, texts)
+    scorecards = cards_for({"made": 5, "more": 60, "real": 40}, texts)
     build(
         config(texts, parts, real_to_synthetic=(1, 1)),
         tmp_path / "built",
-        lambda wanted: {name: cards[name] for name in wanted},
+        lambda wanted: {name: scorecards[name] for name in wanted},
     )
     return tmp_path / "built"
 
@@ -227,7 +229,7 @@ def test_a_mixture_file_says_what_its_shares_rest_on(built):
     value = json.loads((built / "mixture.json").read_text())
     assert value["code"]["version"]
     assert len(value["code"]["source_sha256"]) == 64
-    made = next(one for one in value["components"] if one["name"] == "made")
+    made = next(component for component in value["components"] if component["name"] == "made")
     assert made["share_asked_exact"] == "1/4"
     assert 0 < made["share_granted"] < 0.25
     assert made["decision"]["action"] == "downweight"
@@ -265,8 +267,8 @@ def test_a_decision_that_was_edited_does_not_replay(built, change, says):
 
 
 def test_another_scorecard_than_the_decisions_is_noticed(built):
-    cards = {path.stem: path for path in (built / "scorecards").glob("*.json")}
-    make_scorecard("made", 5, groupings=150).save(cards["made"])
+    scorecards = {path.stem: path for path in (built / "scorecards").glob("*.json")}
+    make_scorecard("made", 5, groupings=150).save(scorecards["made"])
     with pytest.raises(InputError, match=r"scorecards/made.json: is a scorecard of other data than component 'made'"):
         replay(built)
 
@@ -284,15 +286,15 @@ def test_a_manifest_edited_by_hand_is_refused(built, texts):
 
 def test_a_given_scorecard_is_used_and_one_of_other_data_refused(texts, tmp_path):
     policy = GatePolicy(min_effective_clusters=20)
-    cards = cards_for({"made": 40, "more": 40}, texts)
-    for name, card in cards.items():
-        card.save(tmp_path / f"{name}.json")
+    scorecards = cards_for({"made": 40, "more": 40}, texts)
+    for name, scorecard in scorecards.items():
+        scorecard.save(tmp_path / f"{name}.json")
     parts = [
         component(texts, "web", 1, GatePolicy()),
         component(texts, "made", 1, policy, scorecard=str(tmp_path / "made.json")),
     ]
     mixture = build(config(texts, parts, real_to_synthetic=(1, 1)), tmp_path / "out", unscored)
-    assert mixture.components[1].decision["scorecard_hash"] == cards["made"].content_hash
+    assert mixture.components[1].decision["scorecard_hash"] == scorecards["made"].content_hash
     parts[1] = component(texts, "made", 1, policy, scorecard=str(tmp_path / "more.json"))
     with pytest.raises(InputError, match=r"component 'made': .*more.json is a scorecard of other data"):
         build(config(texts, parts, real_to_synthetic=(1, 1)), tmp_path / "other", unscored)
@@ -316,7 +318,7 @@ def test_a_mixture_is_a_component_in_its_own_shares(texts, tmp_path):
     shares = {part.name: part.share_granted for part in mixture.taken}
     assert shares == {"real_text_web": Fraction(8, 15), "real_text_code": Fraction(4, 15), "made": Fraction(1, 5)}
     check_dealt(Mixture.load(tmp_path / "outer"))
-    assert [one.share_granted for one in replay(tmp_path / "outer")] == [Fraction(4, 5), Fraction(1, 5)]
+    assert [component.share_granted for component in replay(tmp_path / "outer")] == [Fraction(4, 5), Fraction(1, 5)]
 
 
 def test_a_cycle_of_mixtures_is_refused(texts, tmp_path):

@@ -108,14 +108,14 @@ BOTH_WAYS = [(name, False) for name in CONVERTERS] + [
 def test_shards_are_disjoint_and_together_complete(seqio, folder, converter, use_cached):
     rows = rows_by_component(folder)["code"]
     options = {"shuffle": False, "num_epochs": 1, "use_cached": use_cached}
-    found = [
+    shards = [
         [row.tobytes() for row in fed(seqio, "fed.code", converter, (i, 3), **options).as_numpy_iterator()]
         for i in range(3)
     ]
-    assert sorted(row for shard in found for row in shard) == sorted(
+    assert sorted(row for shard in shards for row in shard) == sorted(
         row[CONVERTERS[converter][-1]].tobytes() for row in rows
     )
-    assert min(map(len, found)) > 0.7 * len(rows) / 3
+    assert min(map(len, shards)) > 0.7 * len(rows) / 3
 
 
 SAVED = [
@@ -135,8 +135,8 @@ def test_an_iterator_that_was_saved_goes_on_where_it_was(seqio, converter, use_c
         options = {"shuffle": True, "num_epochs": None, "use_cached": use_cached}
         return iter(fed(seqio, "fed", converter, (1, 2), **options).batch(8))
 
-    one = batches()
-    uninterrupted = [next(one).numpy() for _ in range(50)]
+    uninterrupted_batches = batches()
+    uninterrupted = [next(uninterrupted_batches).numpy() for _ in range(50)]
     stopped = batches()
     for _ in range(30):
         next(stopped)
@@ -151,6 +151,6 @@ def test_a_cached_mixture_keeps_its_shares(seqio, folder, cached):
     owner = {row.tobytes(): name for name, rows in rows_by_component(folder).items() for row in rows}
     for shard in (None, (0, 2)):
         dataset = fed(seqio, "fed", "PassThrough", shard, shuffle=True, num_epochs=None, use_cached=True)
-        found = [owner[row.tobytes()] for row in dataset.take(600).as_numpy_iterator()]
+        owners = [owner[row.tobytes()] for row in dataset.take(600).as_numpy_iterator()]
         for name, share in SHARES.items():
-            assert abs(found.count(name) - 600 * share) <= (1 if shard is None else 3)
+            assert abs(owners.count(name) - 600 * share) <= (1 if shard is None else 3)

@@ -73,15 +73,15 @@ def parquet(folder):
     import datasets
 
     cache = str(folder.parent / "cache")
-    found = datasets.load_dataset(str(folder.parent), split="train", cache_dir=cache)
-    return {name: np.array(found[name]) for name in found.column_names}
+    dataset = datasets.load_dataset(str(folder.parent), split="train", cache_dir=cache)
+    return {name: np.array(dataset[name]) for name in dataset.column_names}
 
 
 def arrow(folder):
     import datasets
 
-    found = datasets.load_from_disk(str(folder))
-    return {name: np.array(found[name]) for name in found.column_names}
+    dataset = datasets.load_from_disk(str(folder))
+    return {name: np.array(dataset[name]) for name in dataset.column_names}
 
 
 def megatron(folder, name="train"):
@@ -152,10 +152,10 @@ def levanter(folder):
     """As levanter.store reads it."""
     import tensorstore as ts
 
-    ledger = json.loads((folder / "train" / "shard_ledger.json").read_text())
-    found = {name: [] for name in ledger["field_counts"]}
-    for part in ledger["finished_shards"]:
-        for name, rows in found.items():
+    shard_ledger = json.loads((folder / "train" / "shard_ledger.json").read_text())
+    arrays = {name: [] for name in shard_ledger["field_counts"]}
+    for part in shard_ledger["finished_shards"]:
+        for name, rows in arrays.items():
             data, ends = (
                 ts.open(
                     {
@@ -168,9 +168,9 @@ def levanter(folder):
                 .result()
                 for array in ("data", "offsets")
             )
-            assert ends[0] == ledger["shard_rows"][part] == len(ends) - 1
+            assert ends[0] == shard_ledger["shard_rows"][part] == len(ends) - 1
             rows += np.split(data, ends[1:-1])
-    return {name: np.stack(rows) for name, rows in found.items()}
+    return {name: np.stack(rows) for name, rows in arrays.items()}
 
 
 READERS = {
@@ -186,10 +186,10 @@ def test_every_format_is_read_here():
 def test_rows_come_back_in_the_order_of_the_mixture(mixture, tmp_path, to):
     folder = written(mixture, tmp_path / "out", to, rows=ROWS)
     expected = mixture.loader(batch_size=ROWS).batch(0)
-    found = READERS[to](folder)
-    assert (found[FORMATS[to].names["tokens"]] == expected.tokens).all()
+    arrays = READERS[to](folder)
+    assert (arrays[FORMATS[to].names["tokens"]] == expected.tokens).all()
     if "component" in FORMATS[to].names:
-        assert (found["component"].reshape(-1) == expected.component).all()
+        assert (arrays["component"].reshape(-1) == expected.component).all()
     record = json.loads((tmp_path / "out" / "export.json").read_text())
     assert len(record["shards"]) > 2
     assert verify(tmp_path / "out")[0] == len(record["shards"])
@@ -201,12 +201,12 @@ def test_masks_segments_and_positions_go_along(conversations, tmp_path, to):
     folder = written(conversations, tmp_path / "out", to, rows=ROWS)
     boundaries = conversations.boundaries(attend_across_documents=True)
     expected = as_arrays(conversations.loader(batch_size=ROWS).batch(0), boundaries)
-    found = READERS[to](folder)
+    arrays = READERS[to](folder)
     if to == "levanter":  # a weight stands at the token before
-        assert (found["loss_weights"][:, :-1] == expected["loss_mask"][:, 1:]).all()
+        assert (arrays["loss_weights"][:, :-1] == expected["loss_mask"][:, 1:]).all()
         return
     for array in ("loss_mask", "segment_ids", "positions"):
-        assert (found[FORMATS[to].names[array]] == expected[array]).all(), array
+        assert (arrays[FORMATS[to].names[array]] == expected[array]).all(), array
     assert 0 < expected["loss_mask"].mean() < 1
 
 
@@ -222,10 +222,10 @@ def test_documents_apart(mixture, tmp_path):
     folder = written(mixture, tmp_path / "out", "mds", rows=50, documents_apart=True)
     boundaries = mixture.boundaries(attend_across_documents=False)
     expected = as_arrays(mixture.loader(batch_size=50).batch(0), boundaries)
-    found = mds(folder)
-    assert (found["segment_ids"] == expected["segment_ids"]).all()
-    assert found["segment_ids"].max() > 1
-    assert (found["positions"] == expected["positions"]).all()
+    arrays = mds(folder)
+    assert (arrays["segment_ids"] == expected["segment_ids"]).all()
+    assert arrays["segment_ids"].max() > 1
+    assert (arrays["positions"] == expected["positions"]).all()
 
 
 def test_components_apart_with_a_blend(mixture, tmp_path):
@@ -272,10 +272,10 @@ def test_a_stop_and_a_damaged_shard_end_in_the_same_files(mixture, tmp_path, to,
     assert next(count) == len(json.loads((tmp_path / "whole" / "export.json").read_text())["shards"]) + 1
 
     record = json.loads((tmp_path / "whole" / "export.json").read_text())
-    piece = record["shards"][1]["pieces"][0]
-    path = tmp_path / "stopped" / piece["file"]
+    part = record["shards"][1]["pieces"][0]
+    path = tmp_path / "stopped" / part["file"]
     data = bytearray(path.read_bytes())
-    data[piece["offset"] + piece["bytes"] // 2] ^= 1
+    data[part["offset"] + part["bytes"] // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"is damaged \(checksum\); run the export again"):
         verify(tmp_path / "stopped")

@@ -59,13 +59,13 @@ def corrupted_bytes(texts):
 def whole_spans(theirs):
     """What `trellis_span` gives for one chunk a text."""
     vocabulary, sentinel = theirs.SENTINEL_PIECES, theirs.SENTINEL_PIECES.vocab_size - 1
-    found = []
+    spans = []
     for ids in map(vocabulary.encode, theirs.TEXTS):
         first, last = len(ids) // 3, 2 * len(ids) // 3
-        found.append(
+        spans.append(
             "\n\n".join(map(vocabulary.decode, (ids[:first] + [sentinel] + ids[last:], [sentinel, *ids[first:last]])))
         )
-    return found
+    return spans
 
 
 def size(texts):
@@ -261,9 +261,9 @@ def test_our_whole_mixture_is_one_task_beside_each_of_theirs(seqio, ours, kind):
         examples = list(dataset.take(120).as_numpy_iterator())
     expected = [row.tobytes() for row in Mixture.load(ours[name]).loader(batch_size=1).rows(np.arange(120)).tokens]
     known = set(expected)
-    found = [row for row in (example["targets"].astype("<i4").tobytes() for example in examples) if row in known]
-    assert 30 < len(found) < 90  # both are drawn
-    assert found == expected[: len(found)]  # ours in the order of the schedule
+    seen = [row for row in (example["targets"].astype("<i4").tobytes() for example in examples) if row in known]
+    assert 30 < len(seen) < 90  # both are drawn
+    assert seen == expected[: len(seen)]  # ours in the order of the schedule
     assert all(
         "inputs" not in example or example["inputs"].size == 0
         for example in examples
@@ -306,16 +306,16 @@ def test_shards_of_their_mixture_hold_our_schedule_each_and_no_row_twice(seqio, 
     mixture = Mixture.load(ours["ours_bytes"])
     loaded = mixture.loader(batch_size=1).rows(np.arange(400))
     owner = {row.astype("<i4").tobytes(): part for row, part in zip(loaded.tokens, loaded.component, strict=True)}
-    found = []
+    rows_by_shard = []
     for index in range(2):
         dataset = mixed(
             seqio, "sharded", ("ours_bytes_exact", 1.0), ("trellis_plain", 1.0), shard_info=seqio.ShardInfo(index, 2)
         )
         rows = [example["targets"].tobytes() for example in dataset.take(120).as_numpy_iterator()]
-        found.append([row for row in rows if row in owner])
-        parts = [owner[row] for row in found[-1]]
+        rows_by_shard.append([row for row in rows if row in owner])
+        parts = [owner[row] for row in rows_by_shard[-1]]
         assert abs(parts.count(0) - len(parts) / 3) <= 1
-    assert not set(found[0]) & set(found[1])
+    assert not set(rows_by_shard[0]) & set(rows_by_shard[1])
 
 
 def test_rates_by_number_of_examples_know_ours(seqio, ours):
@@ -332,11 +332,11 @@ def test_all_features_come_on_request(seqio, ours):
     asked = mixed(seqio, "plain_wrap", ("ours_bytes_exact", 1.0), passthrough_features=DECODER_FEATURES)
     assert set(next(asked.as_numpy_iterator())) == {"targets", *DECODER_FEATURES}
     seqio.MixtureRegistry.add("packed_wrap", [("ours_bytes_packed_exact", 1.0)])
-    found = seqio.get_dataset("packed_wrap", {"targets": LENGTH}, seqio.PrePackedLMFeatureConverter(), num_epochs=None)
+    theirs = seqio.get_dataset("packed_wrap", {"targets": LENGTH}, seqio.PrePackedLMFeatureConverter(), num_epochs=None)
     own = seqio.get_dataset("ours_bytes", {"targets": LENGTH}, seqio.PrePackedLMFeatureConverter(), num_epochs=None)
-    for one, other in zip(found.take(50).as_numpy_iterator(), own.take(50).as_numpy_iterator(), strict=True):
+    for features, other in zip(theirs.take(50).as_numpy_iterator(), own.take(50).as_numpy_iterator(), strict=True):
         for name, values in other.items():
-            np.testing.assert_array_equal(one[name], values)
+            np.testing.assert_array_equal(features[name], values)
 
 
 @pytest.mark.parametrize(
@@ -376,8 +376,8 @@ def test_their_evaluator_finds_held_out_rows_where_asked(seqio, ours, caplog):
         weights = ((index, example["decoder_loss_weights"]) for index, example in dataset.as_numpy_iterator())
         return [(int(index), -float(weight.sum()) * np.log(256)) for index, weight in weights]
 
-    found = evaluator.evaluate(compute_metrics=True, score_fn=score)[0].result()
-    for metrics in found.values():
+    results = evaluator.evaluate(compute_metrics=True, score_fn=score)[0].result()
+    for metrics in results.values():
         assert metrics["loss"] == pytest.approx(np.log(256))
         assert metrics["perplexity"] == pytest.approx(256)
 

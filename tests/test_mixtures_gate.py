@@ -162,10 +162,12 @@ def test_auto_divides_by_effective_clusters_and_stops_at_what_there_is():
 
 
 def test_downweighting_is_the_stated_function_of_the_low_end():
-    cards = {"a": make_scorecard("a", 10), "real": make_scorecard("real", 40)}
+    scorecards = {"a": make_scorecard("a", 10), "real": make_scorecard("real", 40)}
     for power in (1.0, 2.0):
-        one = component("a", "synthetic", min_ratio_to={"real": 0.5}, on_fail="downweight", downweight_power=power)
-        decision = decide(one, measure(one, cards))
+        synthetic = component(
+            "a", "synthetic", min_ratio_to={"real": 0.5}, on_fail="downweight", downweight_power=power
+        )
+        decision = decide(synthetic, measure(synthetic, scorecards))
         assert decision.action == "downweight"
         assert decision.factor == pytest.approx((decision.findings[0].low / 0.5) ** power)
 

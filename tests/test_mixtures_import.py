@@ -59,13 +59,15 @@ def test_the_prepacked_converter_gives_every_token_and_every_boundary(seqio, fol
     mixture = Mixture.load(folder)
     tokens = mixture.loader(batch_size=1).rows(np.arange(200)).tokens
     dataset = converted(seqio, seqio.PrePackedLMFeatureConverter())
-    found = list(dataset.take(200).as_numpy_iterator())
-    np.testing.assert_array_equal(np.stack([one["decoder_input_tokens"] for one in found]), tokens[:, :-1])
-    np.testing.assert_array_equal(np.stack([one["decoder_target_tokens"] for one in found]), tokens[:, 1:])
-    assert all((one["decoder_loss_weights"] == 1).all() for one in found)
+    examples = list(dataset.take(200).as_numpy_iterator())
+    np.testing.assert_array_equal(np.stack([example["decoder_input_tokens"] for example in examples]), tokens[:, :-1])
+    np.testing.assert_array_equal(np.stack([example["decoder_target_tokens"] for example in examples]), tokens[:, 1:])
+    assert all((example["decoder_loss_weights"] == 1).all() for example in examples)
     segment_ids, positions = segments(mixture.boundaries(attend_across_documents=False).starts(tokens))
-    np.testing.assert_array_equal(np.stack([one["decoder_segment_ids"] for one in found]), segment_ids[:, :-1])
-    np.testing.assert_array_equal(np.stack([one["decoder_positions"] for one in found]), positions[:, :-1])
+    np.testing.assert_array_equal(
+        np.stack([example["decoder_segment_ids"] for example in examples]), segment_ids[:, :-1]
+    )
+    np.testing.assert_array_equal(np.stack([example["decoder_positions"] for example in examples]), positions[:, :-1])
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_shards_hold_the_shares_each_and_no_row_twice(seqio, folder):
             seqio.get_mixture_or_task("imported").get_dataset(None, shard_info=info, num_epochs=None), 200, "targets"
         )
         counts = np.bincount([owner[row.tobytes()] for row in part], minlength=len(mixture.taken))
-        assert np.abs(counts - [200 * float(one.share_granted) for one in mixture.taken]).max() < 3
+        assert np.abs(counts - [200 * float(component.share_granted) for component in mixture.taken]).max() < 3
         seen += [row.tobytes() for row in part]
     assert len(set(seen)) == 200 * shards
 
@@ -206,12 +208,12 @@ def test_a_registered_mixture_of_ours_is_taken_row_for_row(seqio, folder, tmp_pa
     assert {part.name: part.share_granted for part in mixture.taken} == {
         f"whole_{name}": share for name, share in SHARES.items()
     }
-    one = build(
+    subset = build(
         MixtureConfig(name="single", components=(component("x", "seqio:imported.few"),), **fields),
         tmp_path / "s",
         lambda _: {},
     )
-    assert [part.name for part in one.taken] == ["x_few"]
+    assert [part.name for part in subset.taken] == ["x_few"]
     with pytest.raises(InputError, match=r"component 'x': a cycle of mixtures: imported -> imported"):
         build(
             MixtureConfig(name="imported", components=(component("x", "seqio:imported"),), **fields),

@@ -81,7 +81,7 @@ def test_every_pass_reads_every_row_once_and_later_ones_in_another_order(rows):
     np.testing.assert_array_equal(passes[0], np.arange(rows))
     np.testing.assert_array_equal(np.sort(passes, axis=1), np.tile(np.arange(rows), (5, 1)))
     if rows > 16:
-        assert len({tuple(one) for one in passes}) == 5
+        assert len({tuple(order) for order in passes}) == 5
         again = EpochShuffle(f"0/web/{rows}", rows).rows_at(np.array([4 * rows + 3, 2 * rows]))
         np.testing.assert_array_equal(again, [passes[4, 3], passes[2, 0]])
         assert not np.array_equal(EpochShuffle("1/web", rows).rows_at(np.arange(rows, 2 * rows)), passes[1])
@@ -91,10 +91,12 @@ def test_a_reshuffled_pass_looks_drawn_at_random():
     """Fixed points, neighbours kept, and where rows of the first tenth go, against what a random order gives."""
     rows, passes = 10_000, 20
     order = EpochShuffle("7/web/train", rows)
-    found = order.rows_at(np.arange(rows, (passes + 1) * rows)).reshape(passes, rows)
-    assert (found == np.arange(rows)).sum() < 50  # 20 on average, standard deviation 4.5
-    assert (np.diff(found) == 1).sum() < 50
-    tenths = np.stack([np.bincount(one[: rows // 10] * 10 // rows, minlength=10) for one in found])
+    passes_of_rows = order.rows_at(np.arange(rows, (passes + 1) * rows)).reshape(passes, rows)
+    assert (passes_of_rows == np.arange(rows)).sum() < 50  # 20 on average, standard deviation 4.5
+    assert (np.diff(passes_of_rows) == 1).sum() < 50
+    tenths = np.stack(
+        [np.bincount(order_of_rows[: rows // 10] * 10 // rows, minlength=10) for order_of_rows in passes_of_rows]
+    )
     expected, variance = rows / 100, rows / 100 * 0.9 * 0.9
     assert abs(((tenths - expected) ** 2 / variance).mean() - 1) < 0.4  # 200 squares: standard deviation 0.1
     huge = EpochShuffle("7/web/train", 3 * 10**9)

@@ -53,8 +53,8 @@ def test_reshuffled_passes_are_the_same_in_seqio_and_in_the_loader(tmp_path):
     rows = 4 * mixture.taken[0].prepared.splits["train"].rows
     seen = mixture.loader(batch_size=1).rows(np.arange(rows))
     view = seqio.get_mixture_or_task("reshuffled").get_dataset(None, split="train", shuffle=True, num_epochs=None)
-    found = np.stack([example["targets"] for example in view.take(rows).as_numpy_iterator()])
-    np.testing.assert_array_equal(found, seen.tokens)
+    targets = np.stack([example["targets"] for example in view.take(rows).as_numpy_iterator()])
+    np.testing.assert_array_equal(targets, seen.tokens)
     few, length = seen.tokens[seen.component == 0], mixture.taken[0].prepared.splits["train"].rows
     first, second = few[:length], few[length : 2 * length]
     assert not np.array_equal(first, second)
@@ -150,8 +150,8 @@ def test_a_vocabulary_whose_id_0_is_text_says_so_and_its_rows_come_whole(tmp_pat
         options = {"dataset_split": "train", "shuffle": False, "num_epochs": 1, "feature_converter": converter}
         return list(seqio.get_dataset(name, {"targets": length}, **options).as_numpy_iterator())
 
-    whole = fed("zeroed_packed", seqio.PrePackedLMFeatureConverter(), 15)
-    np.testing.assert_array_equal([row["decoder_target_tokens"] for row in whole], expected[:, 1:])
-    assert all((row["decoder_loss_weights"] == 1).all() for row in whole)
+    fed_rows = fed("zeroed_packed", seqio.PrePackedLMFeatureConverter(), 15)
+    np.testing.assert_array_equal([row["decoder_target_tokens"] for row in fed_rows], expected[:, 1:])
+    assert all((row["decoder_loss_weights"] == 1).all() for row in fed_rows)
     packed = fed("zeroed", seqio.LMFeatureConverter(pack=True), 16)
     assert sum(int((row["decoder_target_tokens"] != 0).sum()) for row in packed) < (expected != 0).sum()

@@ -34,17 +34,17 @@ def test_shares_are_counted_and_decisions_repeated(folder):
     assert view.deviation < 1
     assert {name: round(share, 3) for name, share in view.realised.items()} == {"long": 0.8, "short": 0.2}
     assert len(view.replayed) == 2
-    said = describe(view)
-    assert "80.000 %" in said
-    assert "ungated" in said
+    text = describe(view)
+    assert "80.000 %" in text
+    assert "ungated" in text
 
 
 def test_rows_are_decoded_with_their_documents_apart(folder):
     samples = inspect_mixture(folder, samples=3).samples
     short = [row for row in samples if row.component == "short"]
     assert len(samples) == 6
-    assert all("short ".startswith(piece[:6]) for row in short for piece in row.texts[1:])
-    assert sum(len(piece.encode()) + 1 for piece in short[0].texts) - (not short[0].ends_document) == 65
+    assert all("short ".startswith(text[:6]) for row in short for text in row.texts[1:])
+    assert sum(len(text.encode()) + 1 for text in short[0].texts) - (not short[0].ends_document) == 65
 
 
 def test_the_page_needs_nothing_else(folder, tmp_path, capsys):

@@ -278,8 +278,10 @@ def test_examples_are_read_as_the_library_reads_them():
     values = {"targets": [0, 1, 127, 128, 16383, 16384, 2**40, -1], "empty": [], "other": [3]}
     features = {name: tf.train.Feature(int64_list=tf.train.Int64List(value=ids)) for name, ids in values.items()}
     features["text"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"abc"]))
-    found = example_features(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
-    assert {name: ids.tolist() for name, ids in found.items()} == {name: ids for name, ids in values.items() if ids}
+    features_read = example_features(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    assert {name: ids.tolist() for name, ids in features_read.items()} == {
+        name: ids for name, ids in values.items() if ids
+    }
 
 
 def put(at, kind, value):
@@ -291,11 +293,11 @@ def field(*path, value):
     """Sets a field of a JSON file."""
 
     def change(data):
-        whole = part = json.loads(data)
+        document = part = json.loads(data)
         for name in path[:-1]:
             part = part[name]
         part[path[-1]] = value
-        return json.dumps(whole).encode()
+        return json.dumps(document).encode()
 
     return change
 

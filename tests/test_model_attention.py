@@ -33,9 +33,9 @@ def segments(length, batch=2):
     return jnp.asarray(np.cumsum(starts, axis=1), jnp.int32)
 
 
-def value_and_gradients(kernel, q, k, v, slope):
+def value_and_gradients(kernel, q, k, v, output_gradient):
     output, backward = jax.vjp(kernel, q, k, v)
-    return (output, *backward(slope))
+    return (output, *backward(output_gradient))
 
 
 def compiled(kernel, segment_ids=None):
@@ -44,8 +44,8 @@ def compiled(kernel, segment_ids=None):
 
 
 def assert_equal_to_reference(kernel, arrays, segment_ids, atol):
-    found, wanted = compiled(kernel, segment_ids)(*arrays), compiled(reference_attention, segment_ids)(*arrays)
-    for name, left, right in zip(("output", "dq", "dk", "dv"), found, wanted, strict=True):
+    results, wanted = compiled(kernel, segment_ids)(*arrays), compiled(reference_attention, segment_ids)(*arrays)
+    for name, left, right in zip(("output", "dq", "dk", "dv"), results, wanted, strict=True):
         np.testing.assert_allclose(left, right, atol=atol, err_msg=name)
 
 
@@ -81,9 +81,9 @@ def test_splash_equals_reference(heads, packed):
 def test_bfloat16_is_as_near_as_its_bits_allow(packed):
     arrays = inputs(100, 4, 2, dtype=jnp.bfloat16)
     ids = segments(100) if packed else None
-    found = compiled(chunked_attention, ids)(*arrays)
+    results = compiled(chunked_attention, ids)(*arrays)
     wanted = compiled(reference_attention, ids)(*(x.astype(jnp.float32) for x in arrays))
-    for left, right in zip(found, wanted, strict=True):
+    for left, right in zip(results, wanted, strict=True):
         assert left.dtype == jnp.bfloat16
         error = jnp.linalg.norm(left.astype(jnp.float32) - right) / jnp.linalg.norm(right)
         assert error < 2**-7
@@ -97,19 +97,19 @@ def windowed(kernel, window, **more):
 @pytest.mark.parametrize("window", [1, 70, 10**6])
 def test_a_sliding_window_equals_the_reference(window, packed):
     arrays, ids = inputs(200, 4, 2, size=16), segments(200) if packed else None
-    found = compiled(windowed(chunked_attention, window), ids)(*arrays)
+    results = compiled(windowed(chunked_attention, window), ids)(*arrays)
     wanted = compiled(windowed(reference_attention, window), ids)(*arrays)
-    for left, right in zip(found, wanted, strict=True):
+    for left, right in zip(results, wanted, strict=True):
         np.testing.assert_allclose(left, right, atol=2e-5)
     if window >= 200:
-        np.testing.assert_array_equal(found[0], compiled(chunked_attention, ids)(*arrays)[0])
+        np.testing.assert_array_equal(results[0], compiled(chunked_attention, ids)(*arrays)[0])
 
 
 def test_splash_has_the_same_window():
     arrays, ids = inputs(256, 4, 2, batch=1), segments(256, batch=1)
-    found = compiled(windowed(splash_attention, 100, interpret=True), ids)(*arrays)
+    results = compiled(windowed(splash_attention, 100, interpret=True), ids)(*arrays)
     wanted = compiled(windowed(reference_attention, 100), ids)(*arrays)
-    for left, right in zip(found, wanted, strict=True):
+    for left, right in zip(results, wanted, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-4)
 
 
@@ -136,10 +136,10 @@ def test_no_gradient_reaches_a_key_outside_the_window():
 
 @pytest.mark.parametrize("kernel", [chunked_attention, plain_attention])
 def test_dropouts_gradient_is_that_of_its_own_forward(kernel):
-    q, k, v, slope = inputs(70, 4, 2, size=8, batch=1)
+    q, k, v, output_gradient = inputs(70, 4, 2, size=8, batch=1)
 
     def value(q, k, v):
-        return jnp.sum(slope * kernel(q, k, v, dropout=0.3, dropout_key=jax.random.key(3)))
+        return jnp.sum(output_gradient * kernel(q, k, v, dropout=0.3, dropout_key=jax.random.key(3)))
 
     arrays, directions = (q, k, v), [jax.random.normal(jax.random.key(7 + n), x.shape) for n, x in enumerate((q, k, v))]
     predicted = sum(jnp.vdot(g, d) for g, d in zip(jax.grad(value, (0, 1, 2))(*arrays), directions, strict=True))
@@ -148,9 +148,9 @@ def test_dropouts_gradient_is_that_of_its_own_forward(kernel):
 
 
 def test_scores_far_apart_do_not_overflow():
-    q, k, v, slope = inputs(80, 2, 2, size=16)
-    found = compiled(chunked_attention)(300 * q, 300 * k, v, slope)
-    assert all(bool(jnp.isfinite(x).all()) for x in found)
+    q, k, v, output_gradient = inputs(80, 2, 2, size=16)
+    results = compiled(chunked_attention)(300 * q, 300 * k, v, output_gradient)
+    assert all(bool(jnp.isfinite(x).all()) for x in results)
 
 
 @pytest.mark.parametrize("kernel", [chunked_attention, plain_attention])
@@ -171,7 +171,7 @@ def config(**fields):
 
 
 @pytest.mark.parametrize(
-    ("fields", "platform", "length", "segments", "cuts", "kernel"),
+    ("fields", "platform", "length", "segments", "sequence_shards", "kernel"),
     [
         ({}, "cpu", 256, False, 1, "chunked"),
         ({}, "gpu", 256, False, 1, "cudnn"),
@@ -191,12 +191,17 @@ def config(**fields):
         ({"attention": "reference"}, "gpu", 256, False, 1, "reference"),
     ],
 )
-def test_the_chooser_takes_the_fastest_kernel_that_is_right(fields, platform, length, segments, cuts, kernel):
-    assert choose_attention(config(**fields), platform, length, segments=segments, sequence_shards=cuts)[0] == kernel
+def test_the_chooser_takes_the_fastest_kernel_that_is_right(
+    fields, platform, length, segments, sequence_shards, kernel
+):
+    assert (
+        choose_attention(config(**fields), platform, length, segments=segments, sequence_shards=sequence_shards)[0]
+        == kernel
+    )
 
 
 @pytest.mark.parametrize(
-    ("fields", "platform", "segments", "said"),
+    ("fields", "platform", "segments", "message"),
     [
         ({"attention": "cudnn"}, "gpu", True, "ignore segment ids"),
         ({"attention": "cudnn"}, "cpu", False, "runs on GPUs and this is a CPU"),
@@ -204,10 +209,10 @@ def test_the_chooser_takes_the_fastest_kernel_that_is_right(fields, platform, le
         ({"attention": "splash"}, "gpu", False, "runs on TPUs"),
     ],
 )
-def test_a_kernel_that_would_be_wrong_is_refused_with_the_reason(fields, platform, segments, said):
+def test_a_kernel_that_would_be_wrong_is_refused_with_the_reason(fields, platform, segments, message):
     with pytest.raises(InputError) as error:
         choose_attention(config(**fields), platform, 256, segments=segments)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_refusal_reaches_the_caller():

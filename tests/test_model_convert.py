@@ -122,13 +122,13 @@ def test_bfloat16_files_hold_the_rounded_values(tmp_path):
     )
 
 
-def edit_config(folder, **entries):
+def edit_config(folder, **fields):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("fields", "message"),
     [
         ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight"),
         ({"num_hidden_layers": 1}, "holds model.layers.1.input_layernorm.weight"),
@@ -149,12 +149,12 @@ def edit_config(folder, **entries):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_does_not_fit_is_named(tmp_path, entries, said):
+def test_what_does_not_fit_is_named(tmp_path, fields, message):
     export_hugging_face(*model(), tmp_path)
-    edit_config(tmp_path, **entries)
+    edit_config(tmp_path, **fields)
     with pytest.raises(InputError) as error:
         import_hugging_face(tmp_path)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -323,9 +323,9 @@ def test_transformers_reads_the_tokenizer(tmp_path):
 def test_an_exported_sentencepiece_run_names_the_token_that_its_texts_began_with(tmp_path):
     """Its own begin of text was never seen in training, where an end of text stood before every document."""
     transformers = pytest.importorskip("transformers")
-    pieces = train_sentencepiece(tmp_path / "pieces.model")
-    end = load_tokenizer(str(pieces)).end_of_text_id
-    own = TokenizerFiles(files=(pieces,), end_of_text_id=end)
+    model = train_sentencepiece(tmp_path / "pieces.model")
+    end = load_tokenizer(str(model)).end_of_text_id
+    own = TokenizerFiles(files=(model,), end_of_text_id=end)
     write_tokenizer(own, tmp_path / "plain", vocab_size=400)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "plain")
     ours = for_folder(load_tokenizer(str(tmp_path / "plain")), tmp_path / "plain")
@@ -334,7 +334,7 @@ def test_an_exported_sentencepiece_run_names_the_token_that_its_texts_began_with
         == theirs.eos_token_id
         == end
         == ours.prefix_id
-        == for_run(load_tokenizer(str(pieces))).prefix_id
+        == for_run(load_tokenizer(str(model))).prefix_id
     )
     with pytest.raises(InputError, match="more than the model's 100"):
         write_tokenizer(own, tmp_path / "small", vocab_size=100)
@@ -343,13 +343,13 @@ def test_an_exported_sentencepiece_run_names_the_token_that_its_texts_began_with
     tuned = dataclasses.replace(own, chat_template=chat["template"], special=chat["special"])
     write_tokenizer(tuned, tmp_path / "tuned", vocab_size=400)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tuned")
-    assert theirs.bos_token_id == for_run(load_tokenizer(str(pieces)), chat).prefix_id != end
+    assert theirs.bos_token_id == for_run(load_tokenizer(str(model)), chat).prefix_id != end
     assert theirs.apply_chat_template([{"role": "user", "content": "ba"}], tokenize=False) == "<s>ba"
     turns = dataclasses.replace(tuned, special={"eos_token": "<s>"})
     write_tokenizer(turns, tmp_path / "turns", vocab_size=400)
     stops = transformers.GenerationConfig.from_pretrained(tmp_path / "turns").eos_token_id
     assert (
-        set(stops) == {end, theirs.bos_token_id} == for_folder(load_tokenizer(str(pieces)), tmp_path / "turns").stop_ids
+        set(stops) == {end, theirs.bos_token_id} == for_folder(load_tokenizer(str(model)), tmp_path / "turns").stop_ids
     )
 
 
@@ -366,7 +366,7 @@ def test_an_imported_models_tokenizer_comes_along_and_leaves_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--tokenizer", "nowhere.json"], "tokenizer nowhere.json: give bytes"),
         (["--tokenizer", "bytes"], "the tokenizer has 259 ids, more than the model's 64"),
@@ -375,11 +375,11 @@ def test_an_imported_models_tokenizer_comes_along_and_leaves_again(tmp_path):
     ],
     ids=lambda value: value[1] if isinstance(value, list) else "",
 )
-def test_what_an_export_cannot_do_is_one_line(tmp_path, capsys, arguments, said):
+def test_what_an_export_cannot_do_is_one_line(tmp_path, capsys, arguments, message):
     run = run_folder(tmp_path / "run", *model())
     with pytest.raises(SystemExit):
         main(["export", str(run), str(tmp_path / "out"), *arguments])
     shown = capsys.readouterr().err
-    assert said in shown
+    assert message in shown
     assert shown.count("\n") == 1
     assert not (tmp_path / "out" / "config.json").exists()

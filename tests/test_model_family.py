@@ -45,12 +45,12 @@ def full_logits(config, params, tokens):
     return np.asarray(jax.jit(logits, static_argnums=0)(config, params, tokens))
 
 
-def assert_close(found, expected):
+def assert_close(actual, expected):
     """To a few roundings of float32, by the spread of the logits."""
-    assert np.abs(found - expected).max() < 5e-5 * expected.std()
+    assert np.abs(actual - expected).max() < 5e-5 * expected.std()
 
 
-def places(rows, length):
+def positions_of(rows, length):
     """Positions, blocks written to and blocks read of rows (block, first position)."""
     layout = RowLayout([CacheRow(0, [block], start, start + length) for block, start in rows], 1, (len(rows),))
     starts = layout.array([start for _, start in rows])
@@ -66,12 +66,14 @@ def test_decoding_and_scoring_equal_the_whole_forward_pass(name, tokens):
     cache = tuple(empty_cache(config, 3) for _ in range(config.num_layers))
     read = jax.jit(cached_hidden_states, static_argnums=0)
     parts = tokens[:2, :PROMPT].reshape(4, 8)  # two rows of each sequence
-    hidden, cache = read(config, ours, cache, parts, *places([(1, 0), (1, 8), (2, 0), (2, 8)], 8))
+    hidden, cache = read(config, ours, cache, parts, *positions_of([(1, 0), (1, 8), (2, 0), (2, 8)], 8))
     assert_close(hidden @ head_weight(config, ours), expected[:, :PROMPT].reshape(4, 8, -1))
     step = jax.jit(decode_step, static_argnums=0)
     for position in range(PROMPT, LENGTH):
-        found, cache = step(config, ours, cache, tokens[:2, position], *places([(1, position), (2, position)], 1))
-        assert_close(found, expected[:, position])
+        actual, cache = step(
+            config, ours, cache, tokens[:2, position], *positions_of([(1, position), (2, position)], 1)
+        )
+        assert_close(actual, expected[:, position])
     depths, ends = (jnp.broadcast_to(row, (2, LENGTH)) for row in (jnp.arange(LENGTH), jnp.array(LENGTH)))
     scored = jax.jit(forest_hidden_states, static_argnums=(0, 5))(config, ours, tokens[:2], depths, ends, None)
     assert_close(scored @ head_weight(config, ours), expected)
@@ -108,8 +110,8 @@ def test_a_step_on_a_mesh_and_in_a_loop_equals_one_device_and_layer_by_layer(nam
     placed = jax.device_put(params, param_shardings(mesh, params))
     sharded_value, sharded = value_and_gradient(looped, placed, rows, mesh)
     np.testing.assert_allclose(value, sharded_value, rtol=1e-6)
-    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(sharded), strict=True):
-        assert 0 < np.abs(one - other).max() + 1e-9 < 1e-4 * np.abs(one).max()
+    for single, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(sharded), strict=True):
+        assert 0 < np.abs(single - other).max() + 1e-9 < 1e-4 * np.abs(single).max()
 
 
 def test_adapters_beside_biases_and_norms_merge_into_the_same_model(tokens):
@@ -145,7 +147,7 @@ def test_dynamic_scaling_beyond_the_original_length_is_refused_where_texts_are_r
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"head_dim": 7}, "head_dim=7"),
         ({"partial_rotary_factor": 0.4}, "3 elements of a head would turn"),
@@ -162,10 +164,10 @@ def test_dynamic_scaling_beyond_the_original_length_is_refused_where_texts_are_r
     ],
     ids=str,
 )
-def test_switches_that_cannot_be_are_refused_with_the_reason(fields, said):
+def test_switches_that_cannot_be_are_refused_with_the_reason(fields, message):
     with pytest.raises(InputError) as error:
         small_config(**fields)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_model_of_another_family_is_trained_on_from_its_folder_and_goes_out_as_it_came(tmp_path):

@@ -29,8 +29,12 @@ def published(name):
     if CONFIGS[name]["model_type"] == "phi3":
         tensors = hugging_face._fused(tensors)
     made = {
-        one.name: Tensor(one.name, one.shape, functools.partial(tensor_values, one.name, one.shape, config.norm_offset))
-        for one in tensors
+        description.name: Tensor(
+            description.name,
+            description.shape,
+            functools.partial(tensor_values, description.name, description.shape, config.norm_offset),
+        )
+        for description in tensors
     }
     return config, hugging_face.params_from_tensors(Path(name), config, made)
 
@@ -41,9 +45,9 @@ def test_logits_are_those_that_transformers_gave(name):
     golden = json.loads(GOLDEN.read_text())
     config, params = published(name)
     with jax.default_matmul_precision("highest"):
-        found = np.asarray(logits(config, params, tokens()))
+        actual = np.asarray(logits(config, params, tokens()))
     expected = np.array(golden["logits"][name])
-    difference = np.abs(found[0][list(SHOWN), :SHOWN_IDS] - expected).max() / found.std()
+    difference = np.abs(actual[0][list(SHOWN), :SHOWN_IDS] - expected).max() / actual.std()
     assert difference < 1e-4, (
         f"logits differ from those of {golden['made_with']} by {difference:.1e} of their spread; renew the file with "
         "scripts/checks/verify_family.py --write if the configurations or weights were changed on purpose"
@@ -67,26 +71,26 @@ def test_exported_and_read_again_it_is_the_same_model(name, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_computed_is_refused_in_one_line(name):
-    entries, said = REFUSED[name]
+    fields, message = REFUSED[name]
     with pytest.raises(InputError) as error:
-        config_from_entries(Path("config.json"), entries)
-    assert said in str(error.value)
+        config_from_entries(Path("config.json"), fields)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["mistral_0_1", "ministral", "phi_3_mini", "gemma_3_1b", "olmo_3_7b"])
 def test_a_switch_of_other_families_turns_no_window_off(name):
     """As in transformers, whose classes of these do not know it."""
-    entries = CONFIGS[name]
-    assert entries["sliding_window"] is not None
+    fields = CONFIGS[name]
+    assert fields["sliding_window"] is not None
     read = functools.partial(config_from_entries, Path("config.json"))
-    assert read({**entries, "use_sliding_window": False}) == read(entries)
+    assert read({**fields, "use_sliding_window": False}) == read(fields)
 
 
 def test_layers_with_a_window_have_their_class_s_own_base_where_the_file_names_none():
-    entries = CONFIGS["olmo_3_new"] | {"rope_parameters": {"full_attention": {"rope_theta": 10000.0}}}
-    found = config_from_entries(Path("config.json"), entries)
-    assert (found.rope_theta, found.window_rope_theta) == (10000.0, 500000.0)
+    fields = CONFIGS["olmo_3_new"] | {"rope_parameters": {"full_attention": {"rope_theta": 10000.0}}}
+    parsed = config_from_entries(Path("config.json"), fields)
+    assert (parsed.rope_theta, parsed.window_rope_theta) == (10000.0, 500000.0)
 
 
 def test_a_model_that_no_architecture_has_is_not_exported(tmp_path):

@@ -124,9 +124,11 @@ def compare_next_token(address, tokens, scores_V):
     answer = post(address, "/completion", wanted)
     assert math.isclose(scores_V[answer["tokens"][0]], scores_V.max(), abs_tol=1e-4)
     # A token that is part of a character comes without its alternatives.
-    likeliest = [one for place in answer.get("completion_probabilities", ()) for one in place["top_logprobs"]]
-    for one in likeliest:
-        assert math.isclose(scores_V[one["id"]], one["logprob"], abs_tol=1e-4)
+    likeliest = [
+        candidate for position in answer.get("completion_probabilities", ()) for candidate in position["top_logprobs"]
+    ]
+    for candidate in likeliest:
+        assert math.isclose(scores_V[candidate["id"]], candidate["logprob"], abs_tol=1e-4)
     return len(likeliest)
 
 
@@ -156,7 +158,7 @@ def test_what_does_not_fit_is_one_line(tmp_path, capsys):
     config, params = model(vocab_size=200)
     write_imported(config, params, tmp_path / "model")
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel"}}))
-    for tokenizer, said in (
+    for tokenizer, message in (
         ("bytes", "more than the model's 200"),
         (str(tmp_path / "tokenizer.json"), "tokenizer.json: is not a tokenizer.json"),
         ("x", "give bytes"),
@@ -165,7 +167,7 @@ def test_what_does_not_fit_is_one_line(tmp_path, capsys):
             main(["gguf", str(tmp_path / "model"), str(tmp_path / "tiny.gguf"), "--tokenizer", tokenizer])
         assert error.value.code == 2
         err = capsys.readouterr().err
-        assert said in err
+        assert message in err
         assert err.count("\n") == 1
 
 

@@ -61,7 +61,7 @@ def test_llama_cpp_computes_the_same(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         (SWITCHES["dynamic"], "rope_scaling='dynamic'"),
         (SWITCHES["smollm_3"], r"layers_without_rotary=\(1, 3\)"),
@@ -74,8 +74,8 @@ def test_llama_cpp_computes_the_same(tmp_path, name):
     ],
     ids=str,
 )
-def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, fields, said):
-    with pytest.raises(InputError, match=said):
+def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
         exported(tmp_path, fields)
     assert not (tmp_path / "m.gguf").exists()
 

@@ -169,13 +169,13 @@ def _first_type(data, number):
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_what_is_damaged_or_foreign_is_one_line(tmp_path, capsys, name):
-    edit, said = DAMAGE[name]
+    edit, message = DAMAGE[name]
     path = edited(write(tmp_path)[2], edit)
     with pytest.raises(SystemExit) as error:
         main(["import", str(path), str(tmp_path / "ours")])
     shown = capsys.readouterr().err
     assert error.value.code == 2
-    assert said in shown
+    assert message in shown
     assert shown.count("\n") == 1
     assert not (tmp_path / "ours" / "model.json").exists()
     assert not (tmp_path / "ours" / "tokenizer").exists()

@@ -53,7 +53,7 @@ def imported(theirs, tmp_path_factory):
     return folder
 
 
-def said(folder, name):
+def json_of(folder, name):
     return json.loads((folder / name).read_text())
 
 
@@ -66,13 +66,13 @@ def test_an_import_is_read_whole_and_leaves_as_it_came(theirs, imported, tmp_pat
     assert model.tokenizer.chat_template == TEMPLATE
     assert load_tokenizer(str(imported / source)).hash  # as `mixture.vocabulary`
     main(["export", str(imported / source), str(tmp_path / "out")])
-    written = said(tmp_path / "out", "generation_config.json")
-    kept = NAMED if source == "from_hf" else {name: value for name, value in NAMED.items() if name != "temperature"}
-    assert written | {"eos_token_id": sorted(written["eos_token_id"])} == kept
-    config = said(tmp_path / "out", "config.json")
+    written = json_of(tmp_path / "out", "generation_config.json")
+    expected = NAMED if source == "from_hf" else {name: value for name, value in NAMED.items() if name != "temperature"}
+    assert written | {"eos_token_id": sorted(written["eos_token_id"])} == expected
+    config = json_of(tmp_path / "out", "config.json")
     assert {name: config[name] for name in ("bos_token_id", "pad_token_id")} == {"bos_token_id": 1, "pad_token_id": 0}
     assert sorted(config["eos_token_id"]) == [0, 2]
-    settings = said(tmp_path / "out", "tokenizer_config.json")
+    settings = json_of(tmp_path / "out", "tokenizer_config.json")
     assert {name: settings[name] for name in TEXTS} == TEXTS
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
 
@@ -95,15 +95,15 @@ def test_after_fine_tuning_special_tokens_and_template_are_the_models_own(import
     train.main(Config(output_dir=str(run), mixture=mixture, model=SHAPE, optimizer=OPTIMIZER, train=settings))
     assert open_model(run).tokenizer.stop_ids >= {2}
     main(["export", str(run), str(tmp_path / "out")])
-    written = said(tmp_path / "out", "tokenizer_config.json")
+    written = json_of(tmp_path / "out", "tokenizer_config.json")
     assert {name: written[name] for name in TEXTS} == TEXTS
-    named = said(tmp_path / "out", "generation_config.json")
+    named = json_of(tmp_path / "out", "generation_config.json")
     assert 2 in np.atleast_1d(named["eos_token_id"])
     assert named["pad_token_id"] == 0
-    assert said(tmp_path / "out", "config.json")["pad_token_id"] == 0
+    assert json_of(tmp_path / "out", "config.json")["pad_token_id"] == 0
     main(["gguf", str(run), str(tmp_path / "run.gguf")])
-    entries = read_gguf(tmp_path / "run.gguf").entries
-    assert entries["tokenizer.chat_template"] == TEMPLATE
-    ids = [entries[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "padding")]
+    metadata = read_gguf(tmp_path / "run.gguf").entries
+    assert metadata["tokenizer.chat_template"] == TEMPLATE
+    ids = [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "padding")]
     assert ids == [1, 2, 0]
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE

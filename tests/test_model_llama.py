@@ -35,18 +35,18 @@ def influence(config, tokens, **arguments):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_position_depends_on_a_later_one(tokens, kernel):
-    found = influence(small_config(attention=kernel), tokens)
-    assert np.all(np.triu(found, 1) == 0)
-    assert np.all(np.tril(found)[np.tril_indices(24)] > 0)
+    reached = influence(small_config(attention=kernel), tokens)
+    assert np.all(np.triu(reached, 1) == 0)
+    assert np.all(np.tril(reached)[np.tril_indices(24)] > 0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_document_depends_on_another(tokens, kernel):
     segments = jnp.asarray([[0] * 7 + [1] * 10 + [2] * 7])
-    found = influence(small_config(attention=kernel, num_kv_heads=2), tokens, segment_ids_BxL=segments)
+    reached = influence(small_config(attention=kernel, num_kv_heads=2), tokens, segment_ids_BxL=segments)
     same = np.asarray(segments[0][:, None] == segments[0][None])
-    assert np.all(np.asarray(found)[~same] == 0)
-    assert np.all(np.asarray(found)[same & np.tri(24, dtype=bool)] > 0)
+    assert np.all(np.asarray(reached)[~same] == 0)
+    assert np.all(np.asarray(reached)[same & np.tri(24, dtype=bool)] > 0)
 
 
 def test_packed_documents_get_the_logits_they_have_alone(tokens):
@@ -54,9 +54,9 @@ def test_packed_documents_get_the_logits_they_have_alone(tokens):
     params = random_params(config)
     packed = jnp.concatenate([tokens[:1, :9], tokens[1:, :15]], axis=1)
     segments = jnp.asarray([[0] * 9 + [1] * 15])
-    found = logits(config, params, packed, segment_ids_BxL=segments)
+    together = logits(config, params, packed, segment_ids_BxL=segments)
     alone = jnp.concatenate([logits(config, params, tokens[:1, :9]), logits(config, params, tokens[1:, :15])], axis=1)
-    np.testing.assert_allclose(found, alone, atol=2e-5)
+    np.testing.assert_allclose(together, alone, atol=2e-5)
 
 
 def test_positions_count_only_by_their_differences(tokens):
@@ -160,7 +160,7 @@ def test_dropout_drops_in_training_alone(tokens):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"hidden_size": 30}, "hidden_size=30"),
         ({"num_kv_heads": 3}, "num_kv_heads=3: must divide num_heads=4"),
@@ -173,7 +173,7 @@ def test_dropout_drops_in_training_alone(tokens):
     ],
     ids=str,
 )
-def test_impossible_configs_are_refused_with_the_reason(fields, said):
+def test_impossible_configs_are_refused_with_the_reason(fields, message):
     with pytest.raises(InputError) as error:
         small_config(**fields)
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -36,9 +36,9 @@ def plain(config, params, batch, z_loss):
 def test_it_equals_the_plain_formula(batch, chunk_bytes, tied, z_loss):
     model = small_config(num_layers=1, loss_chunk_bytes=chunk_bytes, tie_embeddings=tied)
     params = random_params(model)
-    found, gradient = jax.jit(jax.value_and_grad(lambda p: eager_loss(model, p, batch, z_loss=z_loss)[0]))(params)
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: eager_loss(model, p, batch, z_loss=z_loss)[0]))(params)
     wanted, right = jax.jit(jax.value_and_grad(lambda p: plain(model, p, batch, z_loss)))(params)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient, right)
 
 

@@ -45,8 +45,8 @@ def loss_on(mesh, model, batch):
 @pytest.mark.parametrize("mesh", EIGHT, ids=lambda mesh: str(mesh.sizes))
 def test_the_loss_is_that_of_one_device(mesh, packed):
     model, rows = small_config(scan_layers=True, num_kv_heads=2, loss_chunk_bytes=4096), batch(packed)
-    one = loss_on(make_mesh(MeshConfig(), jax.devices()[:1]), small_config(scan_layers=True, num_kv_heads=2), rows)
-    assert abs(loss_on(make_mesh(mesh), model, rows) - one) < 1e-5
+    single = loss_on(make_mesh(MeshConfig(), jax.devices()[:1]), small_config(scan_layers=True, num_kv_heads=2), rows)
+    assert abs(loss_on(make_mesh(mesh), model, rows) - single) < 1e-5
 
 
 def test_a_step_in_bfloat16_is_about_that_of_one_device():
@@ -61,8 +61,8 @@ def test_a_step_in_bfloat16_is_about_that_of_one_device():
     value, gradient = value_and_gradient(make_mesh(MeshConfig(), jax.devices()[:1]))
     sharded_value, sharded = value_and_gradient(make_mesh(MeshConfig(data=2, fsdp=4)))
     assert abs(value - sharded_value) < 1e-2
-    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(sharded), strict=True):
-        assert np.abs(one - other).max() < 0.05 * np.abs(one).max()
+    for single, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(sharded), strict=True):
+        assert np.abs(single - other).max() < 0.05 * np.abs(single).max()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_step_in_bfloat16_is_about_that_of_one_device():
 )
 def test_only_the_named_axis_crosses_from_slice_to_slice(fields, crossing):
     slice_of = {
-        device: place // 4 for place, device in enumerate(jax.devices()[:8])
+        device: index // 4 for index, device in enumerate(jax.devices()[:8])
     }  # two slices of four neighbours each
     mesh = make_mesh(MeshConfig(**fields), jax.devices()[:8])
     slices = np.vectorize(slice_of.get)(mesh.devices)
@@ -93,14 +93,14 @@ def test_only_the_named_axis_crosses_from_slice_to_slice(fields, crossing):
 def test_every_parameter_has_a_place_and_the_large_ones_are_cut():
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     shapes = jax.eval_shape(lambda: init_params(LLAMA["llama_1p4b"](tie_embeddings=False), jax.random.key(0)))
-    places = param_shardings(mesh, shapes)
-    whole = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    parts = jax.tree.map(lambda leaf, place: np.prod(place.shard_shape(leaf.shape)), shapes, places)
-    assert sum(jax.tree.leaves(parts)) < 1.001 * whole / 8
+    shardings = param_shardings(mesh, shapes)
+    total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    parts = jax.tree.map(lambda leaf, sharding: np.prod(sharding.shard_shape(leaf.shape)), shapes, shardings)
+    assert sum(jax.tree.leaves(parts)) < 1.001 * total / 8
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"fsdp": 3}, "needs 3 devices but there are 8"),
         ({"data": 3}, "3 does not divide the 8 devices"),
@@ -109,10 +109,10 @@ def test_every_parameter_has_a_place_and_the_large_ones_are_cut():
         ({"data": 2, "fsdp": 2}, "needs 4 devices but there are 8"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_refused(fields, said):
+def test_a_mesh_that_does_not_fit_is_refused(fields, message):
     with pytest.raises(InputError) as error:
         make_mesh(MeshConfig(**fields))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_the_rest_of_the_devices_go_to_the_axis_that_asks():

@@ -37,8 +37,8 @@ def tensor(key, array, shape=None, strides=None, start=0):
     return opcodes(b"torch._utils _rebuild_tensor_v2") + arguments + hooks + b"tR"
 
 
-def write_torch(path, arrays, entries=None, data=None):
-    items = {name: tensor(name, array) for name, array in arrays.items()} if entries is None else entries
+def write_torch(path, arrays, storages=None, data=None):
+    items = {name: tensor(name, array) for name, array in arrays.items()} if storages is None else storages
     body = b"".join(b"X" + len(n).to_bytes(4, "little") + n.encode() + code for n, code in items.items())
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", data or b"\x80\x02}(" + body + b"u.")
@@ -53,7 +53,9 @@ def test_arrays_of_every_type_and_order_are_read(tmp_path):
     arrays |= {"turned": np.asfortranarray(arrays["a"]), "half": arrays["a"].astype(np.float16)}
     write_torch(tmp_path / "w.bin", arrays)
     read = read_torch(tmp_path / "w.bin")
-    assert {name: one.shape for name, one in read.items()} == {name: array.shape for name, array in arrays.items()}
+    assert {name: stored.shape for name, stored in read.items()} == {
+        name: array.shape for name, array in arrays.items()
+    }
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name].values(), array)
 
@@ -62,14 +64,14 @@ def test_a_folder_with_pickled_weights_is_the_same_model(tmp_path):
     params = random_params(small_config())
     export_hugging_face(small_config(), params, tmp_path)
     tensors = read_tensors(tmp_path / "model.safetensors")
-    write_torch(tmp_path / "pytorch_model.bin", {name: one.values() for name, one in tensors.items()})
+    write_torch(tmp_path / "pytorch_model.bin", {name: stored.values() for name, stored in tensors.items()})
     (tmp_path / "model.safetensors").unlink()
     restored = import_hugging_face(tmp_path)[1]
     np.testing.assert_array_equal(restored["blocks"]["mlp"]["up"], params["blocks"]["mlp"]["up"])
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         (b"cos\nsystem\n(X\x04\x00\x00\x00exittR", "asks for os.system"),
         (b"cbuiltins\neval\n(X\x01\x00\x00\x001tR", "asks for builtins.eval"),
@@ -80,13 +82,13 @@ def test_a_folder_with_pickled_weights_is_the_same_model(tmp_path):
     ],
     ids=["system", "eval", "integers", "numpy", "list", "memo"],
 )
-def test_nothing_else_is_run(tmp_path, code, said):
+def test_nothing_else_is_run(tmp_path, code, message):
     write_torch(tmp_path / "w.bin", {}, {"a": code})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError) as error:
         read_torch(tmp_path / "w.bin")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # KiB
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
