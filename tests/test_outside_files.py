@@ -490,8 +490,10 @@ def test_a_small_compressed_file_does_not_fill_memory(tmp_path, ending, monkeypa
 
 
 def test_an_xz_file_that_asks_for_gigabytes_is_refused(tmp_path):
-    whole, header = lzma.compress(b"{}"), bytes.fromhex("0200210128000000")  # LZMA2 with a dictionary of 4 GiB
-    (tmp_path / "a.jsonl.xz").write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4, "little") + whole[24:])
+    compressed, header = lzma.compress(b"{}"), bytes.fromhex("0200210128000000")  # LZMA2 with a dictionary of 4 GiB
+    (tmp_path / "a.jsonl.xz").write_bytes(
+        compressed[:12] + header + zlib.crc32(header).to_bytes(4, "little") + compressed[24:]
+    )
     with pytest.raises(InputError, match="Memory usage limit"):
         list(open_corpus(str(tmp_path / "a.jsonl.xz")))
 
@@ -547,12 +549,12 @@ def test_a_checkpoint_of_others_reads_its_own_files_by_its_record(tmp_path, chan
     tree = {"params": jax.device_put(np.ones(2, np.float32), here)}
     (tmp_path / "private").write_bytes(b"12345678")
     folder = tmp_path / "1"
-    entries = shards.write(folder, "part", shards.snapshot(tree))
-    entries[0] |= change
+    shard_records = shards.write(folder, "part", shards.snapshot(tree))
+    shard_records[0] |= change
     with pytest.raises(shards.DamagedCheckpoint, match=words):
         shards.read(
             folder,
-            shards.record(tree, entries, {}),
+            shards.record(tree, shard_records, {}),
             {"params": jax.ShapeDtypeStruct((2,), np.float32, sharding=here)},
         )
 

@@ -20,11 +20,11 @@ from tests.shared_data import shared_file
 from tests.words_by_language import UNSPACED, WORDS, as_text, copies_by_language, random_words
 
 
-def prepared(source: str, folder: Path, **hygiene):
+def prepared(source: str, folder: Path, **filters):
     """Manifest, and the lines of its report."""
-    settings = Preparation(name="part", kind="real", sequence_length=64, hygiene=Filtering(**hygiene))
+    settings = Preparation(name="part", kind="real", sequence_length=64, hygiene=Filtering(**filters))
     manifest = prepare(open_corpus(source), load_tokenizer("bytes"), folder, settings, processes=1)
-    report = folder / ("decontamination.jsonl" if "decontaminate" in hygiene else "duplicates.jsonl")
+    report = folder / ("decontamination.jsonl" if "decontaminate" in filters else "duplicates.jsonl")
     return manifest, [json.loads(line) for line in report.read_text().splitlines()]
 
 
@@ -33,12 +33,14 @@ def number_of(document: str) -> int:
     return int(document.rsplit(":", 1)[1]) - 1
 
 
-@pytest.mark.parametrize(("run_words", "found"), [(13, True), (12, False)])
-def test_every_planted_run_of_13_words_is_found_and_none_of_12(tmp_path, run_words, found):
+@pytest.mark.parametrize(("run_words", "is_removed"), [(13, True), (12, False)])
+def test_every_planted_run_of_13_words_is_found_and_none_of_12(tmp_path, run_words, is_removed):
     corpus, benchmark, hidden = planted_overlaps(tmp_path, items=60, run_words=run_words)
     manifest, overlaps = prepared(corpus, tmp_path / "part", decontaminate=(benchmark,))
-    assert {(number_of(one["document"]), one["item"]) for one in overlaps} == (hidden if found else set())
-    assert manifest.statistics["contaminated"] == (len(hidden) if found else 0)
+    assert {(number_of(overlap["document"]), overlap["item"]) for overlap in overlaps} == (
+        hidden if is_removed else set()
+    )
+    assert manifest.statistics["contaminated"] == (len(hidden) if is_removed else 0)
     assert manifest.statistics["kept"] == 180 - manifest.statistics["contaminated"]
 
 
@@ -59,10 +61,10 @@ def test_the_known_overlap_of_wikipedia_with_boolq_is_found(tmp_path):
     known = {line for line, record in enumerate(paragraphs) if not asked.isdisjoint(runs(record["text"]))}
     part = write_jsonl(tmp_path / "paragraphs.jsonl", paragraphs)
     manifest, overlaps = prepared(part, tmp_path / "part", decontaminate=(str(benchmark),))
-    found = {number_of(overlap["document"]) for overlap in overlaps}
+    contaminated = {number_of(overlap["document"]) for overlap in overlaps}
     assert len(known) > 30
-    assert known <= found
-    assert len(found) == manifest.statistics["contaminated"] < 1.05 * len(known)
+    assert known <= contaminated
+    assert len(contaminated) == manifest.statistics["contaminated"] < 1.05 * len(known)
 
 
 def test_near_copies_are_left_out_with_measured_precision_and_recall(tmp_path):
@@ -86,8 +88,8 @@ def test_near_copies_are_found_in_every_language_and_nothing_else(tmp_path):
     originals = {number_of(copy["document"]): number_of(copy["copy_of"]) for copy in copies}
     for language in WORDS:
         numbers = [number for number, (of, _, _) in enumerate(planted) if of == language]
-        found = [number for number in numbers if originals.get(len(planted) + number) == number]
-        assert len(found) >= 0.95 * len(numbers), language
+        removed = [number for number in numbers if originals.get(len(planted) + number) == number]
+        assert len(removed) >= 0.95 * len(numbers), language
     assert all(number == origin + len(planted) for number, origin in originals.items())
 
 
@@ -103,8 +105,8 @@ def test_an_item_inside_running_text_is_found_in_every_language(tmp_path, langua
         texts.append(between.join([before, *items[number // 2 : number // 2 + number % 2], after]))
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in texts])
     _, overlaps = prepared(corpus, tmp_path / "part", decontaminate=(benchmark,))
-    found = {(number_of(overlap["document"]), overlap["item"]) for overlap in overlaps}
-    assert found == {(number, number // 2 + 1) for number in range(1, 40, 2)}
+    overlapping = {(number_of(overlap["document"]), overlap["item"]) for overlap in overlaps}
+    assert overlapping == {(number, number // 2 + 1) for number in range(1, 40, 2)}
 
 
 @pytest.mark.parametrize("permutations", [16, 128, 256])

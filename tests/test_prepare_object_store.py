@@ -60,8 +60,8 @@ def source(store, tmp_path_factory) -> str:
 
 
 def asked() -> Preparation:
-    hygiene = Filtering(near_duplicates=0.8, decontaminate=(f"gs://{BUCKET}/items.jsonl",))
-    return Preparation(name="part", kind="real", hygiene=hygiene, **SETTINGS)
+    filters = Filtering(near_duplicates=0.8, decontaminate=(f"gs://{BUCKET}/items.jsonl",))
+    return Preparation(name="part", kind="real", hygiene=filters, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -138,23 +138,23 @@ def test_a_stopped_preparation_in_a_bucket_goes_on(store, source, on_disk, monke
         patch.setattr(executors, "gather_shard", gather)
         with pytest.raises(KeyboardInterrupt):
             prepare(open_corpus(source), load_tokenizer("bytes"), folder, asked(), processes=1)
-    pieces = sorted(name for name in objects(store, folder) if name.endswith(".rows") and "tails" not in name)
-    assert len(pieces) >= 2
+    chunk_files = sorted(name for name in objects(store, folder) if name.endswith(".rows") and "tails" not in name)
+    assert len(chunk_files) >= 2
     assert not exists(join_path(folder, "manifest.json"))
-    damaged = f"{folder.removeprefix('gs://')}/{pieces[0]}"
+    damaged = f"{folder.removeprefix('gs://')}/{chunk_files[0]}"
     store.pipe_file(damaged, store.cat_file(damaged)[:-1])
-    before = {name: store.info(f"{folder}/{name}")["generation"] for name in pieces[1:]}
+    before = {name: store.info(f"{folder}/{name}")["generation"] for name in chunk_files[1:]}
     seen = types.SimpleNamespace(generations=None)
 
     def look(job, plan_hash, shard):
         store.invalidate_cache()
-        seen.generations = {name: store.info(f"{folder}/{name}")["generation"] for name in pieces[1:]}
+        seen.generations = {name: store.info(f"{folder}/{name}")["generation"] for name in chunk_files[1:]}
         return shards.gather_shard(job, plan_hash, shard)
 
     monkeypatch.setattr(executors, "gather_shard", look)
     prepare(open_corpus(source), load_tokenizer("bytes"), folder, asked(), processes=1)
     assert seen.generations == before
-    assert f"{pieces[0]}: finished before, but damaged since" in caplog.text
+    assert f"{chunk_files[0]}: finished before, but damaged since" in caplog.text
     assert objects(store, folder) == files(on_disk)
 
 

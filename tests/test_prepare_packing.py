@@ -47,24 +47,24 @@ def manifests(mixture) -> dict[str, Manifest]:
 
 def test_every_example_stands_whole_in_one_row_and_its_answer_is_the_target(mixture, sources):
     manifest = manifests(mixture)["short"]
-    found = []
+    examples = []
     for split in ("train", "validation"):
         rows = RowReader(manifest, split).read(np.arange(manifest.splits[split].rows))
         for tokens, targets, starts in zip(rows.tokens, rows.targets, rows.starts, strict=True):
             assert starts[0]
-            for piece, is_target in zip(
+            for example, is_target in zip(
                 np.split(tokens, np.flatnonzero(starts)[1:]), np.split(targets, np.flatnonzero(starts)[1:]), strict=True
             ):
-                if not (piece == 1).all():
-                    found.append((TOKENIZER.decode(piece[~is_target]), TOKENIZER.decode(piece[is_target])))
-                    assert piece[-1] == 1
+                if not (example == 1).all():
+                    examples.append((TOKENIZER.decode(example[~is_target]), TOKENIZER.decode(example[is_target])))
+                    assert example[-1] == 1
                     assert is_target[-1]
                 else:
                     assert not is_target.any()
     with open(sources["short"].source) as file:
         records = [json.loads(line) for line in file]
     asked = "### Instruction:\nTurn round.\n\n{input}\n\n### Response:\n"
-    assert sorted(found) == sorted((asked.format(**record), record["output"]) for record in records)
+    assert sorted(examples) == sorted((asked.format(**record), record["output"]) for record in records)
     train = manifest.splits["train"]
     assert manifest.statistics["fill"] == pytest.approx(train.tokens / (train.rows * manifest.row_tokens), abs=1e-6)
     assert manifest.statistics["fill"] > 0.8  # examples of 45 to 75 tokens do not fill 257
@@ -135,8 +135,8 @@ def test_neighbours_and_targets_of_prompts_change_nothing(mixture):
         **arrays,
         "tokens": arrays["tokens"].copy(),
     }  # the last prompt token before an answer is read, never predicted
-    place = np.flatnonzero(np.diff(arrays["loss_mask"][0]) == 1)[0]
-    last_asked["tokens"][0, place] = 200
+    answer_start = np.flatnonzero(np.diff(arrays["loss_mask"][0]) == 1)[0]
+    last_asked["tokens"][0, answer_start] = 200
     assert packed_losses()(last_asked)["weights"].tolist() == packed_losses()(arrays)["weights"].tolist()
 
 
@@ -155,14 +155,14 @@ def test_rows_of_text_beside_conversations_keep_all_their_targets(mixture):
 @pytest.mark.parametrize("count", ["tokens", "examples", "epochs"])
 def test_shares_count_what_they_say(sources, tmp_path, mixture, count):
     if count == "tokens":
-        found, wanted = mixture, (0.25, 0.25, 0.5)
+        built, wanted = mixture, (0.25, 0.25, 0.5)
     else:
         asked = {"short": 2, "long": 1} if count == "epochs" else {"short": 0.75, "long": 0.25}
         pair = {name: sources[name] for name in asked}
-        found = build_components(tmp_path, pair, asked, shares_of=count)
+        built = build_components(tmp_path, pair, asked, shares_of=count)
         wanted = (2, 1) if count == "epochs" else (0.75, 0.25)
-    rows = mixture_counts(found)
-    trains = [part.manifest.splits["train"] for part in found.taken]
+    rows = mixture_counts(built)
+    trains = [part.manifest.splits["train"] for part in built.taken]
     per_row = {
         "tokens": lambda t: t.tokens / t.rows,
         "examples": lambda t: t.documents / t.rows,
@@ -170,8 +170,8 @@ def test_shares_count_what_they_say(sources, tmp_path, mixture, count):
     }[count]
     counted = np.array([row * per_row(train) for row, train in zip(rows, trains, strict=True)])
     assert counted / counted.sum() == pytest.approx(np.array(wanted) / sum(wanted), abs=2e-4)
-    assert [one.share_granted for one in replay(found.folder)] == [
-        part.share_granted for part in Mixture.load(found.folder).taken
+    assert [component.share_granted for component in replay(built.folder)] == [
+        part.share_granted for part in Mixture.load(built.folder).taken
     ]
 
 
@@ -189,14 +189,14 @@ def test_the_same_rows_are_found_again_and_other_templates_are_refused(mixture, 
 
 def test_looking_at_a_mixture_shows_examples(mixture):
     view = inspect_mixture(mixture.folder, rows=100, samples=1)
-    pieces = {row.component: row.texts for row in view.samples}
-    assert all(piece.startswith("### Instruction:") for piece in pieces["short"])
-    assert all(piece.strip() for piece in pieces["long"])
+    texts_of = {row.component: row.texts for row in view.samples}
+    assert all(text.startswith("### Instruction:") for text in texts_of["short"])
+    assert all(text.strip() for text in texts_of["long"])
 
 
 def test_too_long_conversations_are_left_out_and_counted(sources, tmp_path, caplog):
-    found = build_components(tmp_path, {"long": sources["long"]}, {"long": 1}, sequence_length=96)
-    manifest = manifests(found)["long"]
+    built = build_components(tmp_path, {"long": sources["long"]}, {"long": 1}, sequence_length=96)
+    manifest = manifests(built)["long"]
     assert manifest.statistics["too_long"] > 10
     assert manifest.statistics["kept"] + manifest.statistics["too_long"] == 300
     assert "longer than a row of 97 tokens and left out" in caplog.text
@@ -226,9 +226,9 @@ def test_seqio_sees_the_same_rows_with_the_same_targets_and_segments(mixture):
 
 def test_a_preparation_of_conversations_needs_no_more_than_their_form():
     settings = Preparation(name="a", kind="real", sequence_length=8)
-    found = PrepareConfig(
+    config = PrepareConfig(
         output_dir="x", corpus=CorpusConfig(source="a.jsonl", conversations="auto"), preparation=settings
     )
-    assert found.preparation.chat == Chat()
+    assert config.preparation.chat == Chat()
     with pytest.raises(InputError, match=r"corpus\.conversations is None"):
-        PrepareConfig(output_dir="x", corpus="a.jsonl", preparation=found.preparation)
+        PrepareConfig(output_dir="x", corpus="a.jsonl", preparation=config.preparation)

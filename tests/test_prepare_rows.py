@@ -54,8 +54,8 @@ def test_rows_hold_every_token_once(tmp_path_factory, texts, length):
     manifest = prepare(TextCorpus(texts), tokenizer, tmp_path_factory.mktemp("part"), settings_of(length))
     rows = len(joined) // (length + 1)
     expected = np.array(joined[: rows * (length + 1)]).reshape(rows, length + 1)
-    found = RowReader(manifest).read(np.arange(rows)).tokens
-    assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
+    rows_read = RowReader(manifest).read(np.arange(rows)).tokens
+    assert sorted(map(tuple, rows_read)) == sorted(map(tuple, expected))
     train = manifest.splits["train"]
     assert (train.rows, train.dropped_tokens, train.documents) == (rows, len(joined) - rows * (length + 1), len(texts))
     assert train.text_bytes == sum(len(text.encode()) for text in texts)
@@ -131,8 +131,10 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path):
         assert [path.name for path in (folder / "part").iterdir()] == [".preparing"]
         assert not [path for path in (folder / "part").rglob("*") if path.name.endswith(".partial")]
         subprocess.run(["mount", "-o", "remount,size=8m", folder], check=True)
-        places = (folder / "part", tmp_path / "roomy")
-        prepared = [prepare(MadeCorpus("a", 400), load_tokenizer("bytes"), place, settings_of(16)) for place in places]
+        folders = (folder / "part", tmp_path / "roomy")
+        prepared = [
+            prepare(MadeCorpus("a", 400), load_tokenizer("bytes"), target, settings_of(16)) for target in folders
+        ]
         assert prepared[0].content_hash == prepared[1].content_hash
     finally:
         subprocess.run(["umount", folder], check=True)
@@ -155,7 +157,7 @@ def test_components_of_two_lengths_are_not_mixed(tmp_path):
 
 def test_hosts_read_disjoint_parts_of_the_same_batch(tmp_path):
     loader = Mixture.load(build_mixture(tmp_path, {"a": Fraction(1, 4), "b": Fraction(3, 4)})).loader(batch_size=8)
-    whole = loader.batch(5)
+    global_batch = loader.batch(5)
     parts = [loader.batch(5, part) for part in (slice(0, 4), slice(4, 8))]
-    np.testing.assert_array_equal(np.concatenate([part.tokens for part in parts]), whole.tokens)
-    np.testing.assert_array_equal(np.concatenate([part.component for part in parts]), whole.component)
+    np.testing.assert_array_equal(np.concatenate([part.tokens for part in parts]), global_batch.tokens)
+    np.testing.assert_array_equal(np.concatenate([part.component for part in parts]), global_batch.component)

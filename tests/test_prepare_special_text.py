@@ -26,8 +26,8 @@ class Texts:
 
     name, rejected = "texts", Counter()
 
-    def __init__(self, mark):
-        self.texts = [f"ba no{mark} trei" if i % 3 == 0 else f"sul {i} ke" for i in range(30)]
+    def __init__(self, special):
+        self.texts = [f"ba no{special} trei" if i % 3 == 0 else f"sul {i} ke" for i in range(30)]
 
     def __iter__(self):
         return (Document(id=str(i), text=text) for i, text in enumerate(self.texts))
@@ -96,16 +96,16 @@ def test_an_unknown_setting_is_one_line():
 
 @pytest.mark.parametrize("setting", ["plain", "special"])
 def test_marks_of_a_template_are_tokens_and_messages_are_letters(tokenizer, setting):
-    mark, end = tokenizer.special["eos_token"], tokenizer.end_of_text_id
-    turns = [{"role": "user", "content": f"ba{mark}no"}, {"role": "assistant", "content": f"ke {mark} mi"}]
+    special, end = tokenizer.special["eos_token"], tokenizer.end_of_text_id
+    turns = [{"role": "user", "content": f"ba{special}no"}, {"role": "assistant", "content": f"ke {special} mi"}]
     chat = ChatFormat(template=OWN_TEMPLATE, special=tokenizer.special)
     encoder = ExampleEncoder(tokenizer, chat, special_text=setting == "special")
     (example,), (answer_bytes,) = encoder.encode([json.dumps(turns)])
     ids = (example & ID_BITS).tolist()
     assert ids.count(end) == (1 if setting == "plain" else 3)
     assert ids[-1] == end
-    assert answer_bytes == len(f"ke {mark} mi")
-    plain = tokenizer.encode_each([f"ke {mark} mi"])[0]
+    assert answer_bytes == len(f"ke {special} mi")
+    plain = tokenizer.encode_each([f"ke {special} mi"])[0]
     assert (ids[-1 - len(plain) + 1 : -1] == plain[1:]) is (setting == "plain")
     assert not has_breaks(tokenizer.decode(ids))
 
@@ -120,7 +120,7 @@ def test_a_message_that_holds_the_break_itself_is_refused(tokenizer):
 
 
 def test_conversations_are_counted_too(tokenizer, tmp_path):
-    mark = tokenizer.special["eos_token"]
+    special = tokenizer.special["eos_token"]
 
     class Turns(Texts):
         def __iter__(self):
@@ -129,5 +129,5 @@ def test_conversations_are_counted_too(tokenizer, tmp_path):
                 yield Document(id=str(i), text=text, meta={"messages": turns})
 
     settings = Preparation(name="a", kind="real", sequence_length=100, chat=Chat())
-    manifest = prepare(Turns(mark), tokenizer, tmp_path / "rows", settings, processes=1)
+    manifest = prepare(Turns(special), tokenizer, tmp_path / "rows", settings, processes=1)
     assert (manifest.special_text, manifest.statistics["special_text_documents"]) == ("plain", 10)

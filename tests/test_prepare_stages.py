@@ -159,12 +159,12 @@ def stop_before_shards(monkeypatch):
     """Makes the next preparation end when all pieces are finished and one shard is."""
     from diversity_jax.prepare import executors
 
-    whole = executors.gather_shard
+    gather_shard = executors.gather_shard
 
     def gather(job, plan_hash, shard):
         if shard.number == 1:
             raise Stopped
-        return whole(job, plan_hash, shard)
+        return gather_shard(job, plan_hash, shard)
 
     monkeypatch.setattr(executors, "gather_shard", gather)
 
@@ -176,11 +176,11 @@ def test_finished_work_is_kept_and_damaged_work_is_made_again(tmp_path, monkeypa
         stop_before_shards(patch)
         with pytest.raises(Stopped):
             prepare(corpus, tokenizer, tmp_path / "part", asked(), processes=1)
-    place = tmp_path / "part" / ".preparing"
-    pieces = sorted(place.glob("0*.rows"))  # not what their ends are joined to, which changes with any of them
+    staging = tmp_path / "part" / ".preparing"
+    chunks = sorted(staging.glob("0*.rows"))  # not what their ends are joined to, which changes with any of them
     shard = next((tmp_path / "part").glob("train-00000-of-*.bin"))
-    kept = {path: path.stat().st_mtime_ns for path in pieces[1:]}
-    for damaged in (pieces[0], shard):
+    written_at = {path: path.stat().st_mtime_ns for path in chunks[1:]}
+    for damaged in (chunks[0], shard):
         data = bytearray(damaged.read_bytes())
         data[100] ^= 1
         damaged.write_bytes(data)
@@ -191,9 +191,9 @@ def test_finished_work_is_kept_and_damaged_work_is_made_again(tmp_path, monkeypa
         stop_before_shards(patch)
         with pytest.raises(Stopped):
             prepare(corpus, tokenizer, tmp_path / "part", asked(), processes=1)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in written_at} == written_at
     prepare(corpus, tokenizer, tmp_path / "part", asked(), processes=1)
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [str(pieces[0]), str(shard)]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [str(chunks[0]), str(shard)]
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
@@ -264,18 +264,21 @@ def test_statistics_agree_with_a_count_by_hand(tmp_path):
     corpus, tokenizer = open_corpus(source), load_tokenizer("bytes")
     lengths = np.array([len(document.text) for document in corpus])
     manifest = prepare(corpus, tokenizer, tmp_path / "part", asked(), processes=1)
-    found = manifest.statistics
-    assert (found["documents"], found["kept"]) == (len(lengths), len(lengths))
-    assert found["length_tokens"]["shortest"], found["length_tokens"]["longest"] == (lengths.min(), lengths.max())
-    assert found["length_tokens"]["mean"] == pytest.approx(lengths.mean(), abs=1e-3)
-    assert found["length_tokens"]["histogram"]["64-127"] == ((lengths >= 64) & (lengths < 128)).sum()
+    statistics = manifest.statistics
+    assert (statistics["documents"], statistics["kept"]) == (len(lengths), len(lengths))
+    assert statistics["length_tokens"]["shortest"], statistics["length_tokens"]["longest"] == (
+        lengths.min(),
+        lengths.max(),
+    )
+    assert statistics["length_tokens"]["mean"] == pytest.approx(lengths.mean(), abs=1e-3)
+    assert statistics["length_tokens"]["histogram"]["64-127"] == ((lengths >= 64) & (lengths < 128)).sum()
     splits = manifest.splits.values()
     assert sum(split.tokens + split.dropped_tokens for split in splits) == lengths.sum() + len(lengths)
-    assert found["truncated_documents"] <= sum(split.dropped_tokens for split in splits)
+    assert statistics["truncated_documents"] <= sum(split.dropped_tokens for split in splits)
 
 
 def test_the_permutation_is_uniform_and_every_key_has_one_shard():
-    keys = np.sort(np.concatenate([row_keys(0, "part", "train", f"{piece:06d}", 3000) for piece in range(4)]))
+    keys = np.sort(np.concatenate([row_keys(0, "part", "train", f"{chunk:06d}", 3000) for chunk in range(4)]))
     assert len(np.unique(keys)) == len(keys)
     shards = shard_count(len(keys), 100, 100_000)
     edges = [extent_of(keys, shard, shards) for shard in range(shards)]
@@ -319,8 +322,8 @@ def test_what_a_kill_left_after_the_manifest_is_tidied_up(tmp_path):
     source = write_text(tmp_path / "text", documents=60)
     corpus, folder = open_corpus(CorpusConfig(source=source)), tmp_path / "part"
     manifest = prepare(corpus, ByteTokenizer(), folder, asked())
-    whole = contents(folder)
+    files = contents(folder)
     (folder / ".preparing").mkdir()
     (folder / ".preparing" / "000000-000000.rows").write_bytes(b"left behind")
     assert prepare(corpus, ByteTokenizer(), folder, asked()) == manifest
-    assert contents(folder) == whole
+    assert contents(folder) == files

@@ -42,14 +42,14 @@ _COLOURS = """
 def pages(tmp_path_factory) -> dict[str, tuple[Path, int]]:
     """A page of each sort with the number of its figures."""
     folder = tmp_path_factory.mktemp("pages")
-    cards = {
+    scorecards = {
         name: example_run.make_scorecard(name, true, groupings=300) for name, true in example_run.TRUE_CLUSTERS.items()
     }
     return {
         "run": (training_run.write(example_run.write_run(folder / "run", groupings=300)), 5),
-        "scores": (score.write(folder / "scores", cards), 3),
+        "scores": (score.write(folder / "scores", scorecards), 3),
         "hostile": (score.write(folder / "hostile", {example_run.HOSTILE: example_run.make_hostile_scorecard()}), 2),
-        "one": (score.write(folder / "one", {"a": cards["web"]}), 2),
+        "one": (score.write(folder / "one", {"a": scorecards["web"]}), 2),
     }
 
 

@@ -30,7 +30,7 @@ _SIGHT = {
 
 
 def _linear(colour: str) -> np.ndarray:
-    channels = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    channels = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
     return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
@@ -62,7 +62,7 @@ def test_component_colours_stay_apart(colours, sight):
 
 
 def test_palette_gives_each_component_one_look():
-    names = [f"component {place}" for place in range(20)]
+    names = [f"component {number}" for number in range(20)]
     palette = Palette(names)
     assert len({(palette.slot(name), str(palette.dash(name))) for name in names}) == 20
     assert palette.slot("no component") == "ink"
@@ -156,11 +156,11 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_figures_are_self_contained_and_take_their_colours_from_the_page(name):
-    drawing = render(name, "a <figure>", DRAWN[name])
-    assert drawing.png.startswith(b"\x89PNG")
-    assert ElementTree.fromstring(drawing.svg).tag.endswith("svg")
-    assert drawing.svg == render(name, "a <figure>", DRAWN[name]).svg
-    for svg in (drawing.wide, drawing.phone):
+    rendered = render(name, "a <figure>", DRAWN[name])
+    assert rendered.png.startswith(b"\x89PNG")
+    assert ElementTree.fromstring(rendered.svg).tag.endswith("svg")
+    assert rendered.svg == render(name, "a <figure>", DRAWN[name]).svg
+    for svg in (rendered.wide, rendered.phone):
         root = ElementTree.fromstring(svg)
         nodes = list(root.iter())
         assert root.get("role") == "img"
@@ -173,7 +173,7 @@ def test_figures_are_self_contained_and_take_their_colours_from_the_page(name):
         assert len(ids) == len(set(ids))
         assert set(used) <= set(ids)
         assert not any(character in "".join(root.itertext()) for character in "\u202e\x00")
-    assert not set(re.findall(r' id="([^"]+)"', drawing.wide)) & set(re.findall(r' id="([^"]+)"', drawing.phone))
+    assert not set(re.findall(r' id="([^"]+)"', rendered.wide)) & set(re.findall(r' id="([^"]+)"', rendered.phone))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(2, 60))

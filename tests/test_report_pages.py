@@ -83,9 +83,9 @@ def page_path(run_dir) -> Path:
 def test_run_page_says_the_verdict_and_shows_every_section(run_dir, page_path):
     outline = _read(page_path)
     _check_self_contained(outline)
-    card = Scorecard.load(run_dir / "scorecards" / "few_topics.json")
+    scorecard = Scorecard.load(run_dir / "scorecards" / "few_topics.json")
     assert "3 of 4 components registered; few_topics rejected: 4" in outline.text
-    assert f"{card.effective_clusters.low:.3g}" in outline.text
+    assert f"{scorecard.effective_clusters.low:.3g}" in outline.text
     assert "Held-out loss fell from 5.58 to 2.85 nats a token over 300 steps" in outline.text
     assert "2.46 M tokens were trained on" in outline.text
     for title in ("Gate decisions", "Clusters", "Example clusters", "Token shares", "Loss", "Speed", "Facts"):
@@ -93,13 +93,13 @@ def test_run_page_says_the_verdict_and_shows_every_section(run_dir, page_path):
     for fact in (
         "offline (no LLM)",
         "offline-1",
-        card.content_hash,
+        scorecard.content_hash,
         "--config.train.steps=300",
         "jax 0.10.2",
         "2 cores",
     ):
         assert fact in outline.text
-    figures = sorted(found.name for found in (run_dir / "figures").iterdir())
+    figures = sorted(path.name for path in (run_dir / "figures").iterdir())
     assert figures == [
         f"{name}.{ending}" for name in ("clusters", "gate", "loss", "shares", "speed") for ending in ("png", "svg")
     ]
@@ -208,8 +208,8 @@ def test_a_resumed_log_holds_what_was_written_last(tmp_path):
 
 
 def test_score_page_of_one_corpus(tmp_path):
-    card = example_run.make_scorecard("persona_chat", 500, groupings=300)
-    card.save(tmp_path / "scorecard.json")
+    scorecard = example_run.make_scorecard("persona_chat", 500, groupings=300)
+    scorecard.save(tmp_path / "scorecard.json")
     outline = _read(score.write(tmp_path, [tmp_path / "scorecard.json"]))
     _check_self_contained(outline)
     assert re.search(r"persona_chat holds \d+ effective clusters \[\d+, [\d,]+\]\.", outline.text)
@@ -217,14 +217,14 @@ def test_score_page_of_one_corpus(tmp_path):
         assert title in outline.text
     assert "a baseline, no stand-in" in outline.text
     drawn = [f"{name}.{ending}" for name in ("clusters", "convergence") for ending in ("png", "svg")]
-    assert sorted(found.name for found in (tmp_path / "figures").iterdir()) == drawn
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == drawn
 
 
 def test_score_page_compares_and_decides(tmp_path):
-    cards = {
+    scorecards = {
         name: example_run.make_scorecard(name, true, groupings=300) for name, true in (("a", 50), ("b", 5), ("c", 5))
     }
-    outline = _read(score.write(tmp_path, cards))
+    outline = _read(score.write(tmp_path, scorecards))
     assert "a reads as the most diverse" in outline.text
     assert "2 of 3 differences are decided" in outline.text
     assert outline.text.count("a is more diverse") == 2
@@ -233,19 +233,19 @@ def test_score_page_compares_and_decides(tmp_path):
 
 
 def test_scores_of_different_rulers_are_not_compared(tmp_path):
-    card = example_run.make_scorecard("b", 5, groupings=50)
+    scorecard = example_run.make_scorecard("b", 5, groupings=50)
     other = Scorecard(
-        **{name: value for name, value in vars(card).items() if name != "content_hash"} | {"ruler": "another"}
+        **{name: value for name, value in vars(scorecard).items() if name != "content_hash"} | {"ruler": "another"}
     )
-    outline = _read(score.write(tmp_path, {"a": card, "b": other}))
+    outline = _read(score.write(tmp_path, {"a": scorecard, "b": other}))
     assert "cannot be compared" in outline.text
     assert "not comparable: different rulers" in outline.text
 
 
 def test_hostile_texts_stay_texts(tmp_path):
-    card = example_run.make_hostile_scorecard()
+    scorecard = example_run.make_hostile_scorecard()
     outline = _read(
-        score.write(tmp_path, {example_run.HOSTILE: card, "b": example_run.make_scorecard("b", 5, groupings=50)})
+        score.write(tmp_path, {example_run.HOSTILE: scorecard, "b": example_run.make_scorecard("b", 5, groupings=50)})
     )
     _check_self_contained(outline)
     assert outline.tags.count("style") == 1
@@ -259,15 +259,15 @@ def test_no_scorecard_is_an_error(tmp_path):
 
 
 def test_scorecards_of_one_name_are_numbered(tmp_path):
-    for place in range(3):
-        example_run.make_scorecard("web", 5 + place, groupings=40).save(tmp_path / f"{place}.json")
+    for number in range(3):
+        example_run.make_scorecard("web", 5 + number, groupings=40).save(tmp_path / f"{number}.json")
     assert list(score.load(sorted(tmp_path.glob("*.json")))) == ["web", "web (2)", "web (3)"]
 
 
 def test_a_bound_alone_is_said_as_such(tmp_path):
-    card = example_run.make_scorecard("a", 100_000, groupings=40, samples=4)
-    assert card.effective_clusters.high is None
-    outline = _read(score.write(tmp_path, {"a": card}))
+    scorecard = example_run.make_scorecard("a", 100_000, groupings=40, samples=4)
+    assert scorecard.effective_clusters.high is None
+    outline = _read(score.write(tmp_path, {"a": scorecard}))
     assert "a holds at least" in outline.text
 
 
@@ -334,7 +334,7 @@ def test_the_verdict_names_what_was_not_simply_registered():
     )
     assert "x rejected: not scored" in mixture.verdict([decide("x", "reject", effective_clusters=None)])
     assert "x with a warning: 4.1 effective clusters" in mixture.verdict([decide("x", "warn")])
-    many = [decide(str(place), "downweight") for place in range(5)]
+    many = [decide(str(number), "downweight") for number in range(5)]
     assert mixture.verdict(many).endswith("; 3 others not taken as they are.")
     assert mixture.verdict([decide("x", "register")]) == "1 of 1 component registered."
 
@@ -364,16 +364,16 @@ def test_the_real_components_pooled_are_shown_as_the_reference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "phrases"),
     [
         ("none", ("is fit", "Nothing was found", "9 of 9")),
         ("style", ("is unfit", "sets apart 100 % of the pairs of one subject in two styles", "nothing usable")),
         ("splits all", ("is unfit", "0 of 9", "o grouping was usable")),
     ],
 )
-def test_an_audit_leads_with_the_verdict_and_shows_what_it_rests_on(tmp_path, fault, said):
+def test_an_audit_leads_with_the_verdict_and_shows_what_it_rests_on(tmp_path, fault, phrases):
     result = AuditResult(exam=examine(exam_judge(fault, verifier="yes"), AgentConfig(), tmp_path / "exams"))
     outline = _read(audit.write(tmp_path, result))
     _check_self_contained(outline)
-    for words in (*said, "Truth and reading", "12 subjects in pairs of neighbours", "No corpus was named", "13.2"):
+    for words in (*phrases, "Truth and reading", "12 subjects in pairs of neighbours", "No corpus was named", "13.2"):
         assert re.sub(r"\s+", " ", words) in outline.text.replace("\u202f", " ")

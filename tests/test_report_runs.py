@@ -92,6 +92,6 @@ def test_a_folder_without_runs_and_a_wrong_word_are_one_line(tmp_path):
     ],
 )
 def test_no_label_of_an_axis_stands_twice(values, form, labels):
-    found = distinct_labels(values, form)
-    assert [label.replace("\N{NO-BREAK SPACE}", " ").replace("\u202f", " ") for label in found] == labels
-    assert len(set(np.array(found)[np.array(found) != ""])) == np.count_nonzero(np.array(found) != "")
+    written = distinct_labels(values, form)
+    assert [label.replace("\N{NO-BREAK SPACE}", " ").replace("\u202f", " ") for label in written] == labels
+    assert len(set(np.array(written)[np.array(written) != ""])) == np.count_nonzero(np.array(written) != "")

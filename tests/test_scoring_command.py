@@ -77,7 +77,7 @@ def scorecard(output):
 
 
 @pytest.fixture(scope="module")
-def whole(corpus, tmp_path_factory):
+def finished_run(corpus, tmp_path_factory):
     """The folder of an uninterrupted run."""
     output = tmp_path_factory.mktemp("whole")
     with serve(by_topic) as server:
@@ -85,12 +85,12 @@ def whole(corpus, tmp_path_factory):
     return output
 
 
-def test_the_interval_holds_the_truth_and_the_files_are_there(whole):
-    output = whole
-    card = scorecard(output)
-    assert card["effective_clusters"]["low"] < TRUE_CLUSTERS < card["effective_clusters"]["high"]
+def test_the_interval_holds_the_truth_and_the_files_are_there(finished_run):
+    output = finished_run
+    values = scorecard(output)
+    assert values["effective_clusters"]["low"] < TRUE_CLUSTERS < values["effective_clusters"]["high"]
     for name in ("effective_clusters", "cluster_score", "clusters_per_sample", "collision"):
-        assert set(card[name]) == {"value", "low", "high"}
+        assert set(values[name]) == {"value", "low", "high"}
     for name in (
         "groupings",
         "dropped_groupings",
@@ -101,10 +101,10 @@ def test_the_interval_holds_the_truth_and_the_files_are_there(whole):
         "calls",
         "cost_usd",
     ):
-        assert name in card
-    assert set(card["tokens"]) == {"prompt", "completion"}
-    assert {"fingerprint", "documents", "sampled"} <= set(card["corpus"])
-    assert (card["judge"], card["groupings"], card["seed"]) == ("openai:oracle", 150, 0)
+        assert name in values
+    assert set(values["tokens"]) == {"prompt", "completion"}
+    assert {"fingerprint", "documents", "sampled"} <= set(values["corpus"])
+    assert (values["judge"], values["groupings"], values["seed"]) == ("openai:oracle", 150, 0)
     groupings = (output / "groupings.jsonl").read_text().splitlines()
     assert len(groupings) == 150
     assert (output / "report.html").stat().st_size > 10_000
@@ -112,7 +112,7 @@ def test_the_interval_holds_the_truth_and_the_files_are_there(whole):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_nothing_is_paid_twice_and_the_scorecard_is_the_same(corpus, whole, tmp_path):
+def test_killed_at_random_moments_nothing_is_paid_twice_and_the_scorecard_is_the_same(corpus, finished_run, tmp_path):
     draw = random.Random(3)
     with serve(by_topic, latency_seconds=0.05) as server:
         for _ in range(4):
@@ -125,10 +125,10 @@ def test_killed_at_random_moments_nothing_is_paid_twice_and_the_scorecard_is_the
     # What the server had sent to a process that was killed before it could write is asked again: at most what was in
     # flight.
     assert sum(answered) - len(answered) <= 4 * 8
-    assert (tmp_path / "scorecard.json").read_bytes() == (whole / "scorecard.json").read_bytes()
+    assert (tmp_path / "scorecard.json").read_bytes() == (finished_run / "scorecard.json").read_bytes()
     (tmp_path / "scorecard.json").unlink()
     finish(start(corpus, "http://127.0.0.1:9/v1", tmp_path, **{"engine.offline_replay": True}))
-    assert (tmp_path / "scorecard.json").read_bytes() == (whole / "scorecard.json").read_bytes()
+    assert (tmp_path / "scorecard.json").read_bytes() == (finished_run / "scorecard.json").read_bytes()
 
 
 @pytest.mark.slow
@@ -147,10 +147,10 @@ def test_with_three_calls_in_ten_failing_the_estimate_stands_and_drops_are_count
         finish(
             start(corpus, server.openai_url, tmp_path, **{"engine.deadline_seconds": 2, "engine.backoff_seconds": 0.05})
         )
-    card = scorecard(tmp_path)
-    assert card["effective_clusters"]["low"] < TRUE_CLUSTERS < card["effective_clusters"]["high"]
-    assert card["groupings"] + card["dropped_groupings"] == 150
-    assert card["dropped_groupings"] > 0
+    values = scorecard(tmp_path)
+    assert values["effective_clusters"]["low"] < TRUE_CLUSTERS < values["effective_clusters"]["high"]
+    assert values["groupings"] + values["dropped_groupings"] == 150
+    assert values["dropped_groupings"] > 0
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def score(corpus, address, output, **settings):
     return done
 
 
-def ledger(output, statement):
+def rows_of_cache(output, statement):
     connection = sqlite3.connect(output / "ledger.sqlite")
     try:
         return connection.execute(statement).fetchall()
@@ -131,7 +131,7 @@ def ledger(output, statement):
 
 
 @pytest.fixture(scope="module")
-def whole(corpus, server, tmp_path_factory):
+def finished_run(corpus, server, tmp_path_factory):
     """Folder of a run through all stages."""
     output = tmp_path_factory.mktemp("run")
     done = score(corpus, server, output)
@@ -145,12 +145,12 @@ def scorecard(output):
 
 
 @pytest.mark.slow
-def test_all_six_stages_are_asked_and_answered_in_schema(whole):
-    answers = ledger(whole, "SELECT stage, answer FROM answers")
+def test_all_six_stages_are_asked_and_answered_in_schema(finished_run):
+    answers = rows_of_cache(finished_run, "SELECT stage, answer FROM answers")
     assert {stage for stage, _ in answers} == STAGES
-    assert ledger(whole, "SELECT * FROM failures") == []
-    card = scorecard(whole)
-    assert len(answers) == card["calls"]
+    assert rows_of_cache(finished_run, "SELECT * FROM failures") == []
+    values = scorecard(finished_run)
+    assert len(answers) == values["calls"]
     keys = {
         "propose_criteria": "metadata",
         "summarize_metrics": "metrics",
@@ -177,36 +177,36 @@ def test_our_own_server_enforces_the_schemas_of_a_run(corpus, tmp_path):
         server.terminate()
     # Whether one of three random groupings names each sample once is luck; that all answers are in schema is not.
     assert done.returncode == 0 or "was usable (malformed" in done.stderr
-    answers = ledger(tmp_path / "run", "SELECT stage, answer FROM answers")
+    answers = rows_of_cache(tmp_path / "run", "SELECT stage, answer FROM answers")
     assert {stage for stage, _ in answers} >= STAGES - {"verify_clusters"}
     assert all(isinstance(json.loads(json.loads(answer)), dict) for _, answer in answers)
-    assert ledger(tmp_path / "run", "SELECT * FROM failures") == []
+    assert rows_of_cache(tmp_path / "run", "SELECT * FROM failures") == []
 
 
 @pytest.mark.slow
-def test_nonsense_is_dropped_counted_and_said(whole):
-    card = scorecard(whole)
-    lines = [json.loads(line) for line in (whole / "groupings.jsonl").read_text().splitlines()]
+def test_nonsense_is_dropped_counted_and_said(finished_run):
+    values = scorecard(finished_run)
+    lines = [json.loads(line) for line in (finished_run / "groupings.jsonl").read_text().splitlines()]
     assert len(lines) == GROUPINGS
     drops = collections.Counter(line["dropped"] for line in lines if line["dropped"])
-    assert drops == card["drops"]
+    assert drops == values["drops"]
     # In schema every answer is JSON and names shown samples only; that each stands in one place is more than a schema
     # can say.
     assert set(drops) <= {"malformed"}
-    assert card["groupings"] == GROUPINGS - drops.total() > 0
-    assert card["repairs"] >= drops.total()
-    assert card["tokens"]["prompt"] > 0 < card["tokens"]["completion"]
-    assert card["effective_clusters"]["high"] is None
-    said = " ".join(card["warnings"])
-    assert "a lower bound, not an estimate" in said
-    assert drops.total() <= 0.1 * GROUPINGS or "were dropped" in said
-    assert len(card["criteria"]) == 2
-    assert (whole / "report.html").stat().st_size > 10_000
+    assert values["groupings"] == GROUPINGS - drops.total() > 0
+    assert values["repairs"] >= drops.total()
+    assert values["tokens"]["prompt"] > 0 < values["tokens"]["completion"]
+    assert values["effective_clusters"]["high"] is None
+    warnings = " ".join(values["warnings"])
+    assert "a lower bound, not an estimate" in warnings
+    assert drops.total() <= 0.1 * GROUPINGS or "were dropped" in warnings
+    assert len(values["criteria"]) == 2
+    assert (finished_run / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             {"agent.samples_per_grouping": 6, "agent.canary_share": 1, "agent.groupings": 3},
@@ -216,11 +216,11 @@ def test_nonsense_is_dropped_counted_and_said(whole):
     ],
     ids=["larger groupings with canaries", "answers cut short"],
 )
-def test_where_nothing_is_usable_one_line_says_so(corpus, server, whole, tmp_path, settings, said):
-    done = score(corpus, server, tmp_path, **{"agent.criteria": whole / "scorecard.json"}, **settings)
+def test_where_nothing_is_usable_one_line_says_so(corpus, server, finished_run, tmp_path, settings, message):
+    done = score(corpus, server, tmp_path, **{"agent.criteria": finished_run / "scorecard.json"}, **settings)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
     assert scorecard(tmp_path)["effective_clusters"] is None
     assert (tmp_path / "report.html").stat().st_size > 5000

@@ -37,11 +37,11 @@ def test_local_completions_give_the_likelihoods_and_accuracies_of_our_backend(se
     theirs = samples(LocalCompletionsAPI(base_url=f"{address}/completions", model="tiny", max_length=512, batch_size=4))
     assert sum(len(items) for items in ours.values()) == 9
     for name, items in ours.items():
-        for expected, found in zip(items, theirs[name], strict=True):
-            assert [greedy for _, greedy in found["filtered_resps"]] == [g for _, g in expected["filtered_resps"]]
+        for expected, actual in zip(items, theirs[name], strict=True):
+            assert [greedy for _, greedy in actual["filtered_resps"]] == [g for _, g in expected["filtered_resps"]]
             nats = [nats for nats, _ in expected["filtered_resps"]]
-            assert [nats for nats, _ in found["filtered_resps"]] == pytest.approx(nats, abs=1e-4)
-            assert [found[metric] for metric in found["metrics"]] == [
+            assert [nats for nats, _ in actual["filtered_resps"]] == pytest.approx(nats, abs=1e-4)
+            assert [actual[metric] for metric in actual["metrics"]] == [
                 expected[metric] for metric in expected["metrics"]
             ]
     accuracy = [item["acc"] for items in ours.values() for item in items]

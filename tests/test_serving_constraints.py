@@ -108,13 +108,13 @@ def test_choices_of_a_chat_follow_their_schema_whole_and_streamed(port):
         "n": 3,
         "max_tokens": 200,
     }
-    whole = client.chat.completions.create(**asked)
-    for choice in whole.choices:
+    response = client.chat.completions.create(**asked)
+    for choice in response.choices:
         jsonschema.validate(json.loads(choice.message.content), SCHEMA)
     texts = dict.fromkeys(range(3), "")
     for chunk in client.chat.completions.create(stream=True, **asked):
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
-    assert list(texts.values()) == [choice.message.content for choice in whole.choices]
+    assert list(texts.values()) == [choice.message.content for choice in response.choices]
 
 
 def test_neighbours_change_no_answer_and_a_schema_changes_no_neighbour():
@@ -160,11 +160,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "said"), REFUSED)
-def test_what_cannot_be_enforced_is_refused_by_name(port, fields, said):
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_what_cannot_be_enforced_is_refused_by_name(port, fields, message):
     status, error = post(port, "/v1/completions", {"model": "tiny", "prompt": "ab", **fields})
     assert status == 400
-    assert said in error["message"]
+    assert message in error["message"]
     assert error["param"] in fields
     assert "\n" not in error["message"]
     assert ".py" not in error["message"]

@@ -30,8 +30,8 @@ PAGE, FRIEND = "https://page.example", "https://friend.example"
 def served():
     """(port, service) that is let into by a page, a name and a key."""
     limits = {"max_body_bytes": 1 << 14, "max_bodies_bytes": 1 << 15, "read_seconds": 1.0}
-    with running(byte_model(), allow_origin=(FRIEND,), allow_host=("models.example",), **limits) as found:
-        yield found
+    with running(byte_model(), allow_origin=(FRIEND,), allow_host=("models.example",), **limits) as server:
+        yield server
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def served():
     ],
 )
 def test_a_page_reaches_the_server_only_where_it_is_let_in(served, headers, status):
-    found, answer = post(served[0], "/v1/completions", ASK, headers=headers)
-    assert found == status
+    code, answer = post(served[0], "/v1/completions", ASK, headers=headers)
+    assert code == status
     assert status == 200 or "\n" not in answer["message"]
 
 
@@ -92,8 +92,8 @@ def test_a_key_is_asked_for_and_never_shown(monkeypatch, caplog):
     key = "harmless-marker-key"
     with running(byte_model(), key=key) as (port, _):
         for sent, status in ((None, 401), ("Bearer wrong", 401), (f"Basic {key}", 401), (f"Bearer {key}", 200)):
-            found, answer = post(port, "/v1/completions", ASK, headers={"Authorization": sent})
-            assert (found, key in str(answer)) == (status, False)
+            code, answer = post(port, "/v1/completions", ASK, headers={"Authorization": sent})
+            assert (code, key in str(answer)) == (status, False)
         assert post(port, "/openapi.json", None, method="GET")[0] == 401
         assert post(port, "/health", None, method="GET")[0] == 200
     assert key not in caplog.text

@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def served():
     """(port, service) of a server in a thread."""
-    with running(byte_model(), max_body_bytes=1 << 16, max_bodies_bytes=1 << 18) as found:
-        yield found
+    with running(byte_model(), max_body_bytes=1 << 16, max_bodies_bytes=1 << 18) as server:
+        yield server
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def expected(prompt: str, **settings) -> str:
 def test_completions_and_chats_are_what_the_generator_gives_whole_and_streamed(client, served):
     model = served[1].model
     asked = {"model": "tiny", "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
-    whole = client.completions.create(prompt="abc", **asked)
-    assert whole.choices[0].text == expected("abc", max_tokens=12, ignore_end=True)
-    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.choices[0].finish_reason) == (
+    response = client.completions.create(prompt="abc", **asked)
+    assert response.choices[0].text == expected("abc", max_tokens=12, ignore_end=True)
+    assert (response.usage.prompt_tokens, response.usage.completion_tokens, response.choices[0].finish_reason) == (
         3,
         12,
         "length",
     )
     streamed = list(client.completions.create(prompt="abc", stream=True, **asked))
-    assert "".join(chunk.choices[0].text for chunk in streamed) == whole.choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in streamed) == response.choices[0].text
     chat = client.chat.completions.create(messages=MESSAGES, **asked)
     prompt = render_chat(MESSAGES)
     assert chat.choices[0].message.content == expected(prompt, max_tokens=12, ignore_end=True)
@@ -81,8 +81,8 @@ def test_answers_end_before_stop_strings(client):
     free = client.completions.create(prompt="abc", **asked).choices[0].text
     stop = free[6:8]
     for stream in (False, True):
-        found = client.completions.create(prompt="abc", stop=[stop], stream=stream, **asked)
-        parts = list(found) if stream else [found]
+        response = client.completions.create(prompt="abc", stop=[stop], stream=stream, **asked)
+        parts = list(response) if stream else [response]
         assert "".join(part.choices[0].text for part in parts) == free[: free.find(stop)]
         assert parts[-1].choices[0].finish_reason == "stop"
 
@@ -104,7 +104,7 @@ def test_sixty_four_clients_at_once_each_get_their_own_answer(client):
         )
 
     with ThreadPoolExecutor(64) as pool:
-        answers = [found.choices[0].text for found in pool.map(ask, prompts)]
+        answers = [response.choices[0].text for response in pool.map(ask, prompts)]
     model = byte_model()
     alone = Generator(model, slots=8, steps=4).generate(
         [model.tokenizer.encode(prompt) for prompt in prompts], Sampling(max_tokens=5, ignore_end=True)
@@ -184,26 +184,26 @@ NONSENSE += [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "status", "said"), NONSENSE)
-def test_nonsense_gets_its_code_and_one_line(served, path, body, status, said):
-    found, error = post(served[0], path, body)
-    assert found == status
-    assert said in error["message"]
+@pytest.mark.parametrize(("path", "body", "status", "message"), NONSENSE)
+def test_nonsense_gets_its_code_and_one_line(served, path, body, status, message):
+    code, error = post(served[0], path, body)
+    assert code == status
+    assert message in error["message"]
     assert "\n" not in error["message"]
     assert error["type"] == "invalid_request_error"
 
 
 def test_a_compressed_body_is_refused(served):
-    found, error = post(served[0], "/v1/completions", ASK, headers={"Content-Encoding": "gzip"})
-    assert found == 415
+    code, error = post(served[0], "/v1/completions", ASK, headers={"Content-Encoding": "gzip"})
+    assert code == 415
     assert "send the body as it is" in error["message"]
 
 
 def test_token_texts_beside_log_probabilities_join_to_the_text(client, tmp_path):
-    found = client.completions.create(
+    response = client.completions.create(
         model="tiny", prompt="ab", max_tokens=6, logprobs=2, temperature=0, extra_body={"ignore_eos": True}
     )
-    given = found.choices[0].logprobs
+    given = response.choices[0].logprobs
     assert given.text_offset == [len("".join(given.tokens[:number])) for number in range(6)]
     assert all(1 <= len(top) <= 2 for top in given.top_logprobs)  # broken characters read alike
     assert given.token_logprobs == [pytest.approx(max(top.values())) for top in given.top_logprobs]
@@ -212,11 +212,11 @@ def test_token_texts_beside_log_probabilities_join_to_the_text(client, tmp_path)
     before = tokenizer.encode(prompt)
     ids = tokenizer.encode(prompt + text)
     logprobs = [
-        TokenLogprob(token=token, before=ids[place - 1], logprob=-1.0)
-        for place, token in enumerate(ids)
-        if place >= len(before)
+        TokenLogprob(token=token, before=ids[index - 1], logprob=-1.0)
+        for index, token in enumerate(ids)
+        if index >= len(before)
     ]
-    assert "".join(token_text(tokenizer, one.before, one.token) for one in logprobs) == text
+    assert "".join(token_text(tokenizer, scored.before, scored.token) for scored in logprobs) == text
 
 
 def test_another_method_and_the_health_of_a_server_that_met_all_that(served):
@@ -251,10 +251,10 @@ def test_a_client_that_hangs_up_frees_its_slot(served, stream):
 
 def test_an_echo_is_scored_whole_and_streamed(served):
     asked = {**ASK, "prompt": ["abc", [100, 101, 102]], "max_tokens": 3, "echo": True, "logprobs": 2, "temperature": 0}
-    whole = post(served[0], "/v1/completions", asked)[1]["choices"]
-    assert whole[0]["logprobs"] == whole[1]["logprobs"]
-    assert whole[0]["text"][:3] == "abc"
-    given = whole[0]["logprobs"]
+    choices = post(served[0], "/v1/completions", asked)[1]["choices"]
+    assert choices[0]["logprobs"] == choices[1]["logprobs"]
+    assert choices[0]["text"][:3] == "abc"
+    given = choices[0]["logprobs"]
     assert given["tokens"][:3] == ["a", "b", "c"]
     assert given["token_logprobs"][0] is given["top_logprobs"][0] is None
     assert given["text_offset"] == [len("".join(given["tokens"][:n])) for n in range(len(given["tokens"]))]
@@ -266,9 +266,9 @@ def test_an_echo_is_scored_whole_and_streamed(served):
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     lines = connection.getresponse().read().decode().split("\n\n")[:-2]
     chunks = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
-    assert "".join(chunk["text"] for chunk in chunks) == whole[0]["text"]
+    assert "".join(chunk["text"] for chunk in chunks) == choices[0]["text"]
     for name in given:
-        assert [one for chunk in chunks if chunk["logprobs"] for one in chunk["logprobs"][name]] == given[name]
+        assert [value for chunk in chunks if chunk["logprobs"] for value in chunk["logprobs"][name]] == given[name]
 
 
 def test_roles_and_parts_that_templates_do_not_know(served):
@@ -293,12 +293,12 @@ def test_before_min_tokens_nothing_ends_an_answer(served):
     generator = served[1].worker.generator
     ends = generator.model.tokenizer.end_of_text_id
     draws = [Sampling(max_tokens=12, min_tokens=12, temperature=5.0, seed=seed) for seed in range(64)]
-    assert not any(ends in one.tokens[:11] for one in Generator(generator.model).generate([[5]] * 64, draws))
+    assert not any(ends in answer.tokens[:11] for answer in Generator(generator.model).generate([[5]] * 64, draws))
 
 
 def test_more_than_may_wait_are_told_to_come_back(served):
-    found, error = post(served[0], "/v1/completions", {**ASK, "prompt": ["a"] * 128, "n": 3})
-    assert (found, error["type"]) == (429, "rate_limit_error")
+    code, error = post(served[0], "/v1/completions", {**ASK, "prompt": ["a"] * 128, "n": 3})
+    assert (code, error["type"]) == (429, "rate_limit_error")
 
 
 @pytest.mark.slow

@@ -72,21 +72,21 @@ def test_only_what_is_named_gets_adapters():
 
 def test_a_step_on_a_mesh_is_the_step_on_one_device_and_keeps_moments_of_adapters_alone():
     config = small_config(num_kv_heads=2)
-    base, found = random_params(config), []
+    base, results = random_params(config), []
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (8, 33), dtype=np.int32)
     for sizes in (MeshConfig(fsdp=1), MeshConfig(fsdp=4, tensor=2)):
         mesh = make_mesh(sizes, jax.devices()[: sizes.fsdp * sizes.tensor])
         _, step = make_train_step(config, OPTIMIZER, mesh, lora=LORA)
-        shapes, places = state_shardings(config, OPTIMIZER, mesh, LORA)
+        shapes, shardings = state_shardings(config, OPTIMIZER, mesh, LORA)
         counts = {leaf.size for leaf in jax.tree.leaves(shapes.opt_state)} - {1}
         assert counts == {leaf.size for leaf in jax.tree.leaves(shapes.params)}
         state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        state = jax.device_put(dataclasses.replace(state, params=drawn(config)), places)
+        state = jax.device_put(dataclasses.replace(state, params=drawn(config)), shardings)
         batch = jax.device_put({"tokens": tokens, "component": np.zeros(8, np.int32)}, batch_sharding(mesh))
         state, metrics = step(state, batch, jax.device_put(base, param_shardings(mesh, base)))
-        found.append((jax.device_get(state.params), float(metrics["loss"]), float(metrics["gradient_norm"])))
-    assert found[0][1:] == pytest.approx(found[1][1:], rel=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found[0][0], found[1][0])
+        results.append((jax.device_get(state.params), float(metrics["loss"]), float(metrics["gradient_norm"])))
+    assert results[0][1:] == pytest.approx(results[1][1:], rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), results[0][0], results[1][0])
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +153,8 @@ def test_resumed_it_ends_with_the_same_bits_and_another_base_is_refused(folder, 
     config = settings(folder, tmp_path / "again")
     for epochs in (0.5, 1):
         train.main(dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs)))
-    whole, resumed = (read_info(place / "checkpoints", steps) for place in (tuned, tmp_path / "again"))
-    assert resumed["fingerprint"] == whole["fingerprint"]
+    uninterrupted, resumed = (read_info(folder / "checkpoints", steps) for folder in (tuned, tmp_path / "again"))
+    assert resumed["fingerprint"] == uninterrupted["fingerprint"]
     other = tmp_path / "other"
     write_imported(MODEL, jax.tree.map(np.asarray, random_params(MODEL, seed=9, scale=0.05)), other)
     record = json.loads((tuned / "run.json").read_text())
@@ -167,7 +167,7 @@ def test_resumed_it_ends_with_the_same_bits_and_another_base_is_refused(folder, 
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"rank": -1}, "rank of at least 0"),
         ({"rank": 2, "alpha": 0.0}, "alpha above 0"),
@@ -175,8 +175,8 @@ def test_resumed_it_ends_with_the_same_bits_and_another_base_is_refused(folder, 
         ({"matrices": ()}, "name one or more of query, key"),
     ],
 )
-def test_wrong_settings_are_one_line(fields, said):
-    with pytest.raises(InputError, match=said):
+def test_wrong_settings_are_one_line(fields, message):
+    with pytest.raises(InputError, match=message):
         LoraConfig(**fields)
     with pytest.raises(InputError, match="adapters are added to a trained model"):
         TrainConfig(lora=LORA)

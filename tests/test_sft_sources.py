@@ -45,17 +45,19 @@ def asked(record):
 @pytest.fixture(scope="module")
 def corpora(records, tmp_path_factory):
     """By form, the same examples as `CorpusConfig`s: JSONL, Parquet, TFDS and SeqIO."""
-    path, found = records
+    path, examples = records
     folder = tmp_path_factory.mktemp("sources")
-    turns = [[("user", asked(one)), ("assistant", one["output"])] for one in found]
-    messages = [{"messages": [{"role": role, "content": content} for role, content in one]} for one in turns]
-    (folder / "messages.jsonl").write_text("".join(json.dumps(one) + "\n" for one in messages))
+    turns = [[("user", asked(example)), ("assistant", example["output"])] for example in examples]
+    messages = [
+        {"messages": [{"role": role, "content": content} for role, content in turn_list]} for turn_list in turns
+    ]
+    (folder / "messages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in messages))
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), folder / "alpaca.parquet")
-    _write_tfds(folder / "tfds", turns, found)
-    _register_tasks(found)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(examples), folder / "alpaca.parquet")
+    _write_tfds(folder / "tfds", turns, examples)
+    _register_tasks(examples)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
         sources = {
@@ -88,11 +90,14 @@ def _write_tfds(root, turns, alpaca):
     builders = {
         "chats": (
             {"messages": tfds.features.Sequence({"role": text, "content": text})},
-            [{"messages": [{"role": role, "content": content} for role, content in one]} for one in turns],
+            [{"messages": [{"role": role, "content": content} for role, content in turn_list]} for turn_list in turns],
         ),
         "shared": (
             {"conversations": tfds.features.Sequence({"from": text, "value": text})},
-            [{"conversations": [{"from": theirs[role], "value": content} for role, content in one]} for one in turns],
+            [
+                {"conversations": [{"from": theirs[role], "value": content} for role, content in turn_list]}
+                for turn_list in turns
+            ],
         ),
         "alpaca": (dict.fromkeys(("instruction", "input", "output"), text), alpaca),
     }
@@ -102,8 +107,8 @@ def _write_tfds(root, turns, alpaca):
         known = tfds.features.FeaturesDict(features)
         written = [known.serialize_example(known.encode_example(example)) for example in examples]
         with tf.io.TFRecordWriter(str(folder / f"{name}-train.tfrecord-00000-of-00001")) as writer:
-            for one in written:
-                writer.write(one)
+            for example in written:
+                writer.write(example)
         split = tfds.core.SplitInfo(name="train", shard_lengths=[len(written)], num_bytes=sum(map(len, written)))
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         tfds.folder_dataset.write_metadata(
@@ -111,7 +116,7 @@ def _write_tfds(root, turns, alpaca):
         )
 
 
-def _register_tasks(found):
+def _register_tasks(examples):
     """FLAN's inputs and targets: a task that keeps the text beside its ids, one that has ids alone, and a mixture of
     one of them.
     """
@@ -121,7 +126,7 @@ def _register_tasks(found):
 
     def source(split, shuffle_files, seed=None):
         return tf.data.Dataset.from_tensor_slices(
-            {"inputs": [asked(one) for one in found], "targets": [one["output"] for one in found]}
+            {"inputs": [asked(example) for example in examples], "targets": [example["output"] for example in examples]}
         )
 
     def only_ids(dataset):
@@ -130,8 +135,8 @@ def _register_tasks(found):
     features = {
         name: seqio.Feature(seqio.ByteVocabulary(), add_eos=name == "targets") for name in ("inputs", "targets")
     }
-    kept = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
-    for name, preprocessors in (("text", kept), ("ids", [*kept, only_ids])):
+    tokenizing = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+    for name, preprocessors in (("text", tokenizing), ("ids", [*tokenizing, only_ids])):
         seqio.TaskRegistry.add(
             TASK + name,
             source=seqio.FunctionDataSource(source, splits=["train"]),
@@ -147,13 +152,13 @@ def rows_of(mixture):
 
 
 def test_every_source_gives_the_same_rows_masks_and_boundaries(corpora, tmp_path):
-    found = {
-        name: rows_of(build_components(tmp_path / name.replace(" ", "_"), {"x": one}, {"x": 1}))
-        for name, one in corpora.items()
+    rows_by_source = {
+        name: rows_of(build_components(tmp_path / name.replace(" ", "_"), {"x": source}, {"x": 1}))
+        for name, source in corpora.items()
     }
-    first = found.pop("alpaca fields")
+    first = rows_by_source.pop("alpaca fields")
     assert first[1].any()
-    for name, rows in found.items():
+    for name, rows in rows_by_source.items():
         for ours, expected in zip(rows, first, strict=True):
             np.testing.assert_array_equal(ours, expected, err_msg=name)
 

@@ -121,8 +121,8 @@ def test_resumed_it_ends_with_the_same_bits(pretrained, tuned, tmp_path, monkeyp
     for epochs in (2, 4):
         config = tuning(pretrained, tmp_path)
         train.main(dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs)))
-    whole, resumed = (read_info(place / "checkpoints", steps) for place in (tuned, tmp_path))
-    assert resumed["fingerprint"] == whole["fingerprint"]
+    uninterrupted, resumed = (read_info(folder / "checkpoints", steps) for folder in (tuned, tmp_path))
+    assert resumed["fingerprint"] == uninterrupted["fingerprint"]
 
 
 def test_it_begins_with_exactly_the_parameters_of_a_checkpoint_or_a_hugging_face_folder(tmp_path):
@@ -132,8 +132,8 @@ def test_it_begins_with_exactly_the_parameters_of_a_checkpoint_or_a_hugging_face
     mesh = loop.make_mesh(MeshConfig(fsdp=4, tensor=2))
     _, placed = loop.state_shardings(MODEL, OPTIMIZER, mesh)
     for folder in ("theirs", "ours"):
-        found = loop.initial_params(tmp_path / folder, None, MODEL, placed.params)
-        jax.tree.map(np.testing.assert_array_equal, found, params)
+        initial = loop.initial_params(tmp_path / folder, None, MODEL, placed.params)
+        jax.tree.map(np.testing.assert_array_equal, initial, params)
         assert read_config(tmp_path / folder).hidden_size == 64
     config = Config(output_dir="x", prepared="y", train=TrainConfig(init_from=str(tmp_path / "theirs")))
     assert run.with_model(config)[1].num_layers == 2
@@ -154,6 +154,6 @@ def test_a_checkpoint_of_another_vocabulary_or_beginning_is_refused(pretrained, 
         train.main(dataclasses.replace(config, train=dataclasses.replace(config.train, init_step=30)))
     with pytest.raises(InputError, match="holds no model"):
         read_model(tmp_path)
-    for fields, said in (({"epochs": 0}, "epochs=0"), ({"init_step": 3}, "init_from, which is None")):
-        with pytest.raises(InputError, match=said):
+    for fields, message in (({"epochs": 0}, "epochs=0"), ({"init_step": 3}, "init_from, which is None")):
+        with pytest.raises(InputError, match=message):
             TrainConfig(**fields)

@@ -99,11 +99,11 @@ NEEDED_FOR_HELP = {
 
 def modules_after(code: str) -> set[str]:
     """Top-level modules that a fresh Python holds when it has run the code and exits."""
-    found = run_python(
+    output = run_python(
         "import atexit, sys\n"
         "atexit.register(lambda: print('modules', *{name.partition('.')[0] for name in sys.modules}))\n" + code
     )
-    return set(found.splitlines()[-1].split()[1:])
+    return set(output.splitlines()[-1].split()[1:])
 
 
 def test_every_command_is_in_the_table_of_what_help_imports():
@@ -197,9 +197,9 @@ def test_every_name_in_the_architecture_exists():
     for name in names:
         parts = name.split(".")
         split = max(end for end in range(1, len(parts) + 1) if ".".join(parts[:end]) in known)
-        found = importlib.import_module("diversity_jax." + ".".join(parts[:split]))
+        target = importlib.import_module("diversity_jax." + ".".join(parts[:split]))
         for part in parts[split:]:
-            found = getattr(found, part)
+            target = getattr(target, part)
 
 
 def test_a_deprecated_call_of_this_project_fails_tests_and_one_of_others_does_not():

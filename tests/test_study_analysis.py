@@ -92,12 +92,12 @@ def test_intervals_cover_and_confounders_are_taken_out():
         tokens = generator.normal(size=16)
         diversity = tokens + generator.normal(size=16)
         accuracy = diversity + 2 * tokens + generator.normal(size=16) * 0.7
-        slope = least_squares(accuracy, {"diversity": diversity, "tokens": tokens})["diversity"]
+        coefficient = least_squares(accuracy, {"diversity": diversity, "tokens": tokens})["diversity"]
         partial = partial_correlation(diversity, accuracy, {"tokens": tokens})
         other = 0.6 * tokens + 0.8 * generator.normal(size=16)
         spearman, kendall = (rank_correlation(tokens, other, kind=kind) for kind in ("spearman", "kendall"))
         truths = [1, 1 / math.sqrt(1.49), 6 / math.pi * math.asin(0.3), 2 / math.pi * math.asin(0.6)]
-        hits += [i.low <= t <= i.high for i, t in zip((slope, partial, spearman, kendall), truths, strict=True)]
+        hits += [i.low <= t <= i.high for i, t in zip((coefficient, partial, spearman, kendall), truths, strict=True)]
     assert (hits / runs >= 0.93).all(), hits / runs
     assert (hits / runs <= 0.985).all(), hits / runs  # Kendall's interval is known to be wide at small n
 
@@ -187,10 +187,10 @@ def test_what_cannot_be_analysed_is_refused_with_the_reason(call, message):
     ],
 )
 def test_a_slope_without_noise_to_see_has_no_interval(y, x):
-    slope = least_squares(y, {"x": x})["x"]
-    assert math.isnan(slope.low)
-    assert math.isnan(slope.high)
-    assert not slope.decided
+    coefficient = least_squares(y, {"x": x})["x"]
+    assert math.isnan(coefficient.low)
+    assert math.isnan(coefficient.high)
+    assert not coefficient.decided
 
 
 def test_ties_and_perfect_orders_of_four_recipes():

@@ -82,8 +82,8 @@ def test_a_step_that_is_told_to_stop_is_neither_done_nor_failed(tmp_path):
 
     with pytest.raises(SystemExit):
         run_steps(steps, store, {"first": stopped}, study_worker.CODES)
-    found = step_states(steps, store)
-    assert (len(found.waiting), found.failed) == (2, ())
+    states = step_states(steps, store)
+    assert (len(states.waiting), states.failed) == (2, ())
 
 
 def test_results_of_changed_code_are_named_with_the_room(tmp_path):
@@ -91,7 +91,7 @@ def test_results_of_changed_code_are_named_with_the_room(tmp_path):
     run_steps(steps, store, study_worker.commands(tmp_path, store), study_worker.CODES)
     assert stale(steps, store, study_worker.CODES) == {}
     changed = stale(steps, store, study_worker.CODES | {"second": {"room": "2"}})
-    assert all(rooms == ["room"] for rooms in changed.values())
+    assert all(contents == ["room"] for contents in changed.values())
     assert all(key.startswith("second") for key in changed)
     (line,) = stale_lines(steps, changed)
     assert line.startswith("stale: 6 second made before diversity_jax/room changed (second-")
@@ -144,12 +144,19 @@ def study(**changes):
 
 
 def test_recipes_share_the_steps_that_they_have_in_common(tmp_path):
-    found = plan(study(), StepStore(tmp_path))
-    assert Counter(step.kind for step in found.steps.values()) == {"generate": 3, "build": 3, "train": 6, "evaluate": 6}
-    one = found.steps[found.runs[0].keys["build"]]
-    assert one.needs == (found.runs[0].keys["generate"],)
-    assert one.config.mixture.components[0].corpus.source == str(tmp_path / one.needs[0] / "output" / "a.jsonl")
-    assert str(tmp_path) not in json.dumps(one.settings)
+    planned = plan(study(), StepStore(tmp_path))
+    assert Counter(step.kind for step in planned.steps.values()) == {
+        "generate": 3,
+        "build": 3,
+        "train": 6,
+        "evaluate": 6,
+    }
+    build_step = planned.steps[planned.runs[0].keys["build"]]
+    assert build_step.needs == (planned.runs[0].keys["generate"],)
+    assert build_step.config.mixture.components[0].corpus.source == str(
+        tmp_path / build_step.needs[0] / "output" / "a.jsonl"
+    )
+    assert str(tmp_path) not in json.dumps(build_step.settings)
 
 
 def test_keys_do_not_depend_on_the_folder_but_on_everything_upstream(tmp_path):

@@ -34,8 +34,8 @@ def runs():
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     study = config.parse(["--config", "configs/studies/ratio.py"], StudyConfig)
-    found = analysis.analyse(study, list(runs())) | {"densities": {"factors": [], "corpora": []}, "failures": []}
-    write_json(folder / "analysis.json", found)
+    result = analysis.analyse(study, list(runs())) | {"densities": {"factors": [], "corpora": []}, "failures": []}
+    write_json(folder / "analysis.json", result)
     run_info.describe(["python"], {}).save(folder)
     analysis.draw(folder)
     return folder
@@ -68,7 +68,9 @@ def test_it_shows_every_stage_the_curve_over_amounts_and_the_metrics_by_factor(f
 
 
 def test_a_top_that_runs_show_stands_in_the_analysis(folder):
-    (first, _) = [one["saturation"]["synthetic tokens (B)"] for one in read_json(folder / "analysis.json")["effects"]]
+    (first, _) = [
+        effect["saturation"]["synthetic tokens (B)"] for effect in read_json(folder / "analysis.json")["effects"]
+    ]
     assert first["better_than_a_line"]
     assert first["top"]["low"] <= 0.53 <= first["top"]["high"]
 
@@ -136,14 +138,16 @@ def test_pages_of_few_recipes_say_what_they_allow_and_nothing_more(tmp_path, nam
     estimates = [
         relation[key] for relation in results["relations"] if "x" in relation for key in ("spearman", "partial")
     ]
-    assert all("reason" in one or one["low"] is not None or abs(one["value"]) == 1 for one in estimates)
+    assert all(
+        "reason" in estimate or estimate["low"] is not None or abs(estimate["value"]) == 1 for estimate in estimates
+    )
 
 
 def test_missing_figures_and_controls_are_said(tmp_path):
-    found = list(small(6))
-    found[0] = found[0] | {"controls": {}}
-    found[2] = found[2] | {"diversity": {}}
-    found[3] = found[3] | {"diversity": {}}
-    _, text = drawn(tmp_path, found, ("length",))
+    records = list(small(6))
+    records[0] = records[0] | {"controls": {}}
+    records[2] = records[2] | {"diversity": {}}
+    records[3] = records[3] | {"diversity": {}}
+    _, text = drawn(tmp_path, records, ("length",))
     assert "1 recipe has no effective_clusters" in text
     assert "length is not controlled for accuracy over effective_clusters: some runs have none" in text

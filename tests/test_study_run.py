@@ -82,7 +82,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory) -> Path:
+def finished_study(config, tmp_path_factory) -> Path:
     """The study of one process that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     code, out, err = finish(start(config, folder))
@@ -100,29 +100,31 @@ def page(folder: Path) -> str:
     return (folder / "report.html").read_text().split('id="facts"')[0]
 
 
-def test_a_study_that_only_scores_says_what_its_factors_do_to_the_score(whole):
-    found = json.loads(analysis(whole))
-    assert {run["stage"] for run in found["runs"]} == {"5 scored", "10 scored"}
-    assert {tuple(run["levels"]) for run in found["runs"]} == {("topics",)}
+def test_a_study_that_only_scores_says_what_its_factors_do_to_the_score(finished_study):
+    result = json.loads(analysis(finished_study))
+    assert {run["stage"] for run in result["runs"]} == {"5 scored", "10 scored"}
+    assert {tuple(run["levels"]) for run in result["runs"]} == {("topics",)}
     effect = next(
-        one for one in found["effects"] if (one["stage"], one["outcome"]) == ("10 scored", "effective_clusters")
+        effect
+        for effect in result["effects"]
+        if (effect["stage"], effect["outcome"]) == ("10 scored", "effective_clusters")
     )
     few, many = (level["value"] for level in effect["levels"]["topics"])
     assert few < many
-    assert found["densities"]["factors"] == ["topics", "K"]
-    assert [one["name"] for one in found["densities"]["corpora"]] == [
+    assert result["densities"]["factors"] == ["topics", "K"]
+    assert [density["name"] for density in result["densities"]["corpora"]] == [
         "3 \u00b7 5",
         "3 \u00b7 10",
         "60 \u00b7 5",
         "60 \u00b7 10",
     ]
-    assert sum(found["densities"]["corpora"][0]["clusters"]["counts"]) == 60
+    assert sum(result["densities"]["corpora"][0]["clusters"]["counts"]) == 60
 
 
-def test_two_processes_find_the_same_and_share_the_steps(config, whole, tmp_path):
+def test_two_processes_find_the_same_and_share_the_steps(config, finished_study, tmp_path):
     code, _, err = finish(start(config, tmp_path, "--config.processes=2"))
     assert code == 0, err
-    assert (analysis(tmp_path), page(tmp_path)) == (analysis(whole), page(whole))
+    assert (analysis(tmp_path), page(tmp_path)) == (analysis(finished_study), page(finished_study))
     lines = re.findall(r"^(\w+-\w{16})  step", err, re.MULTILINE)
     assert sorted(lines) == sorted(folder.name for folder in (tmp_path / "steps").iterdir())
 
@@ -135,10 +137,10 @@ CONTAINERS = int(os.environ.get("TEST_CONTAINERS", "3"))
     shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], check=False).returncode != 0,
     reason="needs unshare and the right to make process namespaces",
 )
-def test_processes_that_do_not_see_each_other_share_the_steps(config, whole, tmp_path):
+def test_processes_that_do_not_see_each_other_share_the_steps(config, finished_study, tmp_path):
     ended = [finish(each) for each in [start(config, tmp_path, before=NAMESPACE) for _ in range(CONTAINERS)]]
     assert [code for code, _, _ in ended] == [0] * CONTAINERS, "".join(err for _, _, err in ended)
-    assert (analysis(tmp_path), page(tmp_path)) == (analysis(whole), page(whole))
+    assert (analysis(tmp_path), page(tmp_path)) == (analysis(finished_study), page(finished_study))
     lines = re.findall(r"^(\w+-\w{16})  step", "".join(err for _, _, err in ended), re.MULTILINE)
     assert sorted(lines) == sorted(folder.name for folder in (tmp_path / "steps").iterdir())
     assert not [path for path in tmp_path.rglob("*.partial")]
@@ -185,12 +187,12 @@ def test_a_bucket_is_refused_with_what_to_do_instead(config):
     )
 
 
-def test_again_it_runs_no_step_and_draws_the_same_page(config, whole):
-    before = page(whole)
-    code, _, err = finish(start(config, whole))
+def test_again_it_runs_no_step_and_draws_the_same_page(config, finished_study):
+    before = page(finished_study)
+    code, _, err = finish(start(config, finished_study))
     assert code == 0
     assert not re.search(r"  step \d", err)
-    assert page(whole) == before
+    assert page(finished_study) == before
 
 
 def test_single_steps_for_a_scheduler(config, tmp_path):
@@ -209,19 +211,19 @@ def test_single_steps_for_a_scheduler(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("only", "said"),
+    ("only", "message"),
     [
         ("colour=red", "study 'small' has no factor 'colour'; it has topics, K"),
         ("K=7", "factor 'K' has no level '7'; it has 5, 10"),
         ("K", "'K' is not of the form factor=level"),
     ],
 )
-def test_what_is_not_in_the_study_cannot_be_kept(config, tmp_path, only, said):
+def test_what_is_not_in_the_study_cannot_be_kept(config, tmp_path, only, message):
     from diversity_jax.core import config as config_files
     from diversity_jax.core.errors import InputError
     from diversity_jax.study.config import StudyConfig, plan
     from diversity_jax.study.graph import StepStore
 
     study = config_files.parse(["--config", str(config), f"--config.only={only}"], StudyConfig)
-    with pytest.raises(InputError, match=re.escape(said)):
+    with pytest.raises(InputError, match=re.escape(message)):
         plan(study, StepStore(tmp_path))

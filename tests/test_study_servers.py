@@ -103,18 +103,18 @@ def test_figures_of_an_unfit_judge_are_left_out_with_its_reasons(tmp_path):
     for number, (kind, verdict) in enumerate({"score": "doubtful", "second_score": "unfit"}.items()):
         folder = store.output(run.keys[kind])
         folder.mkdir(parents=True)
-        card = {
+        scorecard = {
             "effective_clusters": {"value": 5.0 + number},
             "judge": kind,
             "verdict": {"judge": verdict, "reasons": [f"why {verdict}"]},
             "baseline": {"metrics": {"length": {"value": 7.0}}},
         }
-        (folder / "scorecard.json").write_text(json.dumps(card))
+        (folder / "scorecard.json").write_text(json.dumps(scorecard))
         store.commit(f"{run.keys[kind]}/done.json", {})
     (row,) = analysis.table(made, [run], store)
     assert row["diversity"] == {"effective_clusters": 5.0, "second_score.metrics.length": 7.0}
-    found = analysis.verdicts(made, [run], store)
-    assert [(entry["scoring"], entry["verdict"], entry["reasons"]) for entry in found] == [
+    verdicts = analysis.verdicts(made, [run], store)
+    assert [(verdict["scoring"], verdict["verdict"], verdict["reasons"]) for verdict in verdicts] == [
         ("score", "doubtful", ["why doubtful"]),
         ("second_score", "unfit", ["why unfit"]),
     ]
@@ -141,8 +141,8 @@ def test_a_second_judge_that_gives_nothing_usable_is_a_result_and_no_failure(tmp
 def test_a_model_that_is_not_trained_is_judged_once_whatever_the_seeds(tmp_path):
     nothing = dict.fromkeys(("generate", "build", "train")) | {"evaluate.model.checkpoint": "runs/before"}
     levels = (*study().factors[0].levels, Level(name="none", set=nothing))
-    found = plan(study(factors=(Factor(name="topics", levels=levels),)), StepStore(tmp_path))
-    assert [(run.levels["topics"], run.seed) for run in found.runs if run.levels["topics"] in (3, "none")] == [
+    planned = plan(study(factors=(Factor(name="topics", levels=levels),)), StepStore(tmp_path))
+    assert [(run.levels["topics"], run.seed) for run in planned.runs if run.levels["topics"] in (3, "none")] == [
         (3, 0),
         (3, 1),
         ("none", 0),

@@ -53,10 +53,10 @@ def settings(tmp_path, provider, model, **batch):
 )
 def test_a_batch_answers_every_round_at_its_price(tmp_path, provider, model, input_price, output_price):
     store = run(settings(tmp_path, provider, model))
-    found = list(store.documents())
-    assert len({one["id"] for one in found}) == 12
+    written = list(store.documents())
+    assert len({document["id"] for document in written}) == 12
     assert (provider.submitted, provider.live) == (2, 0)
-    assert found[0]["cost_usd"] == pytest.approx(0.5 * (100 * input_price + 200 * output_price) / 1e6)
+    assert written[0]["cost_usd"] == pytest.approx(0.5 * (100 * input_price + 200 * output_price) / 1e6)
 
 
 @pytest.mark.parametrize("model", ["openai:gpt-4o-mini", "gemini:gemini-2.5-flash"])
@@ -85,9 +85,9 @@ def test_killed_before_it_could_note_the_batch_it_is_found_by_its_tag(tmp_path, 
         time.sleep(0.01)
     child.kill()
     child.join()
-    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "ledger.sqlite")) as ledger, ledger:
-        assert ledger.execute("UPDATE batches SET name = NULL").rowcount == 1
-        assert ledger.execute("SELECT count(*) FROM claims WHERE owner LIKE 'batch|%'").fetchone() == (8,)
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "ledger.sqlite")) as connection, connection:
+        assert connection.execute("UPDATE batches SET name = NULL").rowcount == 1
+        assert connection.execute("SELECT count(*) FROM claims WHERE owner LIKE 'batch|%'").fetchone() == (8,)
     provider.ready = True
     assert len(list(run(config).documents())) == 12
     assert (provider.submitted, provider.live) == (2, 0)
@@ -105,9 +105,9 @@ def test_what_a_batch_leaves_out_is_handed_in_again_unless_the_full_price_is_all
     tmp_path, provider, caplog, fallback, calls, prices
 ):
     provider.leave_out = 2
-    found = list(run(settings(tmp_path, provider, "openai:gpt-4o-mini", fallback=fallback)).documents())
+    written = list(run(settings(tmp_path, provider, "openai:gpt-4o-mini", fallback=fallback)).documents())
     assert (provider.submitted, provider.live) == calls
-    assert sorted(Counter(round(one["cost_usd"] * 1e6, 2) for one in found).items()) == prices
+    assert sorted(Counter(round(document["cost_usd"] * 1e6, 2) for document in written).items()) == prices
     assert "2 of 8 requests without an answer" in caplog.text
     assert "batch.fallback=live" in caplog.text
 

@@ -99,9 +99,10 @@ def test_every_template_goes_from_a_real_server_to_a_trained_step(server, tmp_pa
             schema_limits=True,
         )
         store = run(config)
-        found = list(store.documents())
-        assert found, list(store.rejects())  # a model that writes anything may write a lone surrogate, which is refused
-        for document in found:
+        written = list(store.documents())
+        # A model that writes anything may write a lone surrogate, which is refused.
+        assert written, list(store.rejects())
+        for document in written:
             assert 3 <= len(document["passages"]) <= 5
             assert document["question"]["answer"] in document["question"]["options"]
             assert (document["persona"] is not None) == ("persona" in name)

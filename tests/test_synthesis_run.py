@@ -76,19 +76,22 @@ def test_every_template_gives_a_component(folder):
         store = run(settings(folder, server.openai_url, grid=grid))
         stages = {json.loads(body)["response_format"]["json_schema"]["name"] for _, body in server.bodies}
     assert stages <= {f"generate_{name}" for name in TEMPLATES}
-    found = documents(store)
-    assert Counter(one["template"] for one in found) == dict.fromkeys(TEMPLATES, 24)
-    assert len({one["id"] for one in found}) == 96
-    assert all((one["persona"] in PERSONAS) == ("persona" in one["template"]) for one in found)
-    assert {one["style"] for one in found if "styles" in one["template"]} <= {
+    written = documents(store)
+    assert Counter(document["template"] for document in written) == dict.fromkeys(TEMPLATES, 24)
+    assert len({document["id"] for document in written}) == 96
+    assert all((document["persona"] in PERSONAS) == ("persona" in document["template"]) for document in written)
+    assert {document["style"] for document in written if "styles" in document["template"]} <= {
         "textbook_narrative",
         "textbook_academic",
         "blog_post",
         "wikihow",
     }
     corpus = list(open_corpus(CorpusConfig(source=store.documents_pattern)))
-    assert [document.text for document in corpus] == [one["text"] for one in found]
-    assert all(one["prompt_hash"] and one["model"] == "openai:gpt-4o-mini" and one["seed"] == 0 for one in found)
+    assert [document.text for document in corpus] == [document["text"] for document in written]
+    assert all(
+        document["prompt_hash"] and document["model"] == "openai:gpt-4o-mini" and document["seed"] == 0
+        for document in written
+    )
     assert (synthesis.write(store, [])).read_text().count("<section") >= 5
 
 
@@ -104,13 +107,15 @@ def test_flaws_are_counted_drawn_again_and_kept(folder):
     with serve(sometimes, faults=Faults(truncated=0.1, refused=0.1)) as server:
         store = run(settings(folder, server.openai_url))
         attempts = server.attempts
-    outcomes = sum((Counter(one["outcomes"]["openai:gpt-4o-mini"]) for one in store.rounds), Counter())
+    outcomes = sum(
+        (Counter(generation_round["outcomes"]["openai:gpt-4o-mini"]) for generation_round in store.rounds), Counter()
+    )
     rejects = list(store.rejects())
     assert outcomes.total() == attempts
-    assert Counter(one["reason"] for one in rejects) == outcomes - Counter(accepted=outcomes["accepted"])
+    assert Counter(reject["reason"] for reject in rejects) == outcomes - Counter(accepted=outcomes["accepted"])
     assert {"truncated", "refused", "answer_not_an_option"} <= set(outcomes)
-    assert len(documents(store)) + sum(one["given_up"] for one in store.rounds) == 48
-    assert max(one["attempt"] for one in rejects) <= 2
+    assert len(documents(store)) + sum(generation_round["given_up"] for generation_round in store.rounds) == 48
+    assert max(reject["attempt"] for reject in rejects) <= 2
 
 
 @pytest.mark.parametrize("documents_per_round", [3, 16])
@@ -133,9 +138,9 @@ def test_one_bad_generator_of_two_leaves_its_cells_to_the_other(folder):
         store = run(
             settings(folder, server.openai_url, generators=two, quality=QualityConfig(give_up_after=8, attempts=9))
         )
-    found = documents(store)
-    assert len({one["id"] for one in found}) == len(found) == 48
-    assert {one["generator"] for one in found} == {"openai:good"}
+    written = documents(store)
+    assert len({document["id"] for document in written}) == len(written) == 48
+    assert {document["generator"] for document in written} == {"openai:good"}
     assert "openai:bad" in store.rounds[0]["stopped_generators"]
 
 
@@ -165,13 +170,15 @@ def test_every_language_meets_the_same_floor_and_its_near_copies_are_found(folde
 
     with serve(sometimes_repeating) as server:
         store = run(settings(folder, server.openai_url, quality=QualityConfig(max_passage_words=50, attempts=9)))
-    outcomes = sum((Counter(one["outcomes"]["openai:gpt-4o-mini"]) for one in store.rounds), Counter())
+    outcomes = sum(
+        (Counter(generation_round["outcomes"]["openai:gpt-4o-mini"]) for generation_round in store.rounds), Counter()
+    )
     assert outcomes.keys() == {"accepted", "near_duplicate"}
     assert outcomes["accepted"] == len(documents(store)) == 48
     assert len(repeats) > 10
     assert 0.95 * len(repeats) <= outcomes["near_duplicate"] <= len(repeats)
     assert (language == "english") == any(
-        re.search(r"Question|Answer|Explanation", one["text"]) is not None for one in documents(store)
+        re.search(r"Question|Answer|Explanation", document["text"]) is not None for document in documents(store)
     )
 
 
@@ -182,7 +189,7 @@ def test_the_budget_ends_a_run_that_goes_on_later(folder):
         assert "max_calls" in store.rounds[-1]["ended"]
         store = run(settings(folder, server.openai_url))
         assert server.attempts == 48
-    assert len({one["id"] for one in documents(store)}) == 48
+    assert len({document["id"] for document in documents(store)}) == 48
     assert synthesis.write(store, []).exists()
 
 
@@ -216,11 +223,11 @@ def test_bad_settings_are_one_line(folder, changes, words):
 
 def test_empty_files_are_one_line(folder):
     for name, words in (("topics.txt", "topics: there are none"), ("personas.txt", "holds no persona")):
-        kept = (folder / name).read_text()
+        content = (folder / name).read_text()
         (folder / name).write_text("\n \n")
         with pytest.raises(InputError, match=words):
             run(settings(folder, "http://127.0.0.1:9/v1"))
-        (folder / name).write_text(kept)
+        (folder / name).write_text(content)
 
 
 def test_the_loop_moves_to_the_arm_that_pays_and_says_so(folder):
@@ -241,11 +248,11 @@ def test_the_loop_moves_to_the_arm_that_pays_and_says_so(folder):
         )
         steering = SteeringConfig(arms=("generator",), min_gain_per_dollar=0.5, new_seeds=4)
         store = run(settings(folder, server.openai_url, generators=two, grid=grid, steering=steering))
-    made = Counter(one["generator"] for one in documents(store))
+    made = Counter(document["generator"] for document in documents(store))
     assert made["openai:rich"] > 2 * made["openai:dull"]
     assert "topic_styles_persona x openai:dull" in store.rounds[-1]["arms_stopped"]
     assert store.rounds[-1]["effective_clusters"] > 2 * store.rounds[1]["effective_clusters"]
-    assert any(one["new_topics"] for one in store.rounds)
+    assert any(generation_round["new_topics"] for generation_round in store.rounds)
     text = synthesis.write(store, []).read_text()
     assert "What the loop decided" in text
     assert "stopped in round" in text
@@ -260,7 +267,7 @@ def test_the_judge_can_be_the_measure(folder):
         agent = AgentConfig(samples_per_grouping=10, criteria_sets=1, proposals=3)
         steering = SteeringConfig(arms=("template",), metric="judge", groupings_per_look=12)
         store = run(settings(folder, server.openai_url, grid=grid, steering=steering, agent=agent))
-    gains = [verdict["gain"] for one in store.rounds for verdict in one["verdicts"]]
+    gains = [verdict["gain"] for generation_round in store.rounds for verdict in generation_round["verdicts"]]
     assert any(gain is not None and gain > 0 for gain in gains)
 
 
@@ -275,11 +282,11 @@ def test_topics_and_personas_can_come_from_the_model(folder):
             folder, server.openai_url, topics=config.topics, personas=PersonasConfig(documents=documents_, shown=2)
         )
         store = run(config)
-        assert len({one["topic"] for one in documents(store)}) == 12
+        assert len({document["topic"] for document in documents(store)}) == 12
         other = settings(
             folder, server.openai_url, output_dir=str(folder / "other"), topics=TopicsConfig(documents=documents_)
         )
-        assert {one["topic"] for one in documents(run(other))} == {"Knowledge/Kilns"}
+        assert {document["topic"] for document in documents(run(other))} == {"Knowledge/Kilns"}
 
 
 def _child(config):
@@ -288,10 +295,10 @@ def _child(config):
 
 
 def _paid(path):
-    with sqlite3.connect(path) as ledger:
+    with sqlite3.connect(path) as connection:
         return (
-            ledger.execute("SELECT count(*) FROM answers").fetchone()[0]
-            + ledger.execute("SELECT count(*) FROM failures").fetchone()[0]
+            connection.execute("SELECT count(*) FROM answers").fetchone()[0]
+            + connection.execute("SELECT count(*) FROM failures").fetchone()[0]
         )
 
 
@@ -329,8 +336,8 @@ def test_killed_at_random_moments_nothing_is_paid_twice_written_twice_or_lost(fo
         assert server.stats()["attempts"] - lost == _paid(folder / "out" / "ledger.sqlite")
     assert killed == times
     store = Store(folder / "out")
-    ids = [one["id"] for one in store.documents()]
-    assert len(ids) == len(set(ids)) == 24 * 12 - sum(one["given_up"] for one in store.rounds)
+    ids = [document["id"] for document in store.documents()]
+    assert len(ids) == len(set(ids)) == 24 * 12 - sum(generation_round["given_up"] for generation_round in store.rounds)
     accepted_and_refused = len(ids) + sum(1 for _ in store.rejects())
     assert accepted_and_refused == _paid(
         folder / "out" / "ledger.sqlite"

@@ -38,8 +38,8 @@ def test_it_beats_even_spending_and_finds_the_best_arm():
 
 
 def test_a_cheaper_arm_wins_where_it_pays_better():
-    found = [arm_over("dear", np.arange(400), dollars=0.1), arm_over("cheap", np.arange(1000, 1200), dollars=0.005)]
-    run = simulate(found, CONFIG, dollars=10, round_dollars=1, seed=0)
+    arms = [arm_over("dear", np.arange(400), dollars=0.1), arm_over("cheap", np.arange(1000, 1200), dollars=0.005)]
+    run = simulate(arms, CONFIG, dollars=10, round_dollars=1, seed=0)
     assert run.documents["cheap"] > 10 * run.documents["dear"]
 
 
@@ -102,7 +102,9 @@ def test_a_stopped_arm_gets_nothing_and_looks_are_taken_up_again():
     second.restore(verdicts, {arm: (gain.value, gain.error, gain.freedom) for arm, gain in first.gains.items()})
     assert second.stopped == first.stopped
     assert second.shares(3) == first.shares(3)
-    assert [one.look for one in second.look(evidence, 50)] == [one.look for one in first.look(evidence, 50)]
+    assert [arm_test.look for arm_test in second.look(evidence, 50)] == [
+        arm_test.look for arm_test in first.look(evidence, 50)
+    ]
 
 
 def test_documents_are_allotted_by_dollars():

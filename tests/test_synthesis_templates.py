@@ -102,9 +102,9 @@ FIRST = copy.deepcopy(answer_to(TEMPLATES["topic"]))["passages"]
     ],
 )
 def test_the_quality_floor_names_the_flaw(value, reason):
-    with pytest.raises(Flaw) as found:
+    with pytest.raises(Flaw) as raised:
         check(value)
-    assert found.value.reason == reason
+    assert raised.value.reason == reason
 
 
 @pytest.mark.parametrize("language", WORDS)
@@ -114,9 +114,9 @@ def test_lengths_in_words_mean_the_same_in_every_language(language):
         return broken(passages=[{"concepts": ["x"], "text": text}] * 3)
 
     for words, reason in ((18, "short"), (30, None), (80, None), (140, "long")):
-        with pytest.raises(Flaw) if reason else contextlib.nullcontext() as found:
+        with pytest.raises(Flaw) if reason else contextlib.nullcontext() as raised:
             check(passages(words), max_passage_words=105)
-        assert found is None or found.value.reason == reason
+        assert raised is None or raised.value.reason == reason
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ def test_lengths_in_words_mean_the_same_in_every_language(language):
     ],
 )
 def test_refusals_are_known_in_many_languages(text):
-    with pytest.raises(Flaw) as found:
+    with pytest.raises(Flaw) as raised:
         check(text)
-    assert found.value.reason == "refused"
-    with pytest.raises(Flaw) as found:
+    assert raised.value.reason == "refused"
+    with pytest.raises(Flaw) as raised:
         check(broken(passages=[{"concepts": ["x"], "text": f"{text} {FIRST[0]['text']}"}, *FIRST[1:]]))
-    assert found.value.reason == "refused"
+    assert raised.value.reason == "refused"
 
 
 @pytest.mark.parametrize("language", WORDS)
@@ -161,9 +161,9 @@ def test_passages_of_any_language_are_no_refusals(language):
 
 def test_passages_copied_from_the_prompt_are_refused():
     copied = request_of(TEMPLATES["topic"]).system[:700]
-    with pytest.raises(Flaw) as found:
+    with pytest.raises(Flaw) as raised:
         check(broken(passages=[{"concepts": ["x"], "text": copied}] * 3), max_passage_words=900)
-    assert found.value.reason == "copied_from_prompt"
+    assert raised.value.reason == "copied_from_prompt"
 
 
 def test_json_in_a_fence_is_read():
@@ -186,8 +186,8 @@ def test_options_keep_their_places_where_the_explanation_names_them():
     options = value["question"]["options"]
     for number in range(20):
         text = render(check(value), seed=str(number)).split(value["question"]["question"])[1]
-        places = [text.index(option) for option in options]
-        assert places == sorted(places)
+        positions = [text.index(option) for option in options]
+        assert positions == sorted(positions)
 
 
 @pytest.mark.parametrize(
@@ -258,11 +258,11 @@ def test_questions_are_written_in_the_language_of_the_passages(passage, heading)
 def test_a_template_file_with_a_fault_is_named(tmp_path, changes, words):
     value = {"name": "mine", "system": "Write.", "user": "About {topic} for {personas}."} | changes
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps({name: one for name, one in value.items() if one is not None}))
-    with pytest.raises(InputError) as found:
+    path.write_text(json.dumps({name: item for name, item in value.items() if item is not None}))
+    with pytest.raises(InputError) as raised:
         load_template(str(path))
-    assert words in str(found.value)
-    assert "mine" in str(found.value)
+    assert words in str(raised.value)
+    assert "mine" in str(raised.value)
 
 
 def test_a_template_file_without_a_question(tmp_path):
@@ -289,9 +289,9 @@ def test_a_template_in_plain_text_takes_the_answer_as_it_is(tmp_path):
         ("Too short.", "short"),
         ("I'm sorry, but I can't help with that.", "refused"),
     ):
-        with pytest.raises(Flaw) as found:
+        with pytest.raises(Flaw) as raised:
             check(answer, template)
-        assert found.value.reason == reason
+        assert raised.value.reason == reason
     assert template.hash != dataclasses.replace(template, plain_text=False).hash
 
 

@@ -16,9 +16,9 @@ def read(tmp_path, name, content, **settings):
 
 
 def test_slash_paths_with_and_without_keywords(tmp_path):
-    found = read(tmp_path, "t.txt", "A/B/C\tone, two\nA / B\n\nTCP\\/IP/Ports\n/\n")
-    assert found == [Topic(("A", "B", "C"), ("one", "two")), Topic(("A", "B")), Topic(("TCP/IP", "Ports"))]
-    assert found[2].slash_path == "TCP\\/IP/Ports"
+    topics = read(tmp_path, "t.txt", "A/B/C\tone, two\nA / B\n\nTCP\\/IP/Ports\n/\n")
+    assert topics == [Topic(("A", "B", "C"), ("one", "two")), Topic(("A", "B")), Topic(("TCP/IP", "Ports"))]
+    assert topics[2].slash_path == "TCP\\/IP/Ports"
 
 
 def test_outlines_by_indentation_and_nested(tmp_path):
@@ -136,8 +136,8 @@ def test_headings_lose_their_numbers_and_keywords_are_split_in_every_script(tmp_
 
 
 def test_equal_names_elsewhere_in_the_tree_stay_apart():
-    places = [Topic((field, "History")) for field in ("Chess", "Bread", "Railways")]
-    assert merge_topics(places).topics == places
+    topics = [Topic((field, "History")) for field in ("Chess", "Bread", "Railways")]
+    assert merge_topics(topics).topics == topics
     assert normalised(("Caf\u00e9s", "The Art of Roasting")) == normalised(("cafe", "roasting art"))
 
 

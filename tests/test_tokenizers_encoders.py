@@ -66,9 +66,9 @@ def test_real_tokenizers_are_encoded_fast_and_alike(name):
     texts = [*made_texts(40, seed=2), "", f"a{special} b{special}\n", "  two\u3000\u4e16 <s></s>"]
     for is_special in (False, True):
         wanted = tokenizer.encode_reference(texts, special=is_special)
-        found = tokenizer.encode_batch(texts, special=is_special, encoder="fast")
-        np.testing.assert_array_equal(found[0], wanted[0])
-        np.testing.assert_array_equal(found[1], wanted[1])
+        encoded = tokenizer.encode_batch(texts, special=is_special, encoder="fast")
+        np.testing.assert_array_equal(encoded[0], wanted[0])
+        np.testing.assert_array_equal(encoded[1], wanted[1])
     again = pickle.loads(pickle.dumps(tokenizer))
     np.testing.assert_array_equal(again.encode_batch(texts, encoder="checked")[0], tokenizer.encode_batch(texts)[0])
 
@@ -113,9 +113,9 @@ def test_a_fast_encoder_that_fails_the_torture_text_is_not_used(tokenizer_file):
 
 def test_excerpts_are_spread_over_all_text():
     texts = ["x" * 1000] * 1000 + ["y" * 1_000_000]
-    found = list(excerpts(texts))
-    assert sum(map(len, found)) < 0.01 * sum(map(len, texts))
-    assert {"x", "y"} == {text[0] for text in found}
+    parts = list(excerpts(texts))
+    assert sum(map(len, parts)) < 0.01 * sum(map(len, texts))
+    assert {"x", "y"} == {text[0] for text in parts}
     assert list(excerpts(["", "a"])) == ["a"]
 
 
@@ -125,13 +125,13 @@ def chunk_of(texts: list[str], characters: int, number: int) -> int:
     return int(ends)
 
 
-@pytest.mark.parametrize("place", ["first document", "compared chunk", "nowhere"])
-def test_chunks_that_are_unsure_are_made_again(tokenizer_file, tmp_path, monkeypatch, caplog, place):
+@pytest.mark.parametrize("part", ["first document", "compared chunk", "nowhere"])
+def test_chunks_that_are_unsure_are_made_again(tokenizer_file, tmp_path, monkeypatch, caplog, part):
     monkeypatch.setattr(encoding, "_COMPARED_EVERY", 3)
     texts, characters = made_texts(600, seed=4), 12_000
     # Of the two that differ, that in chunk 4 is not seen; chunk 5 is compared as a whole, as chunk 2 was before.
-    rare = [chunk_of(texts, characters, number) for number in (4, 5)] if place == "compared chunk" else []
-    for number in [0] if place == "first document" else rare:
+    rare = [chunk_of(texts, characters, number) for number in (4, 5)] if part == "compared chunk" else []
+    for number in [0] if part == "first document" else rare:
         texts[number] += f" {RARE}"
     source = tmp_path / "text.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -151,10 +151,10 @@ def test_chunks_that_are_unsure_are_made_again(tokenizer_file, tmp_path, monkeyp
     runs = [(run["encoder"].split()[0], run["chunks"]) for run in after.encoders]
     chunks = sum(run["chunks"] for run in after.encoders)
     assert [run["encoder"].split()[0] for run in before.encoders] == ["tokenizers"]
-    if place == "nowhere":
+    if part == "nowhere":
         assert runs == [("fastokens", chunks)]
         assert after.encoders[0]["compared"] == chunks // 3
-    elif place == "first document":
+    elif part == "first document":
         assert runs == [("tokenizers", chunks)]
         assert after.encoders[0]["difference"].startswith("text.jsonl:1: fastokens")
     else:

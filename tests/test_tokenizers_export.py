@@ -93,8 +93,8 @@ def test_what_is_exported_gives_our_ids(source, tmp_path, caplog):
     plain = [[i for i in ids.ids] for ids in theirs.encode_batch(texts, add_special_tokens=False)]
     assert plain == ours.encode_each(texts)
     marked = special_samples(ours)
-    found = [ids.ids for ids in theirs.encode_batch(marked, add_special_tokens=False)]
-    assert found == ours.encode_each(marked, special=True)
+    exported_ids = [ids.ids for ids in theirs.encode_batch(marked, add_special_tokens=False)]
+    assert exported_ids == ours.encode_each(marked, special=True)
     before, after = ours.surrounding_ids()
     assert theirs.encode("ba").ids == [*before, *ours.encode_each(["ba"])[0], *after]
     again = load_tokenizer(str(tmp_path / "out"))
@@ -115,15 +115,15 @@ def test_what_is_exported_gives_our_ids(source, tmp_path, caplog):
 def test_every_command_finds_the_tokenizer_of_an_imported_folder(tmp_path):
     """`model.convert import` puts it in `tokenizer/`; the folder is named all the same."""
     theirs = layouts.qwen(tmp_path / "theirs", TEXTS, 400, tokenizer_json=True)
-    kept = {path.name: path.read_bytes() for path in theirs.iterdir()}
+    files = {path.name: path.read_bytes() for path in theirs.iterdir()}
     ours = load_tokenizer(str(theirs))
     config = LlamaConfig(
         vocab_size=ours.size, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, max_length=64
     )
     params = jax.device_get(init_params(config, jax.random.key(0)))
     export_hugging_face(config, params, tmp_path / "model", token_ids={"eos_token_id": ours.end_of_text_id})
-    for name in kept.keys() - {"config.json"}:
-        (tmp_path / "model" / name).write_bytes(kept[name])
+    for name in files.keys() - {"config.json"}:
+        (tmp_path / "model" / name).write_bytes(files[name])
     convert(["import", str(tmp_path / "model"), str(tmp_path / "imported")])
     folder = str(tmp_path / "imported")
     assert load_tokenizer(folder).hash == ours.hash
@@ -131,7 +131,7 @@ def test_every_command_finds_the_tokenizer_of_an_imported_folder(tmp_path):
     chat = open_format(Chat(template=folder), ours)
     assert chat.template == layouts.CHATML == open_format(Chat(template="tokenizer"), load_tokenizer(folder)).template
     turns = [{"role": "user", "content": "The<|im_end|>fox"}]
-    asked = [open_model(place).encode_chat(turns) for place in (folder, tmp_path / "model")]
+    asked = [open_model(path).encode_chat(turns) for path in (folder, tmp_path / "model")]
     assert asked[0] == asked[1]
     text, ids = asked[0]
     assert text == "<|im_start|>user\nThe<|im_end|>fox<|im_end|>\n<|im_start|>assistant\n"
@@ -192,9 +192,9 @@ def test_a_chat_model_that_is_trained_on_text_keeps_its_template(tmp_path):
         "document_start_id": 2,
     }
     (run / "mixture" / "mixture.json").write_text(json.dumps(mixture))
-    found = model_tokenizer(run)
-    assert (found.chat_template, found.is_tuned) == (template, False)
-    write_tokenizer(found, tmp_path / "out", vocab_size=4)
+    tokenizer = model_tokenizer(run)
+    assert (tokenizer.chat_template, tokenizer.is_tuned) == (template, False)
+    write_tokenizer(tokenizer, tmp_path / "out", vocab_size=4)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
     written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert (written["bos_token"], written["add_bos_token"]) == ("<end>", True)

@@ -101,8 +101,8 @@ def test_tokens_added_to_a_sentencepiece_model_are_tokens(tmp_path, legacy):
     assert tokenizer.size == plain.size + 2
     texts = ["bake nomi r", "x\ny \U0001f600"]
     assert tokenizer.encode_each(texts) == plain.encode_each(texts)
-    found = tokenizer.encode_each(["<|im_start|>ba<|im_end|>"], special=True)[0]
-    assert (found[0], found[-1]) == (plain.size + 1, plain.size)
+    ids = tokenizer.encode_each(["<|im_start|>ba<|im_end|>"], special=True)[0]
+    assert (ids[0], ids[-1]) == (plain.size + 1, plain.size)
     assert tokenizer.encode_each(["<|im_end|>"]) == plain.encode_each(["<|im_end|>"])
 
 
@@ -132,7 +132,7 @@ def test_a_space_before_every_text_is_obeyed_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"tokenizer_config": {"eos_token": "<end>"}}, "call '<end>' the end of text, which is no token of it"),
         ({"tokenizer_config": {"eos_token": 3}}, "eos_token is int; expected the token's text"),
@@ -146,12 +146,12 @@ def test_a_space_before_every_text_is_obeyed_or_refused(tmp_path):
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )
-def test_settings_that_contradict_the_tokenizer_are_one_line(tmp_path, files, said):
+def test_settings_that_contradict_the_tokenizer_are_one_line(tmp_path, files, message):
     layouts.qwen(tmp_path, TEXTS, 400, tokenizer_json=False)
     for name in ("config", "generation_config", "tokenizer_config"):
         (tmp_path / f"{name}.json").unlink()
     layouts.write(tmp_path, **files)
-    with pytest.raises(InputError, match=said.replace("(", r"\(")) as caught:
+    with pytest.raises(InputError, match=message.replace("(", r"\(")) as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -216,8 +216,8 @@ def test_text_of_special_tokens_is_letters_where_the_vocabulary_itself_holds_it(
     """A unigram model would find "</s>" among its pieces."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -2.0) for letter in "</s>ab\u2581")]
-    unigram = Tokenizer(models.Unigram(pieces, unk_id=0))
+    vocabulary = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -2.0) for letter in "</s>ab\u2581")]
+    unigram = Tokenizer(models.Unigram(vocabulary, unk_id=0))
     unigram.pre_tokenizer = pre_tokenizers.Metaspace()
     unigram.add_special_tokens(["<unk>", "</s>"])
     unigram.save(str(tmp_path / "tokenizer.json"))

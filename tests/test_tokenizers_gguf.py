@@ -59,26 +59,26 @@ def ids_of(folder):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family["names"][0])
 def test_a_new_tokenizer_of_a_known_kind_goes_out_and_comes_back(tmp_path, family):
     """Its fingerprint is in no table; how its file says that words are cut is."""
-    entries = dict(tokenizer_entries(trained(tmp_path, family), 800))
-    assert entries["tokenizer.ggml.pre"] == family["names"][0]
-    assert [entries[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "padding")] == [1, 2, 0]
-    assert entries["tokenizer.chat_template"] == "{{ messages[0].content }}"
-    assert [entries["tokenizer.ggml.token_type"][i] for i in (0, 1, 2, 3, 700, 701)] == [3, 3, 3, 1, 4, 5]
-    write_folder(entries, tmp_path / "back", Path("m.gguf"))
+    metadata = dict(tokenizer_entries(trained(tmp_path, family), 800))
+    assert metadata["tokenizer.ggml.pre"] == family["names"][0]
+    assert [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "padding")] == [1, 2, 0]
+    assert metadata["tokenizer.chat_template"] == "{{ messages[0].content }}"
+    assert [metadata["tokenizer.ggml.token_type"][i] for i in (0, 1, 2, 3, 700, 701)] == [3, 3, 3, 1, 4, 5]
+    write_folder(metadata, tmp_path / "back", Path("m.gguf"))
     assert ids_of(tmp_path / "back") == ids_of(tmp_path)
     again = dict(tokenizer_entries(tmp_path / "back", 800))
-    assert again == entries
+    assert again == metadata
 
 
 @pytest.mark.parametrize("begins", [True, False])
 @pytest.mark.parametrize("ends", [True, False])
 def test_what_a_file_puts_around_a_text_comes_back(tmp_path, begins, ends):
-    entries = dict(tokenizer_entries(trained(tmp_path, FAMILIES[0]), 800))
-    entries |= {"tokenizer.ggml.add_bos_token": begins, "tokenizer.ggml.add_eos_token": ends}
-    write_folder(entries, tmp_path / "back", Path("m.gguf"))
+    metadata = dict(tokenizer_entries(trained(tmp_path, FAMILIES[0]), 800))
+    metadata |= {"tokenizer.ggml.add_bos_token": begins, "tokenizer.ggml.add_eos_token": ends}
+    write_folder(metadata, tmp_path / "back", Path("m.gguf"))
     tokenizer = load_tokenizer(str(tmp_path / "back"))
     assert tokenizer.surrounding_ids() == ((1,) * begins, (2,) * ends)
-    assert dict(tokenizer_entries(tmp_path / "back", 800)) == entries
+    assert dict(tokenizer_entries(tmp_path / "back", 800)) == metadata
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family["names"][0])
@@ -91,8 +91,8 @@ def test_llama_cpp_cuts_text_as_we_do(tmp_path, family):
     tokenizer = folder_tokenizer(trained(tmp_path, family))
     path = export_gguf(config, params, tmp_path / "tiny.gguf", tokenizer=tokenizer)
     with serve_gguf(path, context_tokens=256, in_parallel=1) as address:
-        found = [post(address, "/tokenize", {"content": text})["tokens"] for text in TEXTS]
-    assert found == ids_of(tmp_path)
+        ids = [post(address, "/tokenize", {"content": text})["tokens"] for text in TEXTS]
+    assert ids == ids_of(tmp_path)
 
 
 @pytest.mark.parametrize(

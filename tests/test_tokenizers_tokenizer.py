@@ -31,9 +31,9 @@ def test_a_batch_is_its_texts_one_by_one_and_decodes_back(tokenizer):
     ids, lengths = tokenizer.encode_batch(TEXTS)
     assert lengths.sum() == len(ids)
     assert ids.max() < tokenizer.size
-    for text, piece in zip(TEXTS, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
-        np.testing.assert_array_equal(tokenizer.encode_batch([text])[0], piece)
-        assert tokenizer.decode([*piece.tolist(), tokenizer.end_of_text_id]) == text
+    for text, expected in zip(TEXTS, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+        np.testing.assert_array_equal(tokenizer.encode_batch([text])[0], expected)
+        assert tokenizer.decode([*expected.tolist(), tokenizer.end_of_text_id]) == text
 
 
 def test_seqio_sees_the_same_ids(tokenizer):

@@ -51,15 +51,15 @@ def test_only_the_latest_are_kept(tmp_path):
 
 def test_the_fingerprint_sees_a_bit_an_order_and_not_the_mesh():
     tree = {"a": jnp.arange(64, dtype=jnp.float32).reshape(8, 8), "b": jnp.ones(8)}
-    whole = int(fingerprint(tree))
+    expected = int(fingerprint(tree))
     mesh = make_mesh(MeshConfig(fsdp=8))
     spread = jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp")))
-    assert int(fingerprint(spread)) == whole
+    assert int(fingerprint(spread)) == expected
     flipped = np.asarray(tree["a"]).view(np.uint32).copy()
     flipped[3, 3] ^= 1
-    assert int(fingerprint({**tree, "a": jnp.asarray(flipped.view(np.float32))})) != whole
-    assert int(fingerprint({**tree, "a": tree["a"][::-1]})) != whole
-    assert int(fingerprint({"a": tree["b"], "b": tree["a"]})) != whole
+    assert int(fingerprint({**tree, "a": jnp.asarray(flipped.view(np.float32))})) != expected
+    assert int(fingerprint({**tree, "a": tree["a"][::-1]})) != expected
+    assert int(fingerprint({"a": tree["b"], "b": tree["a"]})) != expected
 
 
 def save_until_it_fails(checkpoints, state):

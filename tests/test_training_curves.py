@@ -27,8 +27,8 @@ def batches():
     successors = rng.integers(0, 64, (64, 4))
     tokens = np.empty((STEPS * ROWS, LENGTH + 1), np.int32)
     tokens[:, 0] = rng.integers(0, 64, len(tokens))
-    for place in range(LENGTH):
-        tokens[:, place + 1] = successors[tokens[:, place], rng.choice(4, len(tokens), p=[0.7, 0.2, 0.06, 0.04])]
+    for position in range(LENGTH):
+        tokens[:, position + 1] = successors[tokens[:, position], rng.choice(4, len(tokens), p=[0.7, 0.2, 0.06, 0.04])]
     return tokens.reshape(STEPS, ROWS, LENGTH + 1)
 
 
@@ -36,9 +36,9 @@ def our_losses(batches, compute_dtype):
     config = small_config(compute_dtype=compute_dtype, **CONFIG)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     _, step = make_train_step(config, OPTIMIZER, mesh)
-    shapes, places = state_shardings(config, OPTIMIZER, mesh)
+    shapes, shardings = state_shardings(config, OPTIMIZER, mesh)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    state = jax.device_put(dataclasses.replace(zeros, params=random_params(config, scale=0.1)), places)
+    state = jax.device_put(dataclasses.replace(zeros, params=random_params(config, scale=0.1)), shardings)
     losses = []
     for tokens in batches:
         state, metrics = step(state, {"tokens": tokens, "component": np.zeros(ROWS, np.int32)})

@@ -38,21 +38,21 @@ def test_batches_come_in_order_and_a_failure_reaches_the_consumer():
             raise ValueError("row 7 is damaged")
         return {"step": step}
 
-    ahead = ReadAhead(prepare, 2, 9)
-    batches = iter(ahead)
+    reader = ReadAhead(prepare, 2, 9)
+    batches = iter(reader)
     seen = [next(batches) for _ in range(3)]
     with pytest.raises(ValueError, match="row 7 is damaged"):
         next(batches)
-    ahead.close()
+    reader.close()
     assert [(number, batch["step"]) for number, batch, _ in seen] == [(2, 2), (3, 3), (4, 4)]
     assert all(waited >= 0 for *_, waited in seen)
 
 
 def test_it_reads_ahead_but_not_without_bound_and_stops_when_closed():
     prepared = []
-    ahead = ReadAhead(lambda step: prepared.append(step) or step, 0, 1000, depth=2)
+    reader = ReadAhead(lambda step: prepared.append(step) or step, 0, 1000, depth=2)
     time.sleep(0.3)
     assert 2 <= len(prepared) <= 4
-    ahead.close()
+    reader.close()
     assert not any(thread.name == "read-ahead" and thread.is_alive() for thread in threading.enumerate())
     assert jax.device_count() >= 1

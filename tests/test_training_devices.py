@@ -77,7 +77,7 @@ def test_devices_of_a_process(environment, present, ids, granted):
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         (slurm("3", 1, **on_node(8, EIGHT)), "3 processes cannot share 8 GPUs of a host evenly"),
         (slurm("2", 1, **on_node(1, "0")), "2 processes cannot share 1 GPUs"),
@@ -91,14 +91,14 @@ def test_devices_of_a_process(environment, present, ids, granted):
     ],
     ids=str,
 )
-def test_a_part_that_would_lie_idle_is_refused(environment, said):
+def test_a_part_that_would_lie_idle_is_refused(environment, message):
     with pytest.raises(InputError) as error:
         choose_devices(environment, 8)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("environment", "platform", "found", "said"),
+    ("environment", "platform", "devices", "message"),
     [
         (ONE_A_NODE, "gpu", 8, None),
         (ONE_A_NODE, "gpu", 1, "8 GPUs were granted (SLURM_GPUS_ON_NODE=8, CUDA_VISIBLE_DEVICES=0,1"),
@@ -110,14 +110,14 @@ def test_a_part_that_would_lie_idle_is_refused(environment, said):
     ],
     ids=str,
 )
-def test_what_was_found_is_compared_with_what_was_granted(environment, platform, found, said):
+def test_what_was_found_is_compared_with_what_was_granted(environment, platform, devices, message):
     choice = choose_devices(environment)
-    if said is None:
-        check_found(choice, platform, found)
+    if message is None:
+        check_found(choice, platform, devices)
         return
     with pytest.raises(InputError) as error:
-        check_found(choice, platform, found)
-    assert said in str(error.value)
+        check_found(choice, platform, devices)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_auto_reads_the_coordinator_of_a_slurm_step():
 
 
 @pytest.mark.parametrize(
-    ("fields", "environment", "said"),
+    ("fields", "environment", "message"),
     [
         ({"start": "always"}, {}, "distributed.start='always': must be one of off, auto"),
         ({"coordinator": "node1"}, {}, "must be HOST:PORT"),
@@ -81,7 +81,7 @@ def test_auto_reads_the_coordinator_of_a_slurm_step():
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(fields, environment, said):
+def test_what_cannot_be_is_refused(fields, environment, message):
     with pytest.raises(InputError) as error:
         find_process_id(DistributedConfig(**fields), environment)
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -145,12 +145,12 @@ def training_nats(folder: Path, across: bool, texts) -> list[np.ndarray]:
     arrays = as_arrays(Batch(tokens=row, component=np.zeros(1, np.int32)), boundaries)
     parts = loss(MODEL, params, {name: jnp.asarray(value) for name, value in arrays.items()})[1]
     losses = np.concatenate([[np.nan], np.where(parts["weights"][0] > 0, parts["losses"][0], np.nan)])
-    nats, place = [], len(stream([], boundaries, tokenizer))
+    nats, position = [], len(stream([], boundaries, tokenizer))
     for text in texts:
-        place += boundaries.document_start == "bos"
+        position += boundaries.document_start == "bos"
         size = len(tokenizer.encode_batch([text])[0])
-        nats.append(losses[place : place + size])
-        place += size + 1
+        nats.append(losses[position : position + size])
+        position += size + 1
     return nats
 
 
@@ -168,10 +168,10 @@ def test_a_document_has_the_same_loss_in_training_evaluation_server_and_export(t
     close = {"abs": 3e-5, "rel": 1e-5}
     # The held-out document, and the rows of a component.
     for text, nats in alone:
-        found = documents_loss(model, model.scorer(), [text])
-        assert found.nats_per_token * found.tokens == pytest.approx(np.nansum(nats), **close)
-        assert found.tokens == len(text) - (not first_counts)
-        assert found.text_bytes == pytest.approx(found.tokens)
+        evaluated = documents_loss(model, model.scorer(), [text])
+        assert evaluated.nats_per_token * evaluated.tokens == pytest.approx(np.nansum(nats), **close)
+        assert evaluated.tokens == len(text) - (not first_counts)
+        assert evaluated.text_bytes == pytest.approx(evaluated.tokens)
     # The harness.
     harness = HarnessModel(model)
     [rolling] = harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (texts[0],), 0)])
@@ -179,9 +179,9 @@ def test_a_document_has_the_same_loss_in_training_evaluation_server_and_export(t
     pairs = [("", texts[0][:size]) for size in (1, 2, 3)] + [(texts[0][:1], texts[0][1:3])]
     asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
     if first_counts:
-        found = [-nats for nats, _ in harness.loglikelihood(asked)]
+        evaluated = [-nats for nats, _ in harness.loglikelihood(asked)]
         expected = [*np.cumsum(trained_nats[0][:3]), trained_nats[0][1:3].sum()]
-        assert found == pytest.approx(expected, **close)
+        assert evaluated == pytest.approx(expected, **close)
     else:
         with pytest.raises(InputError, match=r"task, item .*: the text is empty, .*document_start is none"):
             harness.loglikelihood(asked)
@@ -234,8 +234,8 @@ def exported_nats(folder: Path, text: str) -> np.ndarray:
     assert begin == [i for i in [shape["bos_token_id"]] if i is not None]
     assert json.loads((folder / "tokenizer_config.json").read_text())["add_bos_token"] == bool(begin)
     assert json.loads((folder / "generation_config.json").read_text()).get("bos_token_id") == shape["bos_token_id"]
-    found = jax.nn.log_softmax(scores(sizes, weights, np.array([ids]))[0])
-    nats = -np.asarray(found)[np.arange(len(ids) - 1), ids[1:]]
+    logprobs = jax.nn.log_softmax(scores(sizes, weights, np.array([ids]))[0])
+    nats = -np.asarray(logprobs)[np.arange(len(ids) - 1), ids[1:]]
     return np.concatenate([np.full(1 - len(begin), np.nan), nats])
 
 
@@ -251,24 +251,24 @@ def test_held_out_rows_have_the_loss_and_the_counts_of_training(trained, setting
     parts = loss(MODEL, params, {name: jnp.asarray(value) for name, value in arrays.items()})[1]
     sums = component_sums(parts, jnp.zeros(len(rows), jnp.int32), 1)
     model = open_model(folder / "run")
-    kind, found = component_losses(folder / "run", model, model.scorer())["part"]
+    kind, evaluated = component_losses(folder / "run", model, model.scorer())["part"]
     assert kind == "real"
-    assert found.tokens == int(sums["component_tokens"][0])
-    assert found.nats_per_token * found.tokens == pytest.approx(float(sums["component_loss_sum"][0]), rel=1e-5)
+    assert evaluated.tokens == int(sums["component_tokens"][0])
+    assert evaluated.nats_per_token * evaluated.tokens == pytest.approx(float(sums["component_loss_sum"][0]), rel=1e-5)
     # What is no target: BOS, or the first tokens of documents; in both cases one a document that begins in a row.
     begun = int((rows[:, :-1] == END).sum()) if setting != "bos" else int((rows[:, 1:] == BOS).sum())
-    assert found.tokens == rows[:, 1:].size - (0 if setting == "end_of_text" else begun)
+    assert evaluated.tokens == rows[:, 1:].size - (0 if setting == "end_of_text" else begun)
     # Bytes: every byte of these texts is a token, so those of the targets can be counted.
     is_target = boundaries.targets(rows)[:, 1:]
     counted = (is_target & (rows[:, 1:] > 3)).sum()
-    assert found.text_bytes == pytest.approx(counted, rel=0.02)
+    assert evaluated.text_bytes == pytest.approx(counted, rel=0.02)
     # The loader's targets are what the steps reported.
     loader, counted = mixture.loader(batch_size=8), 0
     for step in range(24):
         arrays = as_arrays(loader.batch(step), boundaries)
         counted += int(arrays.get("loss_mask", np.ones_like(arrays["tokens"]))[:, 1:].sum())
     metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(one.get("tokens/part", 0) for one in metrics) == counted
+    assert sum(line.get("tokens/part", 0) for line in metrics) == counted
 
 
 @pytest.mark.parametrize("setting", DOCUMENT_STARTS)
@@ -288,7 +288,7 @@ def test_rows_hold_what_the_manifest_counts_and_decode_to_the_documents(tmp_path
     assert manifest.statistics["length_tokens"]["mean"] == pytest.approx(sum(map(len, TEXTS)) / len(TEXTS), abs=1e-3)
     assert abs(int((rows == BOS).sum()) - (40 * len(TEXTS) if setting == "bos" else 0)) <= 4
     texts = [document.text for document in PreparedCorpus("made", {"part": (1, manifest)})]
-    assert all(any(text in whole for whole in TEXTS) for text in texts)
+    assert all(any(text in document for document in TEXTS) for text in texts)
     assert {*TEXTS} <= {*texts}
     shown = describe(inspect_mixture(mixture.folder, rows=10, samples=1))
     assert f"documents begin with: {setting}" in shown
@@ -300,11 +300,11 @@ def test_rows_hold_what_the_manifest_counts_and_decode_to_the_documents(tmp_path
 def reference(row, setting, separate, bos):
     """Segment starts and targets of a row, token by token."""
     starts, targets = [], []
-    for place, token in enumerate(row):
-        after_end = place > 0 and row[place - 1] == END
+    for position, token in enumerate(row):
+        after_end = position > 0 and row[position - 1] == END
         begins = after_end and (setting != "bos" or token == bos)
         targets.append(not (begins and setting in ("none", "bos")))
-        starts.append(place == 0 or (token == END if setting == "end_of_text" else begins))
+        starts.append(position == 0 or (token == END if setting == "end_of_text" else begins))
     return starts, targets
 
 
@@ -329,13 +329,13 @@ def test_segments_and_targets_of_any_row(rows, settings_of_run):
         return
     segment, position = arrays["segment_ids"][:, :-1], arrays["positions"][:, :-1]
     weights = arrays.get("loss_mask", np.ones_like(tokens))[:, 1:]
-    for row, ids, places, counts in zip(rows, segment.tolist(), position.tolist(), weights.tolist(), strict=True):
-        for place, counted in enumerate(counts):
-            seen = [at for at in range(place + 1) if ids[at] == ids[place]]  # what this prediction may look at
-            assert places[place] == place - seen[0]
+    for row, ids, positions, counts in zip(rows, segment.tolist(), position.tolist(), weights.tolist(), strict=True):
+        for index, counted in enumerate(counts):
+            seen = [at for at in range(index + 1) if ids[at] == ids[index]]  # what this prediction may look at
+            assert positions[index] == index - seen[0]
             assert END not in [row[at] for at in seen[1:-1]] or setting == "bos"  # one document alone
             if counted and setting != "bos":
-                assert setting == "end_of_text" or row[place] != END  # a first token is predicted by what begins it
+                assert setting == "end_of_text" or row[index] != END  # a first token is predicted by what begins it
 
 
 @settings(max_examples=60)
@@ -431,8 +431,8 @@ def test_a_mixture_of_mixtures_begins_documents_as_they_do(tmp_path):
         share=1.0,
         policy=GatePolicy(ungated=True),
     )
-    found = built(tmp_path / "outer", "auto", vocabulary, components=(outer,), name="holder")
-    assert (found.document_start, found.document_start_id) == ("bos", BOS)
+    mixture = built(tmp_path / "outer", "auto", vocabulary, components=(outer,), name="holder")
+    assert (mixture.document_start, mixture.document_start_id) == ("bos", BOS)
     with pytest.raises(InputError, match=r"'outer'.* was prepared with begin-of-text id 3, the mixture's"):
         built(tmp_path / "other", "end_of_text", vocabulary, components=(outer,), name="holder")
 
@@ -481,10 +481,10 @@ def test_a_resumed_run_has_every_bit_of_one_that_was_not_stopped(tmp_path, train
     parts = [config_of(stopped, across=False, steps=steps) for steps in (5, 9)]
     for config in parts:
         run.run(config)
-    whole = dataclasses.replace(parts[1], output_dir=str(tmp_path / "whole"))
-    run.run(whole)
-    found, expected = (convert.read_model(Path(config.output_dir))[1] for config in (parts[1], whole))
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, expected))
+    uninterrupted = dataclasses.replace(parts[1], output_dir=str(tmp_path / "whole"))
+    run.run(uninterrupted)
+    resumed, expected = (convert.read_model(Path(config.output_dir))[1] for config in (parts[1], uninterrupted))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), resumed, expected))
 
 
 def test_a_run_of_before_the_setting_is_evaluated_as_it_was_trained(trained, tmp_path, caplog):
@@ -557,9 +557,9 @@ def test_in_gguf_the_end_of_a_text_does_not_begin_conversations(tmp_path, templa
     write_tokenizer(files, tmp_path / "export", vocab_size=tokenizer.size)
     if template is not None:  # the maker's
         (tmp_path / "export" / "chat_template.jinja").write_text(template)
-    entries = dict(tokenizer_entries(tmp_path / "export", tokenizer.size))
-    assert entries["tokenizer.ggml.bos_token_id"] == end
-    assert entries["tokenizer.ggml.add_bos_token"] == begins
+    metadata = dict(tokenizer_entries(tmp_path / "export", tokenizer.size))
+    assert metadata["tokenizer.ggml.bos_token_id"] == end
+    assert metadata["tokenizer.ggml.add_bos_token"] == begins
 
 
 LAYOUTS = {

@@ -76,19 +76,19 @@ def finished(mixture, tmp_path_factory):
 
 def test_samples_are_decoded_text_at_their_own_cadence(finished):
     output, _ = finished
-    found = records(output / "samples.jsonl")
-    assert [(line["step"], line["prompt"]) for line in found] == [
+    samples = records(output / "samples.jsonl")
+    assert [(line["step"], line["prompt"]) for line in samples] == [
         (step, prompt) for step in (2, 4, 6) for prompt in ("a1", "", "b")
     ]
-    assert all(isinstance(line["text"], str) and len(line["text"]) <= 8 for line in found)
+    assert all(isinstance(line["text"], str) and len(line["text"]) <= 8 for line in samples)
 
 
 def test_held_out_losses_come_for_each_component_at_their_own_cadence(finished):
     output, result = finished
-    found = [line for line in records(output / "metrics.jsonl") if "eval/loss" in line]
-    assert [line["step"] for line in found] == [0, 3, 6]
-    assert all({"eval/a/loss", "eval/b/loss"} <= set(line) for line in found)
-    assert result.held_out["all"] == (found[0]["eval/loss"], found[-1]["eval/loss"])
+    evaluations = [line for line in records(output / "metrics.jsonl") if "eval/loss" in line]
+    assert [line["step"] for line in evaluations] == [0, 3, 6]
+    assert all({"eval/a/loss", "eval/b/loss"} <= set(line) for line in evaluations)
+    assert result.held_out["all"] == (evaluations[0]["eval/loss"], evaluations[-1]["eval/loss"])
 
 
 def test_the_summary_says_what_is_not_known(finished):
@@ -151,8 +151,8 @@ def test_a_failing_run_saves_what_it_reached(mixture, tmp_path, monkeypatch, cap
     monkeypatch.undo()
     resumed = run(mixture, tmp_path, checkpoint_every=100)
     assert resumed.summary["goodput"]["sittings"] == 2
-    whole = run(mixture, tmp_path / "whole", checkpoint_every=100)
-    assert resumed.held_out["all"][1] == whole.held_out["all"][1]
+    uninterrupted = run(mixture, tmp_path / "whole", checkpoint_every=100)
+    assert resumed.held_out["all"][1] == uninterrupted.held_out["all"][1]
 
 
 def test_retention_by_number_and_for_ever(mixture, tmp_path):
@@ -170,7 +170,7 @@ def test_retention_by_time(mixture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         (
             {"keep_every_steps": 3, "checkpoint_every": 2},
@@ -183,10 +183,10 @@ def test_retention_by_time(mixture, tmp_path):
     ],
     ids=str,
 )
-def test_impossible_settings_are_refused(fields, said):
+def test_impossible_settings_are_refused(fields, message):
     with pytest.raises(InputError) as error:
         TrainConfig(**fields)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(mixture, tmp_path):
@@ -201,10 +201,10 @@ def attempt(first, last, seconds, began, ended):
 def test_goodput_counts_only_steps_that_were_not_done_again():
     killed = attempt(0, 100, 50.0, 0.0, 100.0)
     resumed = attempt(80, 200, 60.0, 200.0, 300.0)
-    found = goodput([killed, resumed])
-    assert found.share == pytest.approx((50 * 0.8 + 60) / 200)
-    assert found.share_with_pauses == pytest.approx((50 * 0.8 + 60) / 300)
-    assert (found.sittings, found.steps_done_again) == (2, 20)
+    result = goodput([killed, resumed])
+    assert result.share == pytest.approx((50 * 0.8 + 60) / 200)
+    assert result.share_with_pauses == pytest.approx((50 * 0.8 + 60) / 300)
+    assert (result.sittings, result.steps_done_again) == (2, 20)
     twice = goodput([killed, attempt(80, 90, 5.0, 100.0, 110.0), attempt(50, 200, 75.0, 110.0, 200.0)])
     assert twice.share == pytest.approx((50 * 0.5 + 75) / 200)
     assert twice.steps_done_again == 60

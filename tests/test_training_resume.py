@@ -97,8 +97,8 @@ def test_sigterm_saves_and_exits_cleanly(folder, uninterrupted):
 @pytest.mark.slow
 def test_the_number_of_hosts_may_change(folder, uninterrupted):
     hosts = (1, 2, 1)
-    for sitting, processes in enumerate(hosts):
-        steps = STEPS if sitting == len(hosts) - 1 else 5 + 3 * sitting
+    for attempt, processes in enumerate(hosts):
+        steps = STEPS if attempt == len(hosts) - 1 else 5 + 3 * attempt
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]

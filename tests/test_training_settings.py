@@ -182,9 +182,9 @@ def test_a_changed_field_is_free_or_refused_with_both_values_and_a_named_one_is_
     beside = [other for other in (name, *BESIDE.get(name, ()))]
     allowing = dataclasses.replace(settings, train=dataclasses.replace(settings.train, allow_changed=tuple(beside)))
     if name in BY_NAME | SCHEDULE:
-        found = accepted_changes(recorded(36), allowing, ROWS, run="run")
+        changes = accepted_changes(recorded(36), allowing, ROWS, run="run")
         assert (name, *map(shown, (new, old))) in [
-            (change.field, shown(change.now), shown(change.before)) for change in found
+            (change.field, shown(change.now), shown(change.before)) for change in changes
         ]
     else:
         with pytest.raises(InputError, match=name):
@@ -243,8 +243,8 @@ def test_the_length_may_change_where_the_finished_steps_had_the_same_rate(schedu
     ) as error:
         accepted_changes(info, new, ROWS, run="run")
     assert f"keep the schedule with optimizer.total_steps={steps[0]}" in str(error.value)
-    kept = dataclasses.replace(new, optimizer=dataclasses.replace(new.optimizer, total_steps=steps[0]))
-    assert accepted_changes(info, kept, ROWS, run="run") == []
+    lengthened = dataclasses.replace(new, optimizer=dataclasses.replace(new.optimizer, total_steps=steps[0]))
+    assert accepted_changes(info, lengthened, ROWS, run="run") == []
 
 
 def test_what_is_to_blame_is_named_and_no_more():
@@ -303,8 +303,8 @@ def stopped(texts, tmp_path_factory):
 
 def state_of(folder):
     """Every file and folder with a hash of its content."""
-    found = sorted(Path(folder).rglob("*"))
-    return [(str(path), path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()) for path in found]
+    paths = sorted(Path(folder).rglob("*"))
+    return [(str(path), path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
 
 
 def refused(config):
@@ -325,10 +325,10 @@ def test_a_refused_run_changes_nothing_on_disk(texts, stopped, name):
         optimizer = dataclasses.replace(optimizer, **{name.removeprefix("optimizer."): another(name)})
     train = dataclasses.replace(settings.train, steps=4)
     before = state_of(stopped)
-    said = refused(
+    message = refused(
         dataclasses.replace(config, model=settings.model, mesh=settings.mesh, train=train, optimizer=optimizer)
     )
-    assert f"{name}={shown(another(name))} (was " in said
+    assert f"{name}={shown(another(name))} (was " in message
     assert state_of(stopped) == before
 
 
@@ -357,14 +357,14 @@ OTHER_MIXTURE = {
 def test_another_mixture_is_refused_before_it_is_built(texts, stopped, name):
     config = config_for(texts, stopped)
     if name == "components":
-        one, two = config.mixture.components
-        value = (dataclasses.replace(one, share=0.25), dataclasses.replace(two, share=0.75))
+        first, two = config.mixture.components
+        value = (dataclasses.replace(first, share=0.25), dataclasses.replace(two, share=0.75))
     else:
         value = OTHER_MIXTURE[name]
     before = state_of(stopped)
-    said = refused(dataclasses.replace(config, mixture=dataclasses.replace(config.mixture, **{name: value})))
-    assert f"mixture.{name}" in said
-    assert "(was " in said
+    message = refused(dataclasses.replace(config, mixture=dataclasses.replace(config.mixture, **{name: value})))
+    assert f"mixture.{name}" in message
+    assert "(was " in message
     assert state_of(stopped) == before
 
 
@@ -377,9 +377,9 @@ def test_free_fields_changed_together_leave_every_bit_as_it_is(texts, stopped, t
     run.run(
         dataclasses.replace(config, train=dataclasses.replace(config.train, **free), model=model),
     )
-    whole = config_for(texts, tmp_path / "whole")
-    run.run(dataclasses.replace(whole, train=dataclasses.replace(whole.train, steps=6)))
-    resumed, uninterrupted = (read_info(place / "checkpoints", 6) for place in (folder, tmp_path / "whole"))
+    uninterrupted_config = config_for(texts, tmp_path / "whole")
+    run.run(dataclasses.replace(uninterrupted_config, train=dataclasses.replace(uninterrupted_config.train, steps=6)))
+    resumed, uninterrupted = (read_info(output / "checkpoints", 6) for output in (folder, tmp_path / "whole"))
     assert resumed["fingerprint"] == uninterrupted["fingerprint"]
 
 
@@ -407,9 +407,9 @@ def test_what_was_allowed_by_name_is_recorded_and_a_run_may_begin_anew(texts, st
 def test_a_decay_branch_has_the_bits_of_a_run_with_the_decay_in_its_schedule(texts, stopped, tmp_path):
     before = state_of(stopped)
     decaying = OptimizerConfig(learning_rate=1e-2, schedule="warmup_stable_decay", decay_share=0.5)
-    whole = config_for(texts, tmp_path / "whole")
-    train = dataclasses.replace(whole.train, steps=8)
-    run.run(dataclasses.replace(whole, optimizer=decaying, train=train))
+    at_once = config_for(texts, tmp_path / "whole")
+    train = dataclasses.replace(at_once.train, steps=8)
+    run.run(dataclasses.replace(at_once, optimizer=decaying, train=train))
     branch = dataclasses.replace(
         config_for(texts, tmp_path / "branch"),
         optimizer=decaying,
@@ -417,9 +417,9 @@ def test_a_decay_branch_has_the_bits_of_a_run_with_the_decay_in_its_schedule(tex
         prepared=str(stopped / "mixture"),
         train=dataclasses.replace(train, branch_from=str(stopped), branch_step=4),
     )
-    run.run(dataclasses.replace(branch, prepared=None, mixture=whole.mixture))
-    found, wanted = (read_info(tmp_path / name / "checkpoints", 8) for name in ("branch", "whole"))
-    assert found["fingerprint"] == wanted["fingerprint"]
+    run.run(dataclasses.replace(branch, prepared=None, mixture=at_once.mixture))
+    branched, wanted = (read_info(tmp_path / name / "checkpoints", 8) for name in ("branch", "whole"))
+    assert branched["fingerprint"] == wanted["fingerprint"]
     assert state_of(stopped) == before
     assert "train.branch_step=2 (was 4)" in refused(
         dataclasses.replace(branch, train=dataclasses.replace(branch.train, branch_step=2))
@@ -457,7 +457,7 @@ def test_a_folder_of_another_command_is_refused(texts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"output_dir": "memory://run"}, "output_dir=memory://run: memory:// cannot be used here; give gs://, s3://"),
         ({"output_dir": "gsx://bucket/run"}, "output_dir=gsx://bucket/run: gsx:// cannot be used here"),
@@ -468,12 +468,12 @@ def test_a_folder_of_another_command_is_refused(texts, tmp_path):
     ],
     ids=str,
 )
-def test_urls_that_cannot_be_used_are_refused_when_the_configuration_is_made(texts, tmp_path, fields, said):
+def test_urls_that_cannot_be_used_are_refused_when_the_configuration_is_made(texts, tmp_path, fields, message):
     fields = dict(fields)
     train = fields.pop("train", {})
     with pytest.raises(InputError) as error:
         dataclasses.replace(config_for(texts, tmp_path / "run", **train), **fields)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_bucket_is_accepted_without_a_look_at_it(texts, tmp_path):
@@ -483,12 +483,12 @@ def test_a_bucket_is_accepted_without_a_look_at_it(texts, tmp_path):
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/run"])
-def test_an_output_dir_that_cannot_be_made_is_one_line(texts, tmp_path, place):
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/run"])
+def test_an_output_dir_that_cannot_be_made_is_one_line(texts, tmp_path, name):
     (tmp_path / "file").write_text("")
-    said = refused(config_for(texts, tmp_path / place))
-    assert str(tmp_path / place) in said
-    assert "choose another" in said
+    message = refused(config_for(texts, tmp_path / name))
+    assert str(tmp_path / name) in message
+    assert "choose another" in message
 
 
 # Damage, and what is none
@@ -520,25 +520,25 @@ def flip(path):
     "damage", [Path.unlink, cut, flip, lambda path: os.truncate(path, 0)], ids=["gone", "cut", "flip", "empty"]
 )
 def test_damage_is_proved_and_the_checkpoint_before_is_read(saved, tmp_path, damage, caplog):
-    original, places = saved
+    original, shardings = saved
     needed = [path.relative_to(original) for path in sorted((original / "2").rglob("*")) if path.is_file()]
     needed = [path for path in needed if path.name in ("_METADATA", "_CHECKPOINT_METADATA") or path.parent.name == "d"]
-    found = 0
+    damaged_count = 0
     for number, path in enumerate(needed):
         folder = shutil.copytree(original, tmp_path / str(number))
         damage(folder / path)
         before = state_of(folder)
-        state, info, damaged = load(folder, *places)
+        state, info, damaged = load(folder, *shardings)
         assert state_of(folder) == before
         assert (int(state.step), damaged) in ((1, [2]), (2, []))
         assert info["step"] == int(state.step)
-        found += len(damaged)
-    assert found > len(needed) // 2  # Orbax keeps some files that nothing needs
+        damaged_count += len(damaged)
+    assert damaged_count > len(needed) // 2  # Orbax keeps some files that nothing needs
     shutil.rmtree(folder / "1" / "params")
     damage(folder / "2" / "_CHECKPOINT_METADATA")
     before = state_of(folder)
     with pytest.raises(InputError, match="all 2 checkpoints are damaged; nothing was changed"):
-        load(folder, *places)
+        load(folder, *shardings)
     assert state_of(folder) == before
 
 
@@ -554,7 +554,7 @@ def test_damage_is_proved_and_the_checkpoint_before_is_read(saved, tmp_path, dam
     ids=lambda failure: f"{type(failure).__name__} {failure}"[:30],
 )
 def test_storage_and_memory_that_fail_are_no_damage(saved, tmp_path, monkeypatch, failure):
-    original, places = saved
+    original, shardings = saved
     folder = shutil.copytree(original, tmp_path / "checkpoints")
 
     def failing(*arguments, **options):
@@ -566,7 +566,7 @@ def test_storage_and_memory_that_fail_are_no_damage(saved, tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", failing)
     before = state_of(tmp_path)
     with pytest.raises(CheckpointError, match="which is no sign of damage; nothing was changed") as error:
-        load(folder, *places)
+        load(folder, *shardings)
     assert "\n" not in str(error.value)
     assert state_of(tmp_path) == before
 

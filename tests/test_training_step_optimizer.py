@@ -22,21 +22,21 @@ def rates(**fields):
 
 
 def test_linear_warms_up_and_falls_to_zero():
-    found = rates()
-    np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10, rtol=1e-6)
-    np.testing.assert_allclose(found[10:], np.linspace(1, 0, 91), atol=1e-6)
+    values = rates()
+    np.testing.assert_allclose(values[:10], np.arange(1, 11) / 10, rtol=1e-6)
+    np.testing.assert_allclose(values[10:], np.linspace(1, 0, 91), atol=1e-6)
 
 
 def test_cosine_is_half_way_down_in_the_middle():
-    found = rates(schedule="cosine", final_ratio=0.1)
-    assert found[55] == pytest.approx(0.55)
-    assert found[100] == pytest.approx(0.1)
+    values = rates(schedule="cosine", final_ratio=0.1)
+    assert values[55] == pytest.approx(0.55)
+    assert values[100] == pytest.approx(0.1)
 
 
 def test_warmup_stable_decay_is_flat_until_its_last_part():
-    found = rates(schedule="warmup_stable_decay", decay_share=0.3)
-    assert np.all(found[9:71] == 1)
-    np.testing.assert_allclose(found[70:], np.linspace(1, 0, 31), atol=1e-6)
+    values = rates(schedule="warmup_stable_decay", decay_share=0.3)
+    assert np.all(values[9:71] == 1)
+    np.testing.assert_allclose(values[70:], np.linspace(1, 0, 31), atol=1e-6)
 
 
 @settings(deadline=None)
@@ -58,26 +58,26 @@ def test_every_schedule_stays_between_zero_and_its_peak_and_never_rises_after_wa
         final_ratio=final,
         decay_share=share,
     )
-    found = np.asarray(learning_rate(config, np.arange(total + 20)))
-    assert found.min() >= 0
-    assert found.max() <= 2.0 + 1e-6
-    assert np.all(np.diff(found[warmup:]) <= 1e-6)
+    values = np.asarray(learning_rate(config, np.arange(total + 20)))
+    assert values.min() >= 0
+    assert values.max() <= 2.0 + 1e-6
+    assert np.all(np.diff(values[warmup:]) <= 1e-6)
 
 
 def test_norms_and_biases_are_not_decayed():
-    def kept(config):
-        marks = jax.tree_util.tree_leaves_with_path(decayed(param_shapes(config)))
-        return {jax.tree_util.keystr(path) for path, mark in marks if not mark}
+    def undecayed(config):
+        is_decayed = jax.tree_util.tree_leaves_with_path(decayed(param_shapes(config)))
+        return {jax.tree_util.keystr(path) for path, value in is_decayed if not value}
 
-    assert kept(small_config(tie_embeddings=False)) == {
+    assert undecayed(small_config(tie_embeddings=False)) == {
         *("['norm']", "['blocks']['attention_norm']", "['blocks']['mlp_norm']"),
     }
     everything = {"qkv_bias": True, "output_bias": True, "mlp_bias": True, "norm_order": "both", "qk_norm": "full"}
-    assert len(kept(small_config(**everything))) == 1 + 4 + 2 + 4 + 3
+    assert len(undecayed(small_config(**everything))) == 1 + 4 + 2 + 4 + 3
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
@@ -89,10 +89,10 @@ def test_norms_and_biases_are_not_decayed():
     ],
     ids=str,
 )
-def test_impossible_optimizers_are_refused(fields, said):
+def test_impossible_optimizers_are_refused(fields, message):
     with pytest.raises(InputError) as error:
         OptimizerConfig(**fields)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_flops_of_the_350m_model_are_those_of_its_formula():

@@ -41,9 +41,9 @@ def step_of(mesh=None, **arguments):
 
 def state_on(mesh, params=None, optimizer=OPTIMIZER):
     """A first state with parameters drawn by numpy."""
-    shapes, places = state_shardings(small_config(), optimizer, mesh)
+    shapes, shardings = state_shardings(small_config(), optimizer, mesh)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.device_put(dataclasses.replace(zeros, params=params or random_params(small_config())), places)
+    return jax.device_put(dataclasses.replace(zeros, params=params or random_params(small_config())), shardings)
 
 
 def run(steps, batch, mesh=None, params=None, **arguments):
@@ -75,11 +75,11 @@ def plain_steps(steps, batch, clip=1.0):
     optimizer = optax.inject_hyperparams(optax.adamw)(1.0, 0.9, 0.95, weight_decay=0.1, mask=decay)
     state = optimizer.init(params)
     for step in range(steps):
-        loss, slope = gradient(params)
-        norm = float(optax.global_norm(slope))
-        slope = jax.tree.map(lambda g, n=norm: g * min(1, clip / n), slope)
+        loss, gradients = gradient(params)
+        norm = float(optax.global_norm(gradients))
+        gradients = jax.tree.map(lambda g, n=norm: g * min(1, clip / n), gradients)
         state.hyperparams["learning_rate"] = jnp.float32(rate(step))
-        updates, state = optimizer.update(slope, state, params)
+        updates, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
     return params, float(loss), norm, rate(steps - 1)
 
@@ -99,10 +99,10 @@ MESHES = [MeshConfig(fsdp=4, tensor=2), MeshConfig(data=2, fsdp=2, sequence=2)]
 
 @pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: str(mesh.sizes))
 def test_every_mesh_trains_as_one_device_does(batch, mesh):
-    one, one_metrics = run(1, batch)
+    single, one_metrics = run(1, batch)
     many, many_metrics = run(1, batch, mesh)
     assert abs(one_metrics["loss"] - many_metrics["loss"]) < 1e-5
-    assert_close(one.params, many.params, 2e-5)
+    assert_close(single.params, many.params, 2e-5)
     assert_close(one_metrics, many_metrics, 1e-3)
 
 
@@ -110,11 +110,11 @@ def test_state_is_born_where_it_belongs():
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     init, step = make_train_step(small_config(), OPTIMIZER, mesh)
     state = init(jax.random.key(0))
-    _, places = state_shardings(small_config(), OPTIMIZER, mesh)
+    _, shardings = state_shardings(small_config(), OPTIMIZER, mesh)
     jax.tree.map(
-        lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim) or pytest.fail(str(leaf.sharding)),
+        lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim) or pytest.fail(str(leaf.sharding)),
         state,
-        places,
+        shardings,
     )
     moment = state.opt_state[1].mu["blocks"]["mlp"]["gate"]
     assert moment.sharding.shard_shape(moment.shape) == (2, 8, 24)
@@ -123,9 +123,9 @@ def test_state_is_born_where_it_belongs():
 
 @pytest.mark.parametrize("mesh", [None, MeshConfig(fsdp=2, data=2, tensor=2)], ids=["one", "eight"])
 def test_accumulated_parts_equal_the_whole(batch, mesh):
-    whole, whole_metrics = run(2, batch, mesh)
+    at_once, whole_metrics = run(2, batch, mesh)
     parts, parts_metrics = run(2, batch, mesh, gradient_accumulation=2)
-    assert_close(whole.params, parts.params, 2e-5)
+    assert_close(at_once.params, parts.params, 2e-5)
     assert_close(whole_metrics, parts_metrics, 1e-3)
 
 
@@ -192,13 +192,13 @@ def test_the_given_state_is_donated_and_the_program_compiled_once(batch):
 def test_dropout_repeats_by_step_and_seed(batch):
     def losses(seed):
         mesh, step = step_of(dropout=0.3, seed=seed)
-        state, found = state_on(mesh), []
+        state, values = state_on(mesh), []
         for _ in range(2):
             params = state.params
             state = dataclasses.replace(state, params=jax.tree.map(jnp.copy, params))
             state, metrics = step(state, batch)
-            found.append(float(metrics["loss"]))
-        return found
+            values.append(float(metrics["loss"]))
+        return values
 
     assert losses(0) == losses(0)
     assert losses(0) != losses(1)
@@ -206,9 +206,9 @@ def test_dropout_repeats_by_step_and_seed(batch):
 
 def test_lowering_needs_shapes_only(batch):
     mesh, step = step_of(MeshConfig(fsdp=4, tensor=2))
-    shapes, places = state_shardings(small_config(), OPTIMIZER, mesh)
+    shapes, shardings = state_shardings(small_config(), OPTIMIZER, mesh)
     shapes = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     text = step.lower(shapes, {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}).as_text()
     assert "sdy.mesh" in text or "sharding" in text
@@ -230,9 +230,9 @@ def test_evaluation_equals_the_losses_of_training(batch):
     mesh, _ = step_of(MeshConfig(fsdp=4, tensor=2))
     evaluate = make_eval_step(small_config(), mesh, num_components=COMPONENTS)
     state = state_on(mesh)
-    found = jax.device_get(evaluate(state.params, batch))
-    assert_close(found["component_tokens"], run(1, batch)[1]["component_tokens"], 0)
-    assert_close(found["component_loss_sum"], run(1, batch)[1]["component_loss_sum"], 1e-3)
+    sums = jax.device_get(evaluate(state.params, batch))
+    assert_close(sums["component_tokens"], run(1, batch)[1]["component_tokens"], 0)
+    assert_close(sums["component_loss_sum"], run(1, batch)[1]["component_loss_sum"], 1e-3)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 

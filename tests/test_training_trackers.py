@@ -50,10 +50,10 @@ class Failing(trackers.Tracker):
 def mixture(folder):
     """Two components, of which one was scored."""
     build_mixture(folder, {"a": Fraction(1, 4), "b": Fraction(3, 4)}, sequence_length=16, documents=60)
-    found = Mixture.load(folder)
-    first, second = found.components
+    mixture = Mixture.load(folder)
+    first, second = mixture.components
     decision = {**first.decision, "effective_clusters": {"value": 7.5, "low": 5.0, "high": 9.0}}
-    return dataclasses.replace(found, components=(dataclasses.replace(first, decision=decision), second))
+    return dataclasses.replace(mixture, components=(dataclasses.replace(first, decision=decision), second))
 
 
 def run(rows, folder, steps, names, **fields):
@@ -83,18 +83,18 @@ def finished(tmp_path_factory):
 
 
 def test_losses_shares_and_scores_are_shown(finished):
-    found = lines(finished / "notes.jsonl")
-    assert found[0]["settings"]["train.batch_size"] == 8
-    assert found[1] == {
+    records = lines(finished / "notes.jsonl")
+    assert records[0]["settings"]["train.batch_size"] == 8
+    assert records[1] == {
         **{"step": 0, "mixture/share_asked/a": 0.25, "mixture/share_granted/a": 0.25, "mixture/share_asked/b": 0.75},
         **{"mixture/share_granted/b": 0.75, "mixture/effective_clusters/a": 7.5},
         **{"mixture/effective_clusters_low/a": 5.0, "mixture/effective_clusters_high/a": 9.0},
     }
-    trained = [line for line in found if "loss" in line]
+    trained = [line for line in records if "loss" in line]
     assert [line["step"] for line in trained] == [2, 4, 6]
     assert all({"loss/a", "loss/b", "learning_rate", "tokens_per_second"} <= set(line) for line in trained)
     assert all(line["share/a"] == 0.25 and line["share/b"] == 0.75 for line in trained)
-    assert {line["step"] for line in found if "eval/a/loss" in line} == {0, 4, 6}
+    assert {line["step"] for line in records if "eval/a/loss" in line} == {0, 4, 6}
 
 
 def test_a_run_that_goes_on_is_the_same_run_for_its_trackers(finished):

@@ -167,10 +167,8 @@ def mistral(folder: Path, content: dict) -> Path:
     """Metaspace instead of normalizers, and control tokens; a space before the text alone, not after a token."""
     space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
     names = ["[INST]", "[/INST]", "[TOOL_CALLS]"]
-    first = max(entry["id"] for entry in content["added_tokens"]) + 1
-    added = [
-        {**token(entry["content"], special=entry["special"]), "id": entry["id"]} for entry in content["added_tokens"]
-    ]
+    first = max(item["id"] for item in content["added_tokens"]) + 1
+    added = [{**token(item["content"], special=item["special"]), "id": item["id"]} for item in content["added_tokens"]]
     added += [{"id": first + i, **token(name)} for i, name in enumerate(names)]
     config = LLAMA2_CONFIG | {
         "add_prefix_space": None,
@@ -188,6 +186,6 @@ def neox(folder: Path, content: dict) -> Path:
     end = "<|endoftext|>"
     config = {"add_prefix_space": False, "bos_token": end, "eos_token": end, "unk_token": end}
     config["tokenizer_class"] = "GPTNeoXTokenizer"
-    number = next(entry["id"] for entry in content["added_tokens"] if entry["content"] == end)
+    number = next(item["id"] for item in content["added_tokens"] if item["content"] == end)
     kind = {"model_type": "gpt_neox", "bos_token_id": number, "eos_token_id": number}
     return write(folder, tokenizer=content, tokenizer_config=config, config=kind)

@@ -60,14 +60,14 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
             logs, options = output, {}
             if is_remote(output):
                 mirrors = []
-                place = published(
+                publication = published(
                     output,
                     "output_dir",
                     process=int(process_id),
                     skipped=lambda name: name.startswith("checkpoints"),
                     mirrors=mirrors,
                 )
-                logs = resources.enter_context(place)
+                logs = resources.enter_context(publication)
                 options["checkpoints"] = open_checkpoints(join_path(output, "checkpoints"), config, mirrors[0].push)
             result = train(Mixture.load(folder), model, optimizer, config, MeshConfig(), logs, **options)
     except InputError as error:
