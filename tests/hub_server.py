@@ -68,18 +68,18 @@ class _Hub(BaseHTTPRequestHandler):
         if (files := self.files(repository, revision)) is not None:
             is_json = self.headers.get("Content-Type", "").startswith("application/json")
             paths = (json.loads(data) if is_json else parse_qs(data.decode()))["paths"]
-            entries = [entry for entry in tree(files) if entry["path"] in paths]
-            self.answer_json(entries)
+            listed = [item for item in tree(files) if item["path"] in paths]
+            self.answer_json(listed)
 
     def answer_api(self, repository, what, revision, inside):
         if (files := self.files(repository, revision)) is None:
             return
         if what == "tree":
             inside = (inside or "").strip("/")
-            within = [entry for entry in tree(files) if entry["path"].startswith(f"{inside}/" if inside else "")]
+            within = [item for item in tree(files) if item["path"].startswith(f"{inside}/" if inside else "")]
             deep = "recursive=true" in self.path.lower()
             depth = inside.count("/") + 1 if inside else 0
-            self.answer_json([entry for entry in within if deep or entry["path"].count("/") == depth])
+            self.answer_json([item for item in within if deep or item["path"].count("/") == depth])
         else:
             siblings = [{"rfilename": name} for name in files]
             self.answer_json({"id": repository, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})

@@ -83,9 +83,9 @@ def report(temporaries: float, *, fits: bool = True) -> dict:
 def described(asked: CompileRequest, temporaries: float) -> Compiled:
     """As the compiler answers: a program that is too large is not made."""
     fits = temporaries + 1 <= asked.target.chip.hbm_bytes / GIB
-    found = report(temporaries if fits else temporaries + 1, fits=fits)
-    figures = estimate(asked, found) if fits else None
-    return Compiled(request=asked, report=found, estimate=figures)
+    made_report = report(temporaries if fits else temporaries + 1, fits=fits)
+    figures = estimate(asked, made_report) if fits else None
+    return Compiled(request=asked, report=made_report, estimate=figures)
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +117,12 @@ def slice_program(kind: str, target: str, sent: str, received: str) -> str:
     """The form in which the compiler for TPUs hands an exchange between slices to the host, three times, beside a sum
     inside the slice.
     """
-    marks = (
+    attributes = (
         '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="x_0",'
         f"_xla_megascale_target={target}"
     )
-    marks += f',_xla_megascale_transfer_type="{kind}"'
-    transfer = f"is_host_transfer=true, frontend_attributes={{{marks}}}"
+    attributes += f',_xla_megascale_transfer_type="{kind}"'
+    transfer = f"is_host_transfer=true, frontend_attributes={{{attributes}}}"
     return f"""HloModule jit_step, is_scheduled=true, num_partitions=4
 
 %body (p: (s32[])) -> (s32[]) {{
@@ -161,8 +161,11 @@ ENTRY %main (p: (s32[])) -> (s32[]) {{
 )
 def test_what_tpu_slices_exchange_is_read_from_the_hosts_transfers(kind, target, sent, received, wanted):
     name, size, payload, ring = wanted
-    found = hlo.measure(slice_program(kind, target, sent, received), [0, 1] * 4).collectives
-    assert found == {(name, size, True): [3, 3 * payload, 3 * ring], ("all-reduce", 4, False): [3, 3 * 1024, 3 * 1536]}
+    collectives = hlo.measure(slice_program(kind, target, sent, received), [0, 1] * 4).collectives
+    assert collectives == {
+        (name, size, True): [3, 3 * payload, 3 * ring],
+        ("all-reduce", 4, False): [3, 3 * 1024, 3 * 1536],
+    }
 
 
 @pytest.mark.parametrize(
@@ -219,11 +222,11 @@ def test_the_command_asks_for_a_topology():
 
 
 def test_recomputation_costs_what_it_runs_again():
-    none, kept, full = (
+    none, save_matmuls, full = (
         executed_flops_per_token(dataclasses.replace(SMALL, remat=remat), 256, "splash")
         for remat in ("none", "save_matmuls", "full")
     )
-    assert none == kept < full < 4 / 3 * none
+    assert none == save_matmuls < full < 4 / 3 * none
     # Without attention's scores, executed and counted products are the same.
     no_scores = dataclasses.replace(SMALL, sliding_window=1)
     assert executed_flops_per_token(no_scores, 256, "splash") == pytest.approx(
@@ -232,12 +235,12 @@ def test_recomputation_costs_what_it_runs_again():
 
 
 def test_what_binds_takes_longest_and_the_span_is_from_all_at_once_to_one_after_the_other():
-    found = report(1) | {"hbm_traffic_bytes": 819e9}
-    found["collectives"] = [
+    step_report = report(1) | {"hbm_traffic_bytes": 819e9}
+    step_report["collectives"] = [
         {"crosses_slices": False, "sent_bytes": 200e9},
         {"crosses_slices": True, "sent_bytes": 3.125e9},
     ]
-    figures = estimate(request("v5e:2x2"), found)
+    figures = estimate(request("v5e:2x2"), step_report)
     assert figures["binds"] == "interconnect"
     assert figures["seconds"] == pytest.approx(
         {"compute": figures["seconds"]["compute"], "memory": 1, "interconnect": 2, "network": 1}
@@ -254,18 +257,27 @@ def test_search_ranks_what_fits_and_puts_in_parts_what_does_not():
         size = {"full": 4, "save_matmuls": 20, "none": 40}[candidate.model.remat]
         return described(candidate, size * candidate.batch_size / 8 / candidate.gradient_accumulation)
 
-    found = search(asked, compile_step, limit=40, say=print)
+    results = search(asked, compile_step, limit=40, say=print)
     assert tried[0].gradient_accumulation == 1  # whole at first, whatever the configuration says
-    assert all(one.fits for one in found)
-    assert [one.estimate["tokens_per_second"][0] for one in found] == sorted(
-        (one.estimate["tokens_per_second"][0] for one in found), reverse=True
+    assert all(result.fits for result in results)
+    assert [result.estimate["tokens_per_second"][0] for result in results] == sorted(
+        (result.estimate["tokens_per_second"][0] for result in results), reverse=True
     )
-    kept = [one.request for one in found if one.request.model.remat == "save_matmuls" and one.request.batch_size == 8]
-    assert kept
-    assert all(one.gradient_accumulation == 2 for one in kept)
-    assert len({(one.mesh, one.batch_size, one.model.remat, one.gradient_accumulation) for one in tried}) == len(tried)
-    assert "tokens/s" in ranking(found)[0]
-    assert len(ranking(found)) == len(found) + 1
+    requests = [
+        result.request
+        for result in results
+        if result.request.model.remat == "save_matmuls" and result.request.batch_size == 8
+    ]
+    assert requests
+    assert all(compiled.gradient_accumulation == 2 for compiled in requests)
+    assert len(
+        {
+            (candidate.mesh, candidate.batch_size, candidate.model.remat, candidate.gradient_accumulation)
+            for candidate in tried
+        }
+    ) == len(tried)
+    assert "tokens/s" in ranking(results)[0]
+    assert len(ranking(results)) == len(results) + 1
 
 
 def test_the_flags_of_several_slices_say_what_crosses_them():
@@ -275,10 +287,10 @@ def test_the_flags_of_several_slices_say_what_crosses_them():
 
 
 def test_search_stops_at_its_limit():
-    said = []
-    found = search(request(), lambda candidate: described(candidate, 1), limit=3, say=said.append)
-    assert len(found) == 3
-    assert "--limit" in said[-1]
+    lines = []
+    results = search(request(), lambda candidate: described(candidate, 1), limit=3, say=lines.append)
+    assert len(results) == 3
+    assert "--limit" in lines[-1]
 
 
 def test_a_step_that_no_number_of_parts_makes_fit_stays_whole():
@@ -289,9 +301,9 @@ def test_a_step_that_no_number_of_parts_makes_fit_stays_whole():
 
 def test_a_suggestion_fits_and_says_which_flags_make_it():
     asked = request()
-    found = suggestion(asked, lambda candidate: described(candidate, 20 / candidate.gradient_accumulation))
-    assert found.fits
-    assert flags(asked, found.request) == "--config.train.gradient_accumulation=2"
+    suggested = suggestion(asked, lambda candidate: described(candidate, 20 / candidate.gradient_accumulation))
+    assert suggested.fits
+    assert flags(asked, suggested.request) == "--config.train.gradient_accumulation=2"
     assert any("binds: capacity" in line for line in lines(described(asked, 20)))
 
 
@@ -321,26 +333,26 @@ def test_a_small_model_compiles_for(topology, package):
         ):
             compile_cache.compile_step(asked, folder=None)
         pytest.skip(f"{package} is not installed: nothing compiled for {topology}")
-    found = compile_cache.compile_step(asked, folder=None)
-    figures = estimate(asked, found)
-    assert found["fits"]
+    step_report = compile_cache.compile_step(asked, folder=None)
+    figures = estimate(asked, step_report)
+    assert step_report["fits"]
     assert figures["fits"]
     # Parameters and Adam's moments are float32 and cut over the devices of a slice; the batch is small beside them.
     in_slice = asked.target.devices // slices
     state = 12 * SMALL.parameter_count / in_slice
-    assert state <= found["memory_bytes"]["arguments"] < 1.5 * state  # TPUs pad heads of 64 to 128
-    assert found["unknown_loops"] == 0
+    assert state <= step_report["memory_bytes"]["arguments"] < 1.5 * state  # TPUs pad heads of 64 to 128
+    assert step_report["unknown_loops"] == 0
     if slices > 1:  # gradients, in two or four bytes, of which each device of a slice holds a part
-        between = [one for one in found["collectives"] if one["crosses_slices"]]
-        assert {one["kind"] for one in between} == {"all-reduce"}
-        assert 2 <= sum(one["payload_bytes"] for one in between) * in_slice / SMALL.parameter_count <= 4
+        between = [collective for collective in step_report["collectives"] if collective["crosses_slices"]]
+        assert {collective["kind"] for collective in between} == {"all-reduce"}
+        assert 2 <= sum(collective["payload_bytes"] for collective in between) * in_slice / SMALL.parameter_count <= 4
         assert figures["seconds"]["network"] > 0
-    kernels = " ".join(found["kernels"])
+    kernels = " ".join(step_report["kernels"])
     if package == "libtpu":
-        assert {"all-gather"} <= {one["kind"] for one in found["collectives"]}
-        assert found["kernels"]["splash_mha_fwd_residuals"] == SMALL.num_layers  # once: its output is kept
+        assert {"all-gather"} <= {collective["kind"] for collective in step_report["collectives"]}
+        assert step_report["kernels"]["splash_mha_fwd_residuals"] == SMALL.num_layers  # once: its output is kept
     else:
-        assert found["collectives"] == []
+        assert step_report["collectives"] == []
         assert "fmhaSoftmaxBackward" in kernels
     assert figures["seconds"]["compute"] > 0
     assert figures["seconds"]["memory"] > 0

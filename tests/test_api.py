@@ -86,15 +86,15 @@ def test_the_function_and_the_module_of_its_name_are_one():
 def test_a_score_is_that_of_the_command(tmp_path, capsys):
     path = tmp_path / "texts.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
-    card = dj.score(path, agent=FEW)
+    scorecard = dj.score(path, agent=FEW)
     config = ScoreConfig(corpus=str(path), output_dir=str(tmp_path / "out"))
     from diversity_jax.core.config import with_fields
 
     dj.score.main(with_fields(config, {"agent": FEW}))
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
-    assert card.content_hash == Scorecard.load(tmp_path / "out" / "scorecard.json").content_hash
+    assert scorecard.content_hash == Scorecard.load(tmp_path / "out" / "scorecard.json").content_hash
     again = dj.score(path, agent=FEW, output_dir=tmp_path / "out", config=config)
-    assert again.content_hash == card.content_hash  # taken from the folder
+    assert again.content_hash == scorecard.content_hash  # taken from the folder
 
 
 def test_data_of_all_kinds_is_the_same_corpus(tmp_path):
@@ -165,10 +165,10 @@ def test_scores_in_a_notebook_whose_event_loop_runs():
 
 def test_what_is_shown_in_a_notebook_is_escaped():
     hostile = "<script>alert(1)</script>"
-    card = dj.score(TEXTS, name=hostile, agent=FEW)
+    scorecard = dj.score(TEXTS, name=hostile, agent=FEW)
     measured = dj.measure(TEXTS, "mtld", name=hostile, baseline={"draws": 2})
-    compared = dj.compare(card, card, names=[hostile, "b & c"])
-    for shown in (card, measured, compared):
+    compared = dj.compare(scorecard, scorecard, names=[hostile, "b & c"])
+    for shown in (scorecard, measured, compared):
         html = shown._repr_html_()
         assert "<script" not in html
         assert "&lt;script&gt;" in html
@@ -218,7 +218,9 @@ def test_rows_are_the_same_in_other_libraries(built):
 def test_a_model_generates_as_the_generator_does(model):
     prompts = ["The ", "A longer prompt, "]
     generator = Generator(model.model, slots=4)
-    wanted = generator.generate([model.model.tokenizer.encode_prompt(one) for one in prompts], Sampling(max_tokens=6))
+    wanted = generator.generate(
+        [model.model.tokenizer.encode_prompt(prompt) for prompt in prompts], Sampling(max_tokens=6)
+    )
     assert model.generate(prompts, max_tokens=6) == [answer.text for answer in wanted]
     assert model.generate(prompts[0], max_tokens=6) == wanted[0].text
     assert len(model.generate("The ", max_tokens=3, samples=3, temperature=1.0)) == 3
@@ -230,9 +232,9 @@ def test_a_model_generates_as_the_generator_does(model):
 
 
 def test_loglikelihoods_add_up(model):
-    whole, first, rest = model.loglikelihood([("T", "he cat sat"), ("T", "he cat"), ("The cat", " sat")])
-    assert whole.nats == pytest.approx(first.nats + rest.nats, rel=1e-5)
-    assert whole.nats < first.nats < 0
+    together, first, rest = model.loglikelihood([("T", "he cat sat"), ("T", "he cat"), ("The cat", " sat")])
+    assert together.nats == pytest.approx(first.nats + rest.nats, rel=1e-5)
+    assert together.nats < first.nats < 0
     long = model.loglikelihood("ab" * 200)  # longer than the context
     assert np.isfinite(long.nats)
     with pytest.raises(InputError, match="empty"):
