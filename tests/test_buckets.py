@@ -3,7 +3,6 @@
 import dataclasses
 from fractions import Fraction
 from pathlib import Path
-import re
 import shutil
 import threading
 import time
@@ -16,7 +15,7 @@ from diversity_jax.core import artifacts, buckets
 from diversity_jax.core.artifacts import FolderLocked, locked_folder
 from diversity_jax.core.buckets import local_copy, published, remote_tree
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import exists, open_file, read_json, remove_tree, resolve_path, write_json
+from diversity_jax.core.files import exists, open_file, read_json, remove_tree, write_json
 from diversity_jax.core.stores import remote
 from diversity_jax.mixtures import fetch
 from diversity_jax.mixtures.mixture import Mixture
@@ -31,7 +30,7 @@ from tests import gcs_server, s3_server
 from tests.gcs_server import BUCKET
 from tests.mixture_folders import build_mixture
 from tests.test_training_resume import start
-from tests.test_training_settings import config_for, texts  # noqa: F401 - a fixture
+from tests.training_settings import config_for, write_texts
 
 SHARES = {"a": Fraction(1, 3), "b": Fraction(2, 3)}
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,8 +150,9 @@ def test_two_processes_share_nothing_but_the_bucket(store, local, disk):
 
 
 @pytest.fixture(scope="module")
-def trained(store, texts):  # noqa: F811
+def trained(store, tmp_path_factory):
     """A whole run from text in the bucket, by the command's own function."""
+    texts = write_texts(tmp_path_factory.mktemp("texts"))
     config = config_for(upload(texts, f"{store}/texts"), f"{store}/trained")
     run.run(config)
     return config
@@ -369,46 +369,6 @@ def test_a_lock_of_a_living_process_holds_and_one_that_is_left_is_taken(store, m
     renewed.start()
     with pytest.raises(FolderLocked, match="process 1 on"), locked_folder(url):
         pass
-
-
-@pytest.mark.parametrize(
-    ("folder", "name", "wanted"),
-    [
-        ("gs://b/run", "components/a/manifest.json", "gs://b/run/components/a/manifest.json"),
-        ("gs://b/run", "../web/manifest.json", "gs://b/web/manifest.json"),
-        ("gs://b/run", "s3://c/web/manifest.json", "s3://c/web/manifest.json"),
-        ("/data/run", "../web/manifest.json", "/data/web/manifest.json"),
-        ("/data/run", "gs://c/web/manifest.json", "gs://c/web/manifest.json"),
-    ],
-)
-def test_names_in_files_lead_to_urls(folder, name, wanted):
-    assert str(resolve_path(folder, name)) == wanted
-
-
-_CONFIGURED = r"\bPath\((config|options|arguments|study|source)\."
-
-
-def test_no_configured_path_is_made_a_local_one():
-    """A `Path` spoils a URL; folders that `published` and `local_copy` gave are local whatever was configured."""
-    # Behind `published`, or refused by name (a study).
-    allowed = (
-        "api/scoring.py",
-        "audit.py",
-        "score.py",
-        "scoring",
-        "evaluation/run.py",
-        "mixtures/build",
-        "report",
-        "study",
-        "synthesis",
-    )
-    lines = []
-    for path in sorted((ROOT / "diversity_jax").rglob("*.py")):
-        name = path.relative_to(ROOT / "diversity_jax").as_posix()
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if re.search(_CONFIGURED, line) and not name.startswith(allowed):
-                lines.append(f"{name}:{number}: {line.strip()}")
-    assert not lines
 
 
 def wait_until(is_so, seconds: float = 200.0) -> None:

@@ -18,6 +18,7 @@ from diversity_jax.core.files import (
     full_disk_named,
     read_json,
     remove_tree,
+    resolve_path,
     write_json,
     writing,
 )
@@ -145,3 +146,17 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
         pass
     with pytest.raises(InputError, match="is a folder; name a file"), writing(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "wanted"),
+    [
+        ("gs://b/run", "components/a/manifest.json", "gs://b/run/components/a/manifest.json"),
+        ("gs://b/run", "../web/manifest.json", "gs://b/web/manifest.json"),
+        ("gs://b/run", "s3://c/web/manifest.json", "s3://c/web/manifest.json"),
+        ("/data/run", "../web/manifest.json", "/data/web/manifest.json"),
+        ("/data/run", "gs://c/web/manifest.json", "gs://c/web/manifest.json"),
+    ],
+)
+def test_names_in_files_lead_to_urls(folder, name, wanted):
+    assert str(resolve_path(folder, name)) == wanted

@@ -8,10 +8,9 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import CallFailed
-from tests.llm_behaviours import (
-    BEHAVIOURS,
+from tests.llm_behaviours import BEHAVIOURS, GEMINI_BEHAVIOURS
+from tests.llm_played_server import (
     DOCUMENTS,
-    GEMINI_BEHAVIOURS,
     KEY,
     SECRET,
     Behaviour,

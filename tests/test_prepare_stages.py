@@ -266,10 +266,8 @@ def test_statistics_agree_with_a_count_by_hand(tmp_path):
     manifest = prepare(corpus, tokenizer, tmp_path / "part", asked(), processes=1)
     statistics = manifest.statistics
     assert (statistics["documents"], statistics["kept"]) == (len(lengths), len(lengths))
-    assert statistics["length_tokens"]["shortest"], statistics["length_tokens"]["longest"] == (
-        lengths.min(),
-        lengths.max(),
-    )
+    length = statistics["length_tokens"]
+    assert (length["shortest"], length["longest"]) == (lengths.min(), lengths.max())
     assert statistics["length_tokens"]["mean"] == pytest.approx(lengths.mean(), abs=1e-3)
     assert statistics["length_tokens"]["histogram"]["64-127"] == ((lengths >= 64) & (lengths < 128)).sum()
     splits = manifest.splits.values()

@@ -206,3 +206,29 @@ def test_a_deprecated_call_of_this_project_fails_tests_and_one_of_others_does_no
     with pytest.raises(DeprecationWarning):
         warnings.warn_explicit("old", DeprecationWarning, "step.py", 1, module="diversity_jax.training.step")
     warnings.warn_explicit("old", DeprecationWarning, "other.py", 1, module="somebody_else")
+
+
+_CONFIGURED = r"\bPath\((config|options|arguments|study|source)\."
+
+
+def test_no_configured_path_is_made_a_local_one():
+    """A `Path` spoils a URL; folders that `published` and `local_copy` gave are local whatever was configured."""
+    # Behind `published`, or refused by name (a study).
+    allowed = (
+        "api/scoring.py",
+        "audit.py",
+        "score.py",
+        "scoring",
+        "evaluation/run.py",
+        "mixtures/build",
+        "report",
+        "study",
+        "synthesis",
+    )
+    lines = []
+    for path in sorted((ROOT / "diversity_jax").rglob("*.py")):
+        name = path.relative_to(ROOT / "diversity_jax").as_posix()
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.search(_CONFIGURED, line) and not name.startswith(allowed):
+                lines.append(f"{name}:{number}: {line.strip()}")
+    assert not lines

@@ -1,12 +1,9 @@
-"""What begins a document means the same in rows, loss, evaluation, generation, server and export."""
+"""What begins a document means the same in the training loss, evaluation, generation, server and export."""
 
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 from lm_eval.api.instance import Instance
@@ -16,35 +13,24 @@ import safetensors.numpy
 import tokenizers
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.corpus import CorpusConfig
 from diversity_jax.evaluation.held_out import component_losses, documents_loss
 from diversity_jax.evaluation.lm_eval_model import HarnessModel
 from diversity_jax.evaluation.load_model import open_model
-from diversity_jax.mixtures.builder import build
-from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.mixture import Batch, Mixture
-from diversity_jax.mixtures.replay import describe, inspect_mixture
 from diversity_jax.mixtures.row_arrays import as_arrays
-from diversity_jax.mixtures.sources import PreparedCorpus
 from diversity_jax.model import LlamaConfig, convert
 from diversity_jax.model.cross_entropy import loss
-from diversity_jax.prepare.config import Chat, Preparation
-from diversity_jax.prepare.packing import ExampleEncoder, open_format
-from diversity_jax.prepare.rows import ID_BITS, RowReader
-from diversity_jax.tokenizers.chat_template import BEGIN_WITH_BOS
-from diversity_jax.tokenizers.document_start import DOCUMENT_STARTS, Boundaries, resolve
-from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
-from diversity_jax.tokenizers.gguf_entries import tokenizer_entries
-from diversity_jax.tokenizers.tokenizer import for_folder, for_run, load_tokenizer
+from diversity_jax.prepare.rows import RowReader
+from diversity_jax.tokenizers.document_start import Boundaries
+from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from diversity_jax.training import run
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 from diversity_jax.training.step import component_sums
+from tests.document_starts import BOS, END, SETTINGS, TEXTS, built, byte_vocabulary
 from tests.plain_llama import scores
 from tests.running_server import post, running
-from tests.test_model_gguf import train_sentencepiece
 
-END, BOS, LENGTH = 1, 3, 63
 MODEL = LlamaConfig(
     vocab_size=264,
     hidden_size=32,
@@ -56,44 +42,6 @@ MODEL = LlamaConfig(
     attention="chunked",
     tie_embeddings=True,
 )
-TEXTS = [f"{word} is what number {number} says." for number, word in enumerate(["one", "a door", "ink", "Zen", "x"])]
-SETTINGS = list(itertools.product(DOCUMENT_STARTS, (True, False)))
-
-
-def byte_vocabulary(folder: Path, *, bos: str | None = "<s>", adds: bool = False) -> Path:
-    """A `tokenizer.json` of bytes: 0 to 3 are special, byte b is b + 4; with `adds`, `bos` stands before every text."""
-    special = ["<|pad|>", "<|endoftext|>", "<|unk|>", *([bos] if bos and bos != "<|endoftext|>" else [])]
-    own, others = {*range(33, 127), *range(0xA1, 0xAD), *range(0xAE, 0x100)}, iter(range(256, 512))
-    characters = [chr(byte if byte in own else next(others)) for byte in range(256)]
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE({text: i for i, text in enumerate([*special, *characters])}, [])
-    )
-    tokenizer.add_special_tokens(special)
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer, tokenizer.decoder = byte_level, tokenizers.decoders.ByteLevel()
-    if adds:
-        pairs = [(bos, tokenizer.token_to_id(bos))]
-        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(f"{bos} $A", special_tokens=pairs)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
-
-
-def write_texts(path: Path, texts=TEXTS, times: int = 40) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for _ in range(times) for text in texts))
-    return str(path)
-
-
-def mixture_config(folder: Path, setting: str, vocabulary: Path | str, **fields) -> MixtureConfig:
-    policy = GatePolicy(ungated=True)
-    part = Component(name="part", kind="real", corpus=write_texts(folder / "texts.jsonl"), share=1.0, policy=policy)
-    asked = {"name": "made", "components": (part,), "sequence_length": LENGTH, "validation_share": 0.3, "processes": 1}
-    return MixtureConfig(vocabulary=str(vocabulary), document_start=setting, **asked | fields)
-
-
-def built(folder: Path, setting: str, vocabulary: Path | str, **fields) -> Mixture:
-    return build(mixture_config(folder, setting, vocabulary, **fields), folder / "mixture", lambda corpora: {})
 
 
 def config_of(folder: Path, *, across: bool, steps: int = 24) -> Config:
@@ -271,187 +219,6 @@ def test_held_out_rows_have_the_loss_and_the_counts_of_training(trained, setting
     assert sum(line.get("tokens/part", 0) for line in metrics) == counted
 
 
-@pytest.mark.parametrize("setting", DOCUMENT_STARTS)
-def test_rows_hold_what_the_manifest_counts_and_decode_to_the_documents(tmp_path, setting):
-    mixture = built(tmp_path, setting, byte_vocabulary(tmp_path / "vocabulary"), validation_share=0.0)
-    manifest = mixture.taken[0].prepared
-    assert (mixture.document_start, mixture.document_start_id) == (
-        setting,
-        {"bos": BOS, "none": None}.get(setting, END),
-    )
-    split = manifest.splits["train"]
-    rows = RowReader(manifest).read(np.arange(split.rows)).tokens
-    assert split.tokens == rows.size
-    added = 2 if setting == "bos" else 1
-    total = sum(map(len, TEXTS)) * 40 + added * 40 * len(TEXTS)
-    assert split.tokens + split.dropped_tokens == total
-    assert manifest.statistics["length_tokens"]["mean"] == pytest.approx(sum(map(len, TEXTS)) / len(TEXTS), abs=1e-3)
-    assert abs(int((rows == BOS).sum()) - (40 * len(TEXTS) if setting == "bos" else 0)) <= 4
-    texts = [document.text for document in PreparedCorpus("made", {"part": (1, manifest)})]
-    assert all(any(text in document for document in TEXTS) for text in texts)
-    assert {*TEXTS} <= {*texts}
-    shown = describe(inspect_mixture(mixture.folder, rows=10, samples=1))
-    assert f"documents begin with: {setting}" in shown
-    assert "<s>" not in shown
-    loaded = Mixture.load(mixture.folder)
-    assert (loaded.document_start, loaded.content_hash) == (mixture.document_start, mixture.content_hash)
-
-
-def reference(row, setting, separate, bos):
-    """Segment starts and targets of a row, token by token."""
-    starts, targets = [], []
-    for position, token in enumerate(row):
-        after_end = position > 0 and row[position - 1] == END
-        begins = after_end and (setting != "bos" or token == bos)
-        targets.append(not (begins and setting in ("none", "bos")))
-        starts.append(position == 0 or (token == END if setting == "end_of_text" else begins))
-    return starts, targets
-
-
-ROWS = st.lists(st.lists(st.sampled_from([END, END, BOS, 7, 8]), min_size=9, max_size=9), min_size=1, max_size=4)
-
-
-@settings(max_examples=200)
-@given(ROWS, st.sampled_from(SETTINGS))
-def test_segments_and_targets_of_any_row(rows, settings_of_run):
-    """Rows that begin in mid-document, empty documents, documents longer than a row, a BOS that is text."""
-    setting, across = settings_of_run
-    start = {"none": None, "end_of_text": END, "bos": BOS}[setting]
-    boundaries = Boundaries.of(setting, start, END, attend_across_documents=across)
-    tokens = np.array(rows, np.int32)
-    expected = [reference(row, setting, not across, BOS) for row in rows]
-    assert boundaries.starts(tokens).tolist() == [starts for starts, _ in expected]
-    assert boundaries.targets(tokens)[:, 1:].tolist() == [targets[1:] for _, targets in expected]
-    arrays = as_arrays(Batch(tokens=tokens, component=np.zeros(len(rows), np.int32)), boundaries)
-    assert ("segment_ids" in arrays) == (not across)
-    assert ("loss_mask" in arrays) == (setting != "end_of_text")
-    if across:
-        return
-    segment, position = arrays["segment_ids"][:, :-1], arrays["positions"][:, :-1]
-    weights = arrays.get("loss_mask", np.ones_like(tokens))[:, 1:]
-    for row, ids, positions, counts in zip(rows, segment.tolist(), position.tolist(), weights.tolist(), strict=True):
-        for index, counted in enumerate(counts):
-            seen = [at for at in range(index + 1) if ids[at] == ids[index]]  # what this prediction may look at
-            assert positions[index] == index - seen[0]
-            assert END not in [row[at] for at in seen[1:-1]] or setting == "bos"  # one document alone
-            if counted and setting != "bos":
-                assert setting == "end_of_text" or row[index] != END  # a first token is predicted by what begins it
-
-
-@settings(max_examples=60)
-@given(ROWS)
-def test_rows_of_before_the_setting_keep_their_segments_and_targets(rows):
-    tokens = np.array(rows, np.int32)
-    apart = Boundaries.of(None, None, END, attend_across_documents=False)
-    assert apart.starts(tokens).tolist() == [reference(row, "none", True, None)[0] for row in rows]
-    assert apart.targets(tokens).all()
-    assert apart.text_ids == ()
-    across = Boundaries.of(None, None, END, attend_across_documents=True)
-    batch = Batch(tokens=tokens, component=np.zeros(len(rows), np.int32))
-    assert as_arrays(batch, across).keys() == {"tokens", "component"}
-    assert (across.start_id, across.text_ids) == (END, None)
-
-
-def llama_folder(folder: Path, settings_file: dict) -> Path:
-    train_sentencepiece(folder / "tokenizer.model")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings_file))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "automatic", "bos_is"),
-    [
-        (lambda folder: "bytes", "end_of_text", "no begin-of-text token"),
-        (lambda folder: byte_vocabulary(folder), "end_of_text", None),
-        (lambda folder: byte_vocabulary(folder, adds=True), "bos", None),
-        (lambda folder: byte_vocabulary(folder, bos=None), "end_of_text", "no begin-of-text token"),
-        (
-            lambda folder: byte_vocabulary(folder, bos="<|endoftext|>", adds=True),
-            "end_of_text",
-            "one token that begins and ends a text",
-        ),
-        (lambda folder: train_sentencepiece(folder / "pieces.model"), "end_of_text", None),
-        (lambda folder: llama_folder(folder, {"add_bos_token": True, "bos_token": "<s>"}), "bos", None),
-        (lambda folder: llama_folder(folder, {"add_bos_token": False, "bos_token": "<s>"}), "end_of_text", None),
-        (lambda folder: llama_folder(folder, {"tokenizer_class": "LlamaTokenizer"}), "bos", None),
-    ],
-    ids=[
-        "bytes",
-        "bos",
-        "adds_bos",
-        "no_bos",
-        "bos_is_eos",
-        "sentencepiece",
-        "llama_2",
-        "llama_without",
-        "llama_class",
-    ],
-)
-def test_what_auto_and_bos_mean_for_a_tokenizer(tmp_path, vocabulary, automatic, bos_is):
-    tokenizer = load_tokenizer(str(vocabulary(tmp_path)))
-    assert resolve("auto", tokenizer) == automatic
-    assert resolve("none", tokenizer) == "none"
-    if bos_is is None:
-        assert resolve("bos", tokenizer) == "bos"
-    else:
-        with pytest.raises(InputError, match=bos_is):
-            resolve("bos", tokenizer)
-
-
-def test_an_unknown_setting_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"mixture\.document_start 'eos' is unknown; choose one of auto, none"):
-        mixture_config(tmp_path, "eos", "bytes")
-    with pytest.raises(InputError, match=r"preparation\.document_start 'x' is unknown"):
-        Preparation(name="a", kind="real", sequence_length=8, document_start="x")
-
-
-def test_all_settings_read_the_rows_of_one_preparation_but_bos(tmp_path):
-    """`none` and `end_of_text` are one stream of tokens; `bos` is another, and the two are not mixed."""
-    vocabulary, shared = byte_vocabulary(tmp_path / "vocabulary", adds=True), str(tmp_path / "shared")
-    first = built(tmp_path / "a", "none", vocabulary, components_dir=shared)
-    second = built(tmp_path / "b", "end_of_text", vocabulary, components_dir=shared)
-    assert first.taken[0].prepared.content_hash == second.taken[0].prepared.content_hash
-    assert first.content_hash != second.content_hash
-    with pytest.raises(InputError, match=r"was prepared with another document_start \(None, now 3\)"):
-        built(tmp_path / "c", "auto", vocabulary, components_dir=shared)
-    path = tmp_path / "a" / "mixture" / "mixture.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"document_start": "bos", "document_start_id": BOS}))
-    with pytest.raises(InputError, match=r"was prepared without a begin-of-text token, the mixture's .*'bos'"):
-        Mixture.load(path)
-
-
-def test_a_mixture_of_mixtures_begins_documents_as_they_do(tmp_path):
-    vocabulary = byte_vocabulary(tmp_path / "vocabulary")
-    inner = built(tmp_path / "inner", "bos", vocabulary)
-    outer = Component(
-        name="outer",
-        kind="real",
-        corpus=CorpusConfig(source=f"mixture:{inner.folder}"),
-        share=1.0,
-        policy=GatePolicy(ungated=True),
-    )
-    mixture = built(tmp_path / "outer", "auto", vocabulary, components=(outer,), name="holder")
-    assert (mixture.document_start, mixture.document_start_id) == ("bos", BOS)
-    with pytest.raises(InputError, match=r"'outer'.* was prepared with begin-of-text id 3, the mixture's"):
-        built(tmp_path / "other", "end_of_text", vocabulary, components=(outer,), name="holder")
-
-
-def test_auto_goes_on_with_what_a_folder_has(tmp_path):
-    """A mixture of before the setting keeps its hash, though its tokenizer's makers add BOS."""
-    vocabulary = byte_vocabulary(tmp_path / "vocabulary", adds=True)
-    before = built(tmp_path, "end_of_text", vocabulary)
-    path = before.folder / "mixture.json"
-    record = json.loads(path.read_text())
-    del record["document_start"], record["document_start_id"]
-    old = dataclasses.replace(before, document_start=None, document_start_id=None)
-    path.write_text(json.dumps(record | {"content_hash": old.content_hash}))
-    assert Mixture.load(path).document_start is None
-    again = built(tmp_path, "auto", vocabulary)
-    assert (again.document_start, again.content_hash) == (None, old.content_hash)
-    assert built(tmp_path, "none", vocabulary).document_start == "none"
-
-
 @pytest.mark.parametrize("before", [None, "none", "bos"])
 def test_a_run_goes_on_with_its_own_setting_only(tmp_path, before):
     vocabulary = byte_vocabulary(tmp_path / "vocabulary")
@@ -515,26 +282,6 @@ def test_a_run_of_before_the_setting_is_evaluated_as_it_was_trained(trained, tmp
         assert open_model(folder / "export").tokenizer.encode("ab") == [101, 102]
 
 
-@pytest.mark.parametrize("setting", ["end_of_text", "bos"])
-def test_conversations_begin_with_what_their_template_writes(tmp_path, setting):
-    tokenizer = load_tokenizer(str(byte_vocabulary(tmp_path)))
-    own = open_format(Chat(), tokenizer, setting == "bos")
-    assert own.template.startswith(BEGIN_WITH_BOS) == (setting == "bos")
-    (tmp_path / "theirs.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    theirs = open_format(Chat(template=str(tmp_path / "theirs.jinja")), tokenizer, setting == "bos")
-    messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}]
-    for form, begins in ((own, setting == "bos"), (theirs, False)):
-        (tokens,), _ = ExampleEncoder(tokenizer, form).encode([json.dumps(messages)])
-        ids = (tokens & ID_BITS).tolist()
-        assert ids.count(BOS) == int(begins)
-        assert (ids[0] == BOS) == begins
-        text_ids = (BOS,) if setting == "bos" else (END,)
-        model = for_run(tokenizer, vars(form), text_ids=text_ids)
-        assert model.before == (text_ids if begins else ())
-        assert model.prefix_id == text_ids[0]
-        assert model.encode("<s>Hi.") == [BOS, *tokenizer.encode_batch(["Hi."])[0].tolist()]
-
-
 def test_gguf_says_what_begins_a_text(trained, tmp_path):
     gguf = pytest.importorskip("gguf")
     for setting, begin in (("none", None), ("end_of_text", END), ("bos", BOS)):
@@ -543,72 +290,3 @@ def test_gguf_says_what_begins_a_text(trained, tmp_path):
         fields = gguf.GGUFReader(tmp_path / f"{setting}.gguf").fields
         assert fields["tokenizer.ggml.add_bos_token"].contents() == (begin is not None)
         assert begin in (None, fields["tokenizer.ggml.bos_token_id"].contents())
-
-
-@pytest.mark.parametrize(
-    ("template", "begins"),
-    [(None, True), ("{{ messages[0].content }}", False), ("{{ bos_token }}{{ role }}", True)],
-)
-def test_in_gguf_the_end_of_a_text_does_not_begin_conversations(tmp_path, template, begins):
-    pytest.importorskip("gguf")
-    tokenizer = load_tokenizer(str(byte_vocabulary(tmp_path)))
-    end = tokenizer.end_of_text_id
-    files = TokenizerFiles(files=tuple(map(Path, tokenizer.files)), end_of_text_id=end, text_ids=(end,))
-    write_tokenizer(files, tmp_path / "export", vocab_size=tokenizer.size)
-    if template is not None:  # the maker's
-        (tmp_path / "export" / "chat_template.jinja").write_text(template)
-    metadata = dict(tokenizer_entries(tmp_path / "export", tokenizer.size))
-    assert metadata["tokenizer.ggml.bos_token_id"] == end
-    assert metadata["tokenizer.ggml.add_bos_token"] == begins
-
-
-LAYOUTS = {
-    "bytes": lambda folder: "bytes",
-    "byte_level": lambda folder: byte_vocabulary(folder),
-    "byte_level_adds": lambda folder: byte_vocabulary(folder, adds=True),
-    "sentencepiece": lambda folder: train_sentencepiece(folder / "tokenizer.model"),
-    "llama_2": lambda folder: llama_folder(folder, {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("setting", DOCUMENT_STARTS)
-def test_transformers_begins_texts_of_an_export_as_training_did(tmp_path, layout, setting):
-    transformers = pytest.importorskip("transformers")
-    (tmp_path / "source").mkdir()
-    spec = LAYOUTS[layout](tmp_path / "source")
-    ours = load_tokenizer(str(spec))
-    if setting == "bos" and ours.bos_id is None:
-        pytest.skip("has no begin-of-text token")
-    begin = {"none": (), "end_of_text": (ours.end_of_text_id,), "bos": (ours.bos_id,)}[setting]
-    files = TokenizerFiles(files=tuple(map(Path, ours.files)), end_of_text_id=ours.end_of_text_id, text_ids=begin)
-    write_tokenizer(files, tmp_path / "export", vocab_size=ours.size)
-    (tmp_path / "export" / "config.json").write_text('{"model_type": "llama"}')
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
-    model = for_run(ours, text_ids=begin)
-    for text in ("ba no", "b", " two  words\n"):
-        assert theirs(text)["input_ids"] == model.encode(text), text
-    assert theirs.eos_token_id == ours.end_of_text_id
-    assert theirs.bos_token_id == (begin[0] if begin else None)
-    again = for_folder(load_tokenizer(str(tmp_path / "export")), tmp_path / "export")
-    assert again.encode("ba no") == model.encode("ba no")
-    assert again.prefix_id == (model.prefix_id if begin else ours.end_of_text_id)
-
-
-@pytest.mark.parametrize("setting", DOCUMENT_STARTS)
-def test_seqio_sees_the_segments_and_weights_of_the_loader(tmp_path, setting):
-    from diversity_jax.core.tensorflow import seqio
-    from diversity_jax.mixtures import registry
-
-    mixture = built(tmp_path, setting, byte_vocabulary(tmp_path / "vocabulary"), name=f"begins_{setting}")
-    registry.register(mixture.folder)
-    converter = seqio.PrePackedLMFeatureConverter()
-    lengths = {"targets": LENGTH}
-    dataset = seqio.get_dataset(f"begins_{setting}", lengths, dataset_split="train", feature_converter=converter)
-    arrays = as_arrays(mixture.loader(batch_size=40).batch(0), mixture.boundaries(attend_across_documents=False))
-    mask = arrays.get("loss_mask", np.ones_like(arrays["tokens"]))
-    for row, example in enumerate(dataset.take(40).as_numpy_iterator()):
-        np.testing.assert_array_equal(example["decoder_target_tokens"], arrays["tokens"][row, 1:])
-        np.testing.assert_array_equal(example["decoder_loss_weights"], mask[row, 1:])
-        np.testing.assert_array_equal(example["decoder_segment_ids"], arrays["segment_ids"][row, :-1])
-        np.testing.assert_array_equal(example["decoder_positions"], arrays["positions"][row, :-1])

@@ -1,0 +1,110 @@
+"""The samples that commit fdaef38 wrote, and how tests read them and run commands on them.
+
+The samples lie in `golden/written_by_fdaef38`; its README says how they were made. Nearly everything is driven by the
+public commands."""
+
+import contextlib
+from dataclasses import dataclass
+import hashlib
+import io
+import json
+import logging
+import os
+from pathlib import Path
+import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
+import warnings
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).parent / "golden" / "written_by_fdaef38"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+
+
+def unpack(folder: Path) -> Path:
+    """All samples; every file carries the modification time 0."""
+    for archive in sorted(GOLDEN.glob("*.tar.gz")):
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+    shutil.copytree(GOLDEN / "settings", folder / "settings")
+    return folder
+
+
+def enter_copy(unpacked: Path, folder: Path, monkeypatch) -> Path:
+    """A copy of all samples as the working directory, since paths in their configurations are relative."""
+    shutil.copytree(unpacked, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-a-key")
+    return folder
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command printed and logged."""
+
+    out: str
+    err: str
+
+
+def run(module: str, *words: str) -> Done:
+    """Runs `python -m diversity_jax.MODULE WORDS` inside this process; a failure fails the test."""
+    root, argv = logging.getLogger(), sys.argv
+    handlers, level = root.handlers[:], root.level
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    sys.argv = [module, *map(str, words)]
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            warnings.simplefilter("ignore", RuntimeWarning)  # runpy's, about modules that are imported already
+            runpy.run_module(f"diversity_jax.{module}", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code or 0
+    finally:
+        sys.argv = argv
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    assert code == 0, err.getvalue()
+    return Done(out.getvalue(), err.getvalue())
+
+
+def config(name: str) -> tuple[str, str]:
+    """The words that name one of the samples' configurations."""
+    return "--config", f"settings/{name}.py"
+
+
+def read(path: str | Path):
+    """The JSON value in a file."""
+    return json.loads(Path(path).read_text())
+
+
+def lines(path: str | Path) -> list:
+    """The JSON values in a file, one a line."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def flat(value, where: str = "") -> dict[str, float]:
+    """All numbers in a JSON value, by their place in it."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {path: number for key, item in items for path, number in flat(item, f"{where}/{key}").items()}
+    return {where: float(value)} if isinstance(value, int | float) else {}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def rewritten(folder: Path) -> list[str]:
+    """Files that are not the sample's own any more."""
+    return [
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime
+    ]
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Runs code in a process of its own; returns what it printed."""
+    known = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=known, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
