@@ -9,11 +9,9 @@ import hashlib
 import io
 import json
 import logging
-import os
 from pathlib import Path
 import runpy
 import shutil
-import subprocess
 import sys
 import tarfile
 import warnings
@@ -100,11 +98,3 @@ def rewritten(folder: Path) -> list[str]:
     return [
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime
     ]
-
-
-def run_python(code: str, **environment: str) -> str:
-    """Runs code in a process of its own; returns what it printed."""
-    known = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=known, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout

@@ -2,8 +2,9 @@
 comes from here.
 """
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 import random
 from typing import Any
@@ -232,9 +233,35 @@ class LabelJudge:
         return [{"cluster": number, "sample_ids": ids} for number, ids in enumerate(groups.values(), start=1)]
 
 
+class ChangedJudge(LabelJudge):
+    """A label judge whose answers a test changes to `change(task, answer)`, and that come after a random delay where
+    a generator of delays is given.
+
+    Attributes:
+      tasks: all that was asked, in order.
+    """
+
+    def __init__(
+        self,
+        label_of: Callable[[str], Any],
+        change: Callable[[Task, JudgeAnswer], JudgeAnswer] = lambda task, answer: answer,
+        delay: random.Random | None = None,
+    ):
+        super().__init__(label_of)
+        self.tasks: list[Task] = []
+        self._change, self._delay = change, delay
+
+    async def ask(self, task: Task) -> JudgeAnswer:
+        """The changed answer."""
+        self.tasks.append(task)
+        if self._delay:
+            await asyncio.sleep(self._delay.random() * 0.01)
+        return self._change(task, await super().ask(task))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelledDocument:
-    """A document of `LabelledCorpus`."""
+    """A document of a corpus that is made in memory."""
 
     id: str
     text: str
@@ -266,3 +293,27 @@ class LabelledCorpus:
     def fingerprint(self) -> str:
         """Of all topics in order."""
         return content_hash(self.topics.tolist())
+
+
+def even_corpus(topics: int, documents: int = 20_000, seed: int = 0) -> LabelledCorpus:
+    """A corpus of equally common topics."""
+    return LabelledCorpus(even_shares(topics), documents=documents, seed=seed)
+
+
+class ListCorpus:
+    """Given texts, sampled without replacement."""
+
+    def __init__(self, texts: Iterable[str], name: str = "texts"):
+        self.texts, self.name = list(texts), name
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def sample(self, size: int, *, seed: int) -> list[LabelledDocument]:
+        """All texts, in a random order, where there are no more."""
+        chosen = random.Random(seed).sample(range(len(self)), min(size, len(self)))
+        return [LabelledDocument(id=str(row), text=self.texts[row]) for row in chosen]
+
+    def fingerprint(self) -> str:
+        """Of the texts in order."""
+        return content_hash(self.texts)

@@ -5,7 +5,6 @@ from fractions import Fraction
 from pathlib import Path
 import shutil
 import threading
-import time
 
 import fsspec
 import numpy as np
@@ -29,6 +28,7 @@ from diversity_jax.training.checkpoint import complete_steps
 from tests import gcs_server, s3_server
 from tests.gcs_server import BUCKET
 from tests.mixture_folders import build_mixture
+from tests.processes import wait_until
 from tests.test_training_resume import start
 from tests.training_settings import config_for, write_texts
 
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_wherever_it_is_started_again(store, local, six_ste
     url = upload(local, f"{store}/killed")
     killed = start(url, 6)
     logs = buckets.staging_folder(f"{url}/run") / "metrics.jsonl"
-    wait_until(lambda: killed.poll() is not None or (logs.exists() and logs.read_text().count("\n") > 4))
+    wait_until(lambda: killed.poll() is not None or (logs.exists() and logs.read_text().count("\n") > 4), seconds=200)
     killed.kill()
     killed.communicate()
     remove_tree(buckets.cache_folder())  # another machine
@@ -369,10 +369,3 @@ def test_a_lock_of_a_living_process_holds_and_one_that_is_left_is_taken(store, m
     renewed.start()
     with pytest.raises(FolderLocked, match="process 1 on"), locked_folder(url):
         pass
-
-
-def wait_until(is_so, seconds: float = 200.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

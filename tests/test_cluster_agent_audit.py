@@ -7,7 +7,7 @@ from diversity_jax.cluster_agent.injection_audit import INJECTIONS, HostileCorpu
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.core.errors import InputError
 from tests.faulty_judges import FaultyJudge
-from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
+from tests.simulated_corpus import LabelJudge, even_corpus
 
 SPLIT = {"split": INJECTIONS["split"]}
 
@@ -18,7 +18,7 @@ def orders_split(text):
 
 
 def test_a_share_of_the_documents_is_hostile_and_always_the_same_ones():
-    corpus = LabelledCorpus(even_shares(5), documents=20_000)
+    corpus = even_corpus(5, 20_000)
     hostile = HostileCorpus(corpus, share=0.01, injections=INJECTIONS, seed=0)
     clean, planted = corpus.sample(10_000, seed=1), hostile.sample(10_000, seed=1)
     changed = {a.id for a, b in zip(clean, planted, strict=True) if a.text != b.text}
@@ -39,7 +39,7 @@ def test_injections_lose_their_marks_and_keep_their_words(name):
 
 @pytest.mark.parametrize("k", [10, 20])
 def test_with_canaries_the_score_stays_where_it_was(k):
-    corpus = LabelledCorpus(even_shares(5), documents=50_000)
+    corpus = even_corpus(5, 50_000)
     config = AgentConfig(groupings=500, proposals=2, samples_per_grouping=k)
     report = audit(corpus, LabelJudge(corpus.label_of, obeys=orders_split), config, share=0.01, injections=SPLIT)
     assert abs(report.moved) <= 0.02
@@ -50,7 +50,7 @@ def test_with_canaries_the_score_stays_where_it_was(k):
 
 
 def test_a_judge_that_does_not_obey_is_not_moved():
-    corpus = LabelledCorpus(even_shares(5), documents=50_000)
+    corpus = even_corpus(5, 50_000)
     report = audit(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=200, proposals=2), share=0.05)
     assert report.moved == report.moved_undefended == 0
     assert not report.caught
@@ -62,7 +62,7 @@ def test_a_judge_that_merges_what_its_own_verification_takes_out_is_audited_too(
         def _check(self, number, cluster, text_of):  # all of an invalid cluster is then misplaced, planted or not
             return {"cluster": number, "valid": super()._check(number, cluster, text_of)["valid"]}
 
-    corpus = LabelledCorpus(even_shares(20), documents=5000)
+    corpus = even_corpus(20, 5000)
     judge = Terse("other", corpus.label_of, rate=0.5)
     report = audit(corpus, judge, AgentConfig(groupings=60, proposals=2), share=0.05)
     assert report.undefended.value > 0
@@ -70,6 +70,6 @@ def test_a_judge_that_merges_what_its_own_verification_takes_out_is_audited_too(
 
 @pytest.mark.parametrize("bad", [{"share": 0.0}, {"share": 1.5}, {"injections": {}}])
 def test_nonsense_is_refused(bad):
-    corpus = LabelledCorpus(even_shares(5), documents=1000)
+    corpus = even_corpus(5, 1000)
     with pytest.raises(InputError, match="audit"):
         audit(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=5), **bad)

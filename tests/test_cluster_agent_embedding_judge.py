@@ -29,30 +29,11 @@ from diversity_jax.core.words import first_words
 from diversity_jax.llm import BudgetConfig
 from diversity_jax.scoring.config import ScoreConfig
 from tests.shared_data import shared_file
-from tests.simulated_corpus import LabelledDocument
+from tests.simulated_corpus import ListCorpus
 
 ENGLISH = calibration_pairs(0)["en"].texts
 """Ten texts on each of 24 subjects, in order."""
 JUDGE = EmbeddingJudge()
-
-
-class ListCorpus:
-    """Texts in a list."""
-
-    def __init__(self, texts, name="list"):
-        self.texts, self.name = list(texts), name
-
-    def __len__(self):
-        return len(self.texts)
-
-    def sample(self, size, *, seed):
-        """Without replacement."""
-        chosen = np.random.default_rng(seed).permutation(len(self.texts))[:size]
-        return [LabelledDocument(id=str(i), text=self.texts[i]) for i in chosen]
-
-    def fingerprint(self):
-        """The texts."""
-        return str(hash(tuple(self.texts)))
 
 
 def score(texts, **settings):

@@ -16,27 +16,19 @@ from diversity_jax.llm.cost_forecast import StageUsage, reforecast
 from tests.cluster_agent_answers import follows_instructions
 from tests.llm_answers import label_oracle, samples_in, tokens_of
 from tests.shared_data import shared_file
+from tests.simulated_corpus import ListCorpus
 
 FREE, UNCAPPED = Price(input=0, output=0), BudgetConfig()
 WORDS = "river mountain committee bridge town water music number light garden winter story"
 GREEK = "το συμβούλιο της πόλης συναντήθηκε ξανά την Τρίτη για να μιλήσει για τη γέφυρα που είναι επικίνδυνη"
 
 
-class Texts:
-    """A corpus of (text, label)."""
-
-    name = "texts"
+class LabelledTexts(ListCorpus):
+    """Texts with their labels, as a judge is shown them."""
 
     def __init__(self, rows):
         self.labels = {clean_text(text, 2000): label for text, label in rows}
-
-    def sample(self, size, *, seed):
-        texts = list(self.labels)
-        chosen = random.Random(seed).sample(range(len(texts)), min(size, len(texts)))
-        return [SimpleNamespace(id=str(number), text=texts[number]) for number in chosen]
-
-    def fingerprint(self):
-        return self.name
+        super().__init__(self.labels)
 
 
 class Judge:
@@ -65,14 +57,16 @@ def corpus(kind):
     generator = random.Random(0)
     if kind in ("forty words", "Greek"):
         words, length = (WORDS.split(), 40) if kind == "forty words" else (GREEK.split(), 30)
-        return Texts([(f"topic{n % 20} " + " ".join(generator.choices(words, k=length)), n % 20) for n in range(2000)])
+        return LabelledTexts(
+            [(f"topic{n % 20} " + " ".join(generator.choices(words, k=length)), n % 20) for n in range(2000)]
+        )
     file, label = {
         "queries": ("corpora_real/clinc150_train", "label"),
         "answers": ("corpora_synthetic/llm_answers_600_prompts", "prompt"),
     }[kind]
     with gzip.open(shared_file(f"{file}.jsonl.gz"), "rt") as lines:
         rows = [json.loads(line) for line in lines]
-    return Texts([(row["text"], row[label]) for row in generator.sample(rows, 2000)])
+    return LabelledTexts([(row["text"], row[label]) for row in generator.sample(rows, 2000)])
 
 
 def counter(name):

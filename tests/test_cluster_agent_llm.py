@@ -27,7 +27,7 @@ from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
 from tests.kills import kills
 from tests.llm_answers import fill, label_oracle, samples_in
 from tests.llm_server import Faults, serve, serve_process
-from tests.simulated_corpus import LabelledCorpus, even_shares
+from tests.simulated_corpus import LabelledCorpus, even_corpus
 
 SAMPLES = tuple(
     Sample(sample_id=f"k{i}a", text=f'text {i}\nwith a line and a "quote"', document=str(i)) for i in range(4)
@@ -109,7 +109,7 @@ def test_a_repair_shows_the_earlier_answer_as_one_line_of_data():
 
 @pytest.mark.parametrize("truth", [5, 50])
 def test_over_http_the_score_holds_the_truth(truth):
-    corpus = LabelledCorpus(even_shares(truth), documents=20_000)
+    corpus = even_corpus(truth, 20_000)
     with serve(oracle) as server:
         config = AgentConfig(groupings=250, proposals=2, verify_share=1.0)
         scorecard = score_corpus(corpus, LlmJudge(engine_for(server)), config)
@@ -121,7 +121,7 @@ def test_over_http_the_score_holds_the_truth(truth):
 
 
 def test_with_three_calls_in_ten_failing_the_run_ends_and_counts():
-    corpus = LabelledCorpus(even_shares(20), documents=20_000)
+    corpus = even_corpus(20, 20_000)
     rates = {
         "too_many": 0.05,
         "error_500": 0.04,
@@ -141,7 +141,7 @@ def test_with_three_calls_in_ten_failing_the_run_ends_and_counts():
 
 
 def test_a_server_that_knows_nothing_is_one_clear_line():
-    corpus = LabelledCorpus(even_shares(5), documents=2000)
+    corpus = even_corpus(5, 2000)
     with (
         serve(lambda stage, samples, payload: fill(payload["schema"])) as server,
         pytest.raises(InputError, match="none of 20 groupings") as caught,
@@ -151,7 +151,7 @@ def test_a_server_that_knows_nothing_is_one_clear_line():
 
 
 def test_a_replay_needs_no_server_and_gives_the_same_bytes(tmp_path):
-    corpus = LabelledCorpus(even_shares(20), documents=5000)
+    corpus = even_corpus(20, 5000)
     cache = str(tmp_path / "ledger.sqlite")
     config = AgentConfig(groupings=120, proposals=2)
     with serve(oracle, faults=Faults(refused=0.05, garbled=0.05)) as server:
@@ -176,7 +176,7 @@ from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
 port, folder = sys.argv[1:]
 config = EngineConfig(progress="off", ledger=f"{folder}/ledger.sqlite", max_in_flight=16)
 engine = Engine("openai:oracle", base_url=f"http://127.0.0.1:{port}/v1", config=config)
-corpus = LabelledCorpus(even_shares(20), documents=5000)
+corpus = even_corpus(20, 5000)
 agent = AgentConfig(groupings=300, proposals=2)
 card = score_corpus(corpus, LlmJudge(engine), agent, groupings_path=f"{folder}/groupings.jsonl")
 card.save(f"{folder}/scorecard.json")
@@ -216,14 +216,14 @@ def test_what_a_cap_allows_goes_into_whole_groupings():
     proposing, cap = 2 * (2 + 3), 130
     with serve(oracle) as server:
         judge = LlmJudge(engine_for(server, BudgetConfig(max_calls=cap), max_in_flight=16))
-        scorecard = score_corpus(LabelledCorpus(even_shares(10), documents=3000), judge, config)
+        scorecard = score_corpus(even_corpus(10, 3000), judge, config)
         assert server.attempts <= cap
     calls = 2 + config.recheck_share  # of a whole grouping
     assert 0.75 * (cap - proposing) / calls <= scorecard.groupings <= (cap - proposing) / 2
 
 
 def test_judges_that_need_entering_may_be_entered_by_the_caller():
-    corpus = LabelledCorpus(even_shares(5), documents=2000)
+    corpus = even_corpus(5, 2000)
 
     async def main(server):
         from diversity_jax.cluster_agent import score_corpus_async

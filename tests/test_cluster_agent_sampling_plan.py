@@ -13,9 +13,9 @@ from diversity_jax.core.intervals import Estimate
 from tests.faulty_judges import FaultyJudge
 from tests.simulated_corpus import (
     POPULATIONS,
-    LabelledCorpus,
     draw_labels,
     draw_rows,
+    even_corpus,
     even_shares,
     groupings_of_labels,
     misplace,
@@ -142,7 +142,7 @@ def test_no_printed_figure_passes_the_documents_or_a_ceiling():
 
 @pytest.mark.parametrize("k", [5, 20])
 def test_samples_in_wrong_places_do_not_move_the_figure_where_verification_names_them(k):
-    corpus = LabelledCorpus(even_shares(4), documents=20_000)
+    corpus = even_corpus(4, 20_000)
     judge = FaultyJudge("errors", corpus.label_of, rate=0.05)
     config = AgentConfig(
         samples_per_grouping=k, groupings=9000 // k, proposals=1, recheck_share=0.0, verify_share=1.0, criteria_sets=1

@@ -9,13 +9,13 @@ from diversity_jax.cluster_agent import AgentConfig, Scorecard, score_corpus
 from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core.errors import InputError
-from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
+from tests.simulated_corpus import LabelJudge, even_corpus
 
 
 @pytest.fixture(scope="module")
 def scorecard():
     """A small scorecard."""
-    corpus = LabelledCorpus(even_shares(20), documents=5000)
+    corpus = even_corpus(20, 5000)
     return score_corpus(
         corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=100, proposals=2, correct_judge_error=True)
     )

@@ -24,35 +24,14 @@ from diversity_jax.cluster_agent import (
 )
 from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.core.errors import InputError
-from tests.simulated_corpus import LabelJudge, LabelledCorpus, even_shares
+from tests.simulated_corpus import ChangedJudge, LabelJudge, LabelledCorpus, even_corpus
 
 CONFIG = AgentConfig(groupings=300, proposals=3)
 
 
-class Wrapped(LabelJudge):
-    """A label judge through which a test reaches in: `change(task, answer)` gives the answer that is handed on."""
-
-    def __init__(self, label_of, change=lambda task, answer: answer, delay=None):
-        super().__init__(label_of)
-        self.change = change
-        self.delay = delay
-        self.tasks = []
-
-    async def ask(self, task):
-        self.tasks.append(task)
-        if self.delay:
-            await asyncio.sleep(self.delay.random() * 0.01)
-        return self.change(task, await super().ask(task))
-
-
-def corpus_of(topics, documents=20_000, seed=0):
-    """A corpus of equally common topics."""
-    return LabelledCorpus(even_shares(topics), documents=documents, seed=seed)
-
-
 @pytest.mark.parametrize("k", [5, 20])
 def test_the_score_holds_the_truth_and_every_count_adds_up(k, tmp_path):
-    corpus = corpus_of(20)
+    corpus = even_corpus(20)
     config = AgentConfig(groupings=300, proposals=3, samples_per_grouping=k, verify_share=1.0)
     scorecard = score_corpus(corpus, LabelJudge(corpus.label_of), config, groupings_path=tmp_path / "groupings.jsonl")
     assert scorecard.effective_clusters.low < 20 < scorecard.effective_clusters.high
@@ -75,7 +54,7 @@ def test_the_score_holds_the_truth_and_every_count_adds_up(k, tmp_path):
 
 
 def test_canaries_change_the_prompt_and_not_the_figures():
-    corpus = corpus_of(20)
+    corpus = even_corpus(20)
     scorecards = [
         score_corpus(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=200, proposals=2, canary_share=s))
         for s in (0.0, 0.3, 1.0)
@@ -85,7 +64,7 @@ def test_canaries_change_the_prompt_and_not_the_figures():
 
 
 def test_the_scorecard_does_not_depend_on_the_order_in_which_answers_come(tmp_path):
-    corpus = corpus_of(20)
+    corpus = even_corpus(20)
 
     def priced(task, answer):
         return JudgeAnswer(
@@ -97,17 +76,17 @@ def test_the_scorecard_does_not_depend_on_the_order_in_which_answers_come(tmp_pa
         config = AgentConfig(groupings=250, proposals=3, in_flight=in_flight)
         path = tmp_path / f"{number}.jsonl"
         hashes.add(
-            score_corpus(corpus, Wrapped(corpus.label_of, priced, delay), config, groupings_path=path).content_hash
+            score_corpus(corpus, ChangedJudge(corpus.label_of, priced, delay), config, groupings_path=path).content_hash
         )
         texts.add(path.read_bytes())
     assert len(hashes) == len(texts) == 1
 
 
 def test_a_longer_run_begins_with_the_calls_of_a_shorter_one():
-    corpus = corpus_of(20)
+    corpus = even_corpus(20)
     asked = []
     for groupings in (50, 450):
-        judge = Wrapped(corpus.label_of)
+        judge = ChangedJudge(corpus.label_of)
         score_corpus(corpus, judge, AgentConfig(groupings=groupings, proposals=3))
         asked.append({(t.stage, t.replicate, t.criteria_set): t for t in judge.tasks})
     short, long = asked
@@ -115,10 +94,10 @@ def test_a_longer_run_begins_with_the_calls_of_a_shorter_one():
 
 
 def test_ids_are_dealt_anew_in_every_call_and_another_seed_shows_other_texts():
-    corpus = corpus_of(20)
+    corpus = even_corpus(20)
     shown = []
     for seed in (0, 1):
-        judge = Wrapped(corpus.label_of)
+        judge = ChangedJudge(corpus.label_of)
         score_corpus(corpus, judge, AgentConfig(groupings=60, proposals=2, seed=seed))
         shown.append([task.samples for task in judge.tasks if task.stage == "cluster_samples"])
     orders = Counter(tuple(sample.sample_id for sample in samples) for samples in shown[0])
@@ -131,8 +110,8 @@ def test_ids_are_dealt_anew_in_every_call_and_another_seed_shows_other_texts():
 
 
 def test_no_sample_is_shown_twice_in_one_grouping_and_a_small_corpus_is_reused_between_them():
-    corpus = corpus_of(4, documents=30)
-    judge = Wrapped(corpus.label_of)
+    corpus = even_corpus(4, documents=30)
+    judge = ChangedJudge(corpus.label_of)
     scorecard = score_corpus(corpus, judge, AgentConfig(groupings=100, proposals=2, canary_share=0.0))
     for task in judge.tasks:
         if task.stage == "cluster_samples":
@@ -147,7 +126,7 @@ def test_no_sample_is_shown_twice_in_one_grouping_and_a_small_corpus_is_reused_b
     ("documents", "message"), [(0, "holds no document with text"), (1, "has 1 document with"), (3, "has 3 documents")]
 )
 def test_a_corpus_too_small_for_a_grouping_is_one_clear_line(documents, message):
-    corpus = corpus_of(2, documents=documents)
+    corpus = even_corpus(2, documents=documents)
     with pytest.raises(InputError, match=rf"^2 topics: {message}") as caught:
         score_corpus(corpus, LabelJudge(corpus.label_of), CONFIG)
     assert "\n" not in str(caught.value)
@@ -173,10 +152,10 @@ def spoil(task, answer):
 
 
 def test_with_three_answers_in_ten_bad_the_run_ends_with_the_same_estimate_and_counts_every_drop():
-    corpus = corpus_of(20)
+    corpus = even_corpus(20)
     config = AgentConfig(groupings=600, proposals=10)
     clean = score_corpus(corpus, LabelJudge(corpus.label_of), config)
-    judge = Wrapped(corpus.label_of, spoil)
+    judge = ChangedJudge(corpus.label_of, spoil)
     scorecard = score_corpus(corpus, judge, config)
     assert scorecard.groupings + scorecard.dropped_groupings == 600
     assert scorecard.dropped_groupings == sum(scorecard.drops.values()) > 100
@@ -189,8 +168,8 @@ def test_with_three_answers_in_ten_bad_the_run_ends_with_the_same_estimate_and_c
 
 
 def test_a_repair_says_what_was_wrong_and_is_asked_once_only():
-    corpus = corpus_of(20)
-    judge = Wrapped(
+    corpus = even_corpus(20)
+    judge = ChangedJudge(
         corpus.label_of,
         lambda task, answer: (
             JudgeAnswer(value={"clusters": []}, text="EMPTY") if task.stage == "cluster_samples" else answer
@@ -207,7 +186,7 @@ def test_a_repair_says_what_was_wrong_and_is_asked_once_only():
 
 
 def test_when_no_further_call_can_succeed_what_is_done_is_scored_and_said():
-    corpus = corpus_of(20)
+    corpus = even_corpus(20)
 
     def ends(task, answer):
         late = task.stage == "verify_clusters" and task.replicate >= 100
@@ -217,7 +196,7 @@ def test_when_no_further_call_can_succeed_what_is_done_is_scored_and_said():
             else answer
         )
 
-    scorecard = score_corpus(corpus, Wrapped(corpus.label_of, ends), AgentConfig(groupings=300, proposals=2))
+    scorecard = score_corpus(corpus, ChangedJudge(corpus.label_of, ends), AgentConfig(groupings=300, proposals=2))
     assert scorecard.groupings == 100
     assert scorecard.dropped_groupings == 0
     assert any(
@@ -228,11 +207,11 @@ def test_when_no_further_call_can_succeed_what_is_done_is_scored_and_said():
         return JudgeAnswer(value=None, failure="budget", detail="the cap of $1 is reached", ends_run=True)
 
     with pytest.raises(InputError, match=r"the cap of \$1 is reached"):
-        score_corpus(corpus, Wrapped(corpus.label_of, at_once), CONFIG)
+        score_corpus(corpus, ChangedJudge(corpus.label_of, at_once), CONFIG)
 
 
 def test_an_error_of_the_judge_ends_the_run_and_leaves_no_file(tmp_path):
-    corpus = corpus_of(20)
+    corpus = even_corpus(20)
 
     def breaks(task, answer):
         if task.stage == "cluster_samples" and task.replicate == 30:
@@ -240,25 +219,25 @@ def test_an_error_of_the_judge_ends_the_run_and_leaves_no_file(tmp_path):
         return answer
 
     with pytest.raises(InputError, match="the key is wrong"):
-        score_corpus(corpus, Wrapped(corpus.label_of, breaks), CONFIG, groupings_path=tmp_path / "g.jsonl")
+        score_corpus(corpus, ChangedJudge(corpus.label_of, breaks), CONFIG, groupings_path=tmp_path / "g.jsonl")
     assert not list(tmp_path.iterdir())
 
 
 def test_hostile_verification_is_caught_by_the_control_cluster():
-    corpus = corpus_of(5)
+    corpus = even_corpus(5)
 
     def all_invalid(task, answer):
         if task.stage != "verify_clusters" or task.replicate % 2:
             return answer
         return JudgeAnswer(value={"validation": [{**verdict, "valid": 0} for verdict in answer.value["validation"]]})
 
-    scorecard = score_corpus(corpus, Wrapped(corpus.label_of, all_invalid), CONFIG)
+    scorecard = score_corpus(corpus, ChangedJudge(corpus.label_of, all_invalid), CONFIG)
     assert scorecard.drops == {"canary": 150}
     assert scorecard.effective_clusters.low < 5 < scorecard.effective_clusters.high
 
 
 def test_a_run_stops_at_the_precision_asked_for():
-    corpus = corpus_of(10)
+    corpus = even_corpus(10)
     config = AgentConfig(groupings=3000, proposals=2, stop_at_relative_half_width=0.1, look_every=50)
     seen = []
     scorecard = score_corpus(corpus, LabelJudge(corpus.label_of), config, progress=seen.append)
@@ -269,7 +248,7 @@ def test_a_run_stops_at_the_precision_asked_for():
 
 
 def test_criteria_of_one_scorecard_measure_another_corpus(tmp_path):
-    first, second = corpus_of(5), corpus_of(20)
+    first, second = even_corpus(5), even_corpus(20)
     scorecard = score_corpus(first, LabelJudge(first.label_of), CONFIG)
     scorecard.save(tmp_path / "a.json")
     config = AgentConfig(groupings=300, criteria=str(tmp_path / "a.json"), verify_share=1.0)
@@ -290,7 +269,7 @@ def test_criteria_written_by_hand_are_one_set(tmp_path):
             }
         )
     )
-    corpus = corpus_of(5)
+    corpus = even_corpus(5)
     scorecard = score_corpus(corpus, LabelJudge(corpus.label_of), AgentConfig(groupings=100, criteria=str(path)))
     assert len(scorecard.criteria) == 1
     assert scorecard.criteria[0]["metadata"][0]["name"] == "topic"
@@ -300,7 +279,7 @@ def test_criteria_written_by_hand_are_one_set(tmp_path):
 
 
 def test_several_corpora_share_their_criteria_and_one_of_them_pays_for_these():
-    corpora = {"few": corpus_of(5), "many": corpus_of(50)}
+    corpora = {"few": even_corpus(5), "many": even_corpus(50)}
     scorecards = score_corpora(corpora, LabelJudge(LabelledCorpus.label_of), CONFIG)
     assert scorecards["few"].criteria_hash == scorecards["many"].criteria_hash
     assert scorecards["few"].calls - scorecards["many"].calls == 5 * (3 + 3)
@@ -311,14 +290,14 @@ def test_several_corpora_share_their_criteria_and_one_of_them_pays_for_these():
 
 def test_two_corpora_are_scored_side_by_side_until_it_is_decided():
     comparison, a, b = score_until_decided(
-        corpus_of(5), corpus_of(50), LabelJudge(LabelledCorpus.label_of), AgentConfig(groupings=800, proposals=2)
+        even_corpus(5), even_corpus(50), LabelJudge(LabelledCorpus.label_of), AgentConfig(groupings=800, proposals=2)
     )
     assert comparison.higher == "b"
     assert a.groupings == b.groupings == 100 * comparison.look < 800
 
 
 def test_inside_a_running_loop_the_plain_form_gives_what_the_other_gives():
-    corpus = corpus_of(5)
+    corpus = even_corpus(5)
 
     async def notebook():
         plain = score_corpus(corpus, LabelJudge(corpus.label_of), CONFIG)
@@ -356,7 +335,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(bad):
 
 @pytest.mark.parametrize("draw_size", [200, 1_000_000])
 def test_several_draws_give_a_mean_with_an_error_bar(draw_size):
-    corpus = corpus_of(10)
+    corpus = even_corpus(10)
     config = AgentConfig(groupings=60, proposals=2)
     draws = score_draws(corpus, LabelJudge(corpus.label_of), config, draws=5, draw_size=draw_size)
     assert len({scorecard.seed for scorecard in draws.scorecards}) == 5
@@ -384,8 +363,8 @@ def coarse_above_fifteen(task, answer):
 
 @pytest.mark.parametrize(("documents", "change", "chosen"), [(3000, None, 40), (120, None, 20), (3000, "coarse", 10)])
 def test_the_run_chooses_the_most_samples_that_are_read_like_half_as_many(documents, change, chosen):
-    corpus = corpus_of(20, documents)
-    judge = Wrapped(corpus.label_of, *[coarse_above_fifteen] * (change is not None))
+    corpus = even_corpus(20, documents)
+    judge = ChangedJudge(corpus.label_of, *[coarse_above_fifteen] * (change is not None))
     scorecard = score_corpus(corpus, judge, AgentConfig(groupings=60, proposals=2, samples_per_grouping=0))
     assert scorecard.series.samples_per_grouping == chosen == scorecard.parameters["samples_per_grouping"]
     assert scorecard.groupings == 60
@@ -393,17 +372,19 @@ def test_the_run_chooses_the_most_samples_that_are_read_like_half_as_many(docume
 
 
 def test_a_judge_that_coarsens_with_more_samples_is_seen_to_drift():
-    corpus = corpus_of(20)
+    corpus = even_corpus(20)
 
     def at(k, change=lambda task, answer: answer):
         return score_corpus(
-            corpus, Wrapped(corpus.label_of, change), AgentConfig(groupings=300, proposals=2, samples_per_grouping=k)
+            corpus,
+            ChangedJudge(corpus.label_of, change),
+            AgentConfig(groupings=300, proposals=2, samples_per_grouping=k),
         )
 
     assert not drift(at(10), at(20)).decided
     comparison = drift(at(10), at(20, coarse_above_fifteen))
     assert comparison.decided
     assert comparison.ratio == pytest.approx(2, rel=0.2)
-    other = corpus_of(20, seed=1)
+    other = even_corpus(20, seed=1)
     with pytest.raises(InputError, match="two corpora"):
         drift(at(10), score_corpus(other, LabelJudge(other.label_of), AgentConfig(groupings=20, proposals=2)))

@@ -16,7 +16,7 @@ from diversity_jax.scoring.config import ScoreConfig
 from tests.faulty_judges import FaultyJudge
 from tests.llm_answers import clusters_in, label_oracle
 from tests.llm_server import serve
-from tests.simulated_corpus import LabelledCorpus, even_shares, zipf_shares
+from tests.simulated_corpus import LabelledCorpus, even_corpus, even_shares, zipf_shares
 from tests.styled_corpus import StyledCorpus, style_of
 
 CONFIG = AgentConfig(groupings=200, proposals=2)
@@ -79,7 +79,7 @@ def test_a_judge_that_reads_and_errs_now_and_then_is_fit_and_its_interval_holds_
 
 @pytest.mark.parametrize("k", [5, 40])
 def test_misplaced_samples_move_the_figure_by_less_than_its_interval(k):
-    corpus = LabelledCorpus(even_shares(4), documents=20_000)
+    corpus = even_corpus(4, 20_000)
     values = []
     for seed in range(4):
         faulty = FaultyJudge("errors", LabelledCorpus.label_of, rate=0.05, verifier="honest", seed=seed)
@@ -237,7 +237,7 @@ def lazy(stage, samples, payload):
 
 
 def test_over_http_a_lazy_judge_gives_no_figure_and_a_page_with_remedies(tmp_path):
-    corpus = LabelledCorpus(even_shares(73), documents=300)
+    corpus = even_corpus(73, 300)
     lines = [json.dumps({"text": document.text}) for document in corpus.sample(300, seed=0)]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
     from diversity_jax import score
@@ -271,7 +271,7 @@ def test_over_http_an_answer_that_is_no_partition_is_shown_as_it_came():
             return {"clusters": [{"cluster": 1, "sample_ids": ["everything"]}]}
         return label_oracle({})(stage, samples, payload)
 
-    corpus = LabelledCorpus(even_shares(5), documents=300)
+    corpus = even_corpus(5, 300)
     with serve(nonsense) as server:
         engine = Engine("openai:x", base_url=server.openai_url, config=EngineConfig(progress="off"))
         with pytest.raises(NothingUsable) as failure:

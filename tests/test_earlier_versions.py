@@ -22,11 +22,11 @@ from tests.earlier_versions import (
     read,
     rewritten,
     run,
-    run_python,
     sha256,
     unpack,
 )
 from tests.llm_server import serve
+from tests.processes import run_python
 
 FIGURES = ("effective_clusters", "cluster_score", "clusters_per_sample", "collision")
 SCORECARDS = (
@@ -59,7 +59,7 @@ def test_every_configuration_file_as_written_loads(world):
         "    value = runpy.run_path(str(path))['get_config']()\n"
         "    print(path.relative_to('configs'), type(value).__name__, dataclasses.is_dataclass(value))\n"
     )
-    lines = [line.split() for line in run_python(code, PYTHONPATH=f"{world}{os.pathsep}{ROOT}").splitlines()]
+    lines = [line.split() for line in run_python(code, cwd=world, PYTHONPATH=f"{world}{os.pathsep}{ROOT}").splitlines()]
     assert len(lines) == 28
     assert {kind for _, kind, _ in lines} == {
         "BuildConfig",
@@ -167,7 +167,7 @@ for name in ("targets", "decoder_loss_weights"):
     print(hashlib.sha256(np.stack([one[name] for one in examples]).astype("<i4").tobytes()).hexdigest())
 print(*sorted(name for name in seqio.TaskRegistry.names() if name.startswith("earlier.")))
 """
-    rows, weights, tasks = run_python(code, DIVERSITY_JAX_MIXTURES=str(world / "mixture")).splitlines()
+    rows, weights, tasks = run_python(code, cwd=world, DIVERSITY_JAX_MIXTURES=str(world / "mixture")).splitlines()
     assert rows == EXPECTED["mixture"]["train"]["tokens"]
     targets = Mixture.load("mixture").loader(batch_size=100).batch(0).targets
     assert weights == sha256(targets[:, 1:].astype("<i4").tobytes())

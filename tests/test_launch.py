@@ -12,6 +12,8 @@ import time
 import pytest
 import yaml
 
+from tests.processes import wait_until
+
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "scripts" / "launch"
 STUDY = (
@@ -205,9 +207,7 @@ def test_a_host_starts_again_after_failures_but_not_after_bad_input(host, status
 
 def test_a_host_passes_the_request_to_stop_on_and_starts_nothing_more(host, tmp_path):
     run("bash", host / "host", "start", "w1", "5", "act", tmp_path / "out", "60", "0")
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until((tmp_path / "out").exists, seconds=30)
     time.sleep(0.3)
     run("bash", host / "host", "stop", "w1")
     wait_for(host, "ended 143")

@@ -14,10 +14,10 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BatchConfig, BudgetConfig, Engine, EngineConfig, StillRunning
 from tests.llm_answers import label_oracle, samples_in
 from tests.llm_batch_server import Provider
-from tests.simulated_corpus import LabelledCorpus, even_shares
+from tests.simulated_corpus import LabelledCorpus, even_corpus
 
 AGENT = AgentConfig(groupings=40, proposals=2, criteria_sets=2, in_flight=8)
-CORPUS = LabelledCorpus(even_shares(10), documents=3000)
+CORPUS = even_corpus(10, 3000)
 
 
 def answer(system, user, schema, stage):

@@ -1,9 +1,6 @@
 """What SeqIO sees of a mixture is what the training loader reads, row for row."""
 
 from fractions import Fraction
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +8,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from tests.mixture_folders import build_mixture
+from tests.processes import run_python
 
 TOKENS_OF = {"few": 40, "many": 400, "code": 7}
 
@@ -97,12 +95,6 @@ def test_another_mixture_of_the_same_name_is_refused(folder, tmp_path):
     other = build_mixture(tmp_path, {"few": Fraction(1)}, name="seen_by_seqio", words=TOKENS_OF, sequence_length=31)
     with pytest.raises(InputError, match="registered already"):
         register(other)
-
-
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=True
-    ).stdout
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from tests.test_model_gguf import train_byte_level, train_sentencepiece
 KINDS = ("bytes", "sentencepiece", "huggingface")
 
 
-class Texts:
+class SpecialTextCorpus:
     """Documents, of which some hold the text of a special token."""
 
     name, rejected = "texts", Counter()
@@ -46,7 +46,7 @@ def tokenizer(request, tmp_path):
 
 def prepared(tokenizer, folder, special_text="plain"):
     settings = Preparation(name="a", kind="real", sequence_length=7, special_text=special_text)
-    return prepare(Texts(tokenizer.special["eos_token"]), tokenizer, folder, settings, processes=1)
+    return prepare(SpecialTextCorpus(tokenizer.special["eos_token"]), tokenizer, folder, settings, processes=1)
 
 
 def rows_of(manifest):
@@ -122,7 +122,7 @@ def test_a_message_that_holds_the_break_itself_is_refused(tokenizer):
 def test_conversations_are_counted_too(tokenizer, tmp_path):
     special = tokenizer.special["eos_token"]
 
-    class Turns(Texts):
+    class Turns(SpecialTextCorpus):
         def __iter__(self):
             for i, text in enumerate(self.texts):
                 turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "ba"}]

@@ -5,7 +5,6 @@ import dataclasses
 import http.client
 import json
 import socket
-import time
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from diversity_jax.serving import worker
 from diversity_jax.serving.requests import NO_EFFECT, REFUSED, CompletionBody
 from diversity_jax.serving.server import _key
 from tests.evaluation_items import byte_model
+from tests.processes import wait_until
 from tests.running_server import post, running
 
 ASK = {"model": "tiny", "prompt": "ab", "max_tokens": 2}
@@ -104,13 +104,6 @@ def test_a_key_is_asked_for_and_never_shown(monkeypatch, caplog):
     assert key not in str(error.value)
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
-
-
 @pytest.mark.parametrize(
     "sent",
     [
@@ -136,12 +129,12 @@ def test_bodies_are_bounded_each_and_together(served):
     connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
     for connection in connections:
         connection.sendall(HEAD + b"Content-Length: 16000\r\n\r\n" + b" " * 15_900)
-    wait_for(lambda: service._bodies._held_bytes == 2 * 15_900)
+    wait_until(lambda: service._bodies._held_bytes == 2 * 15_900, seconds=30)
     status, error = post(port, "/v1/completions", {**ASK, "prompt": "x" * 2000})
     assert (status, error["code"]) == (429, "rate_limit_exceeded")
     for connection in connections:
         connection.close()
-    wait_for(lambda: service._bodies._held_bytes == 0)
+    wait_until(lambda: service._bodies._held_bytes == 0, seconds=30)
     assert post(port, "/v1/completions", ASK)[0] == 200
 
 
@@ -154,14 +147,14 @@ def test_an_exception_fails_its_batch_alone_and_health_tells_the_truth(monkeypat
         def breaks(*arguments, **options):
             if broken["calls"]:
                 broken["calls"] -= 1
-                wait_for(lambda: broken["calls"] > 1 or generator.load > generator.slots)
+                wait_until(lambda: broken["calls"] > 1 or generator.load > generator.slots, seconds=30)
                 raise RuntimeError(f"secret of {__file__}")
             return works(*arguments, **options)
 
         monkeypatch.setattr(generator, "_decode", breaks)
         with ThreadPoolExecutor(2) as pool:
             together = pool.submit(post, port, "/v1/completions", {**ASK, "prompt": ["a"] * generator.slots})
-            wait_for(lambda: generator.load == generator.slots)
+            wait_until(lambda: generator.load == generator.slots, seconds=30)
             waits = pool.submit(post, port, "/v1/completions", ASK)
             status, error = together.result()
             assert (status, error["type"]) == (500, "server_error")
@@ -170,7 +163,7 @@ def test_an_exception_fails_its_batch_alone_and_health_tells_the_truth(monkeypat
         assert post(port, "/v1/completions", ASK)[0] == 200
         broken["calls"] = 1 << 60
         assert post(port, "/v1/completions", ASK)[0] in (500, 503)
-        wait_for(lambda: service.worker.problem)
+        wait_until(lambda: service.worker.problem, seconds=30)
         status, answer = post(port, "/health", None, method="GET")
         assert (status, answer["status"]) == (503, "failed")
         assert "RuntimeError" in answer["reason"]
@@ -178,7 +171,7 @@ def test_an_exception_fails_its_batch_alone_and_health_tells_the_truth(monkeypat
         assert status == 503
         assert "secret" not in str(answer) + str(error)
         broken["calls"] = 0
-        wait_for(lambda: service.worker.problem is None)
+        wait_until(lambda: service.worker.problem is None, seconds=30)
         assert post(port, "/v1/completions", ASK)[0] == 200
 
 

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import openai
 import pytest
@@ -24,6 +23,7 @@ from diversity_jax.serving.requests import chat_prompt
 from diversity_jax.tokenizers.chat_template import render_chat
 from diversity_jax.tokenizers.tokenizer import for_run, load_tokenizer
 from tests.evaluation_items import byte_model
+from tests.processes import wait_until
 from tests.running_server import post, running
 from tests.small_llama import random_params
 from tests.test_model_gguf import train_sentencepiece
@@ -239,13 +239,8 @@ def test_a_client_that_hangs_up_frees_its_slot(served, stream):
     )
     with socket.create_connection(("127.0.0.1", served[0])) as connection:
         connection.sendall(head.encode() + body)
-        deadline = time.monotonic() + 60
-        while served[1].worker.generator.load < 8 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert served[1].worker.generator.load >= 8
-    while served[1].worker.generator.load and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert served[1].worker.generator.load == 0
+        wait_until(lambda: served[1].worker.generator.load >= 8, seconds=60)
+    wait_until(lambda: served[1].worker.generator.load == 0, seconds=60)
     assert post(served[0], "/v1/completions", ASK)[0] == 200
 
 

@@ -1,16 +1,14 @@
 """The code as a whole: imports only go down the layers, and light modules stay light."""
 
 import importlib
-import os
 from pathlib import Path
 import re
-import subprocess
-import sys
 import warnings
 
 import pytest
 
 from scripts.checks import layers
+from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,19 +50,6 @@ def test_every_module_is_in_a_layer_and_only_entry_points_stand_at_the_top():
         text = known[module].read_text()
         assert "__main__" in text or "def main(" in text, module
         assert text.count("\n") <= 60, module
-
-
-def run_python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_importing_the_package_is_instant_and_pulls_in_nothing():

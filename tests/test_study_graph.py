@@ -23,6 +23,7 @@ from diversity_jax.synthesis.config import GenerateConfig, GrammarComponent
 from diversity_jax.synthesis.demo_grammar import GrammarConfig
 from diversity_jax.training.run import Config
 from tests import study_worker
+from tests.processes import wait_until
 
 
 def worker(folder, seconds):
@@ -46,9 +47,7 @@ def test_killed_at_random_moments_it_goes_on_and_finished_steps_are_not_repeated
     store, steps = StepStore(tmp_path / "steps"), study_worker.steps(0.05)
     for _ in range(4):
         process = worker(tmp_path, 0.05)
-        deadline = time.monotonic() + 20
-        while not (tmp_path / "notes.txt").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until((tmp_path / "notes.txt").exists, seconds=20)
         time.sleep(generator.uniform(0.0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()

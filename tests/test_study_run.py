@@ -9,11 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.kills import kills
+from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -163,12 +163,8 @@ def test_a_training_stopped_by_sigterm_is_saved_and_not_taken_for_done(tmp_path)
     process = start(
         smoke, tmp_path, "--config.only=topics=3", "--config.recipe.train.train.steps=100000", "--config.processes=2"
     )
-    deadline = time.monotonic() + 200
-    while (
-        not any(re.search(r"step +\d+/", path.read_text()) for path in tmp_path.glob("steps/train-*/log.txt"))
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
+    logs = lambda: [path.read_text() for path in tmp_path.glob("steps/train-*/log.txt")]  # noqa: E731
+    wait_until(lambda: any(re.search(r"step +\d+/", log) for log in logs()), seconds=200)
     process.terminate()
     code, _, err = finish(process)
     assert code == 143, err

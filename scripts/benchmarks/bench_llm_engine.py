@@ -109,7 +109,7 @@ async def plain_run(server: RemoteServer, calls: int, in_flight: int) -> tuple[f
         return await measure(ask, calls, in_flight)
 
 
-class Texts:
+class TopicCorpus:
     """20,000 texts of about 60 words, of 50 topics."""
 
     name = "texts"
@@ -136,7 +136,7 @@ def agent_run(judge: str, server: RemoteServer, calls: int, in_flight: int) -> t
             config=EngineConfig(max_in_flight=in_flight, ledger=f"{folder}/ledger.sqlite", progress="off"),
         )
         judge_of_engine, wall, cpu = LlmJudge(engine), time.perf_counter(), time.process_time()
-        scorecard = score_corpus(Texts(), judge_of_engine, agent, groupings_path=f"{folder}/groupings.jsonl")
+        scorecard = score_corpus(TopicCorpus(), judge_of_engine, agent, groupings_path=f"{folder}/groupings.jsonl")
         return time.perf_counter() - wall, time.process_time() - cpu, scorecard.calls
 
 

@@ -26,8 +26,8 @@ from diversity_jax.cluster_agent import AgentConfig, EmbeddingJudge, Scorecard, 
 from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.cluster_agent.ruler import default_ruler, measured_thresholds
 from diversity_jax.core.words import first_words
-from diversity_jax.corpus.document import Document
 from tests.shared_data import shared_file
+from tests.simulated_corpus import ListCorpus
 
 REAL, SYNTHETIC = "corpora_real", "corpora_synthetic"
 SETS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -51,25 +51,6 @@ TUNED = tuple(SETS)[:8]
 COUNTS = (1, 2, 5, 10, 20)
 JUDGE = EmbeddingJudge()
 Rows = list[tuple[str, str]]  # text, label
-
-
-class ListCorpus:
-    """Texts in a list."""
-
-    def __init__(self, name: str, texts: Sequence[str]):
-        self.name, self.texts = name, texts
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def sample(self, size: int, *, seed: int) -> list[Document]:
-        """Without replacement."""
-        chosen = random.Random(seed).sample(range(len(self)), min(size, len(self)))
-        return [Document(id=str(row), text=self.texts[row]) for row in chosen]
-
-    def fingerprint(self) -> str:
-        """Of the name alone."""
-        return self.name
 
 
 def rows_of(name: str) -> Rows:
@@ -104,7 +85,7 @@ class Scores:
         keys = {name: f"{name} | K={k} N={groupings} | {' + '.join(corpora)}" for name in corpora}
         if missing := [name for name, key in keys.items() if key not in self._cards]:
             config = AgentConfig(samples_per_grouping=k, groupings=groupings, examples=0)
-            listed = {name: ListCorpus(name, texts) for name, texts in corpora.items()}
+            listed = {name: ListCorpus(texts, name) for name, texts in corpora.items()}
             scored = score_corpora(listed, JUDGE, config)
             with self._path.open("a") as file:
                 for name in missing:

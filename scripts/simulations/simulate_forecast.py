@@ -21,15 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from diversity_jax.cluster_agent import AgentConfig
 from tests.cluster_agent_answers import answers_briefly, follows_instructions
 from tests.llm_answers import label_oracle, tokens_of
-from tests.test_cluster_agent_forecast import Judge, Texts, run
+from tests.test_cluster_agent_forecast import Judge, LabelledTexts, run
 
 
-def load(source: str, most: int = 2000) -> Texts:
+def load(source: str, most: int = 2000) -> LabelledTexts:
     """A random part of a file, with its labels."""
     path, _, label = source.rpartition(":")
     with gzip.open(path, "rt") as lines:
         rows = [json.loads(line) for line in lines]
-    return Texts([(row["text"], str(row[label])) for row in random.Random(0).sample(rows, min(most, len(rows)))])
+    return LabelledTexts(
+        [(row["text"], str(row[label])) for row in random.Random(0).sample(rows, min(most, len(rows)))]
+    )
 
 
 def main() -> None:

@@ -43,8 +43,8 @@ POOL = 10_000  # groupings that runs draw from
 ATTEMPT_RUNS = 100  # for each number of groupings tried
 
 
-class Texts:
-    """A corpus of texts, for a forecast."""
+class ListCorpus:
+    """Given texts, for a forecast. Not that of the tests, since this also runs on an earlier version's code."""
 
     def __init__(self, name: str, texts: Sequence[str]):
         self.name, self._texts = name, texts
@@ -75,7 +75,7 @@ def print_tokens(data: Path, samples_per_grouping: int) -> None:
     from diversity_jax.cluster_agent import AgentConfig, plan_calls
 
     config = AgentConfig(samples_per_grouping=samples_per_grouping, groupings=EARLIER_GROUPINGS, criteria_sets=SETS)
-    planned = {name: plan_calls([Texts(name, load(data, name)[0])], config) for name in CORPORA}
+    planned = {name: plan_calls([ListCorpus(name, load(data, name)[0])], config) for name in CORPORA}
     print(
         json.dumps(
             {
