@@ -132,7 +132,7 @@ def test_scorecards_of_two_rulers_are_not_compared():
     [
         (calibration_pairs()["th"].texts * 2, "Thai 100.0%"),
         (calibration_pairs()["de"].texts * 2, "German"),
-        ([*ENGLISH[:40], *calibration_pairs()["ko"].texts], "31% of the documents of list are not .Korean"),
+        ([*ENGLISH[:40], *calibration_pairs()["ko"].texts], "31% of the documents of texts are not .Korean"),
         ([f"{n} {n * n} 3.14" for n in range(100)], "numbers and signs"),
         ([" ".join(f"{hash((n, m)):x}" for m in range(40)) for n in range(100)], "hardly differ"),
     ],

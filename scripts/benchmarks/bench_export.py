@@ -14,16 +14,17 @@ import json
 import os
 from pathlib import Path
 import re
-import resource
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.child_times import ChildTimes
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 VOCABULARY, LENGTH = 50_257, 2048
 LEAST_MB, MOST_MEMORY = 100, 1e9
 FORMATS = ("megatron", "mds", "litdata", "arrow", "parquet", "levanter", "array_record", "tfrecord")
@@ -94,14 +95,12 @@ def copy(source: Path, target: Path) -> None:
 def measured(*arguments: str) -> tuple[float, float, float]:
     """CPU seconds, seconds and peak bytes of this script's work in a process of its own."""
     code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen([sys.executable, "-c", code, __file__, *arguments], stdout=subprocess.PIPE)
-    output = process.communicate()[0]
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(arguments)}: ended with {process.returncode}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return cpu, time.monotonic() - began, float(output.split()[-1])
+    command = [sys.executable, "-c", code, __file__, *arguments]
+    with ChildTimes() as times:
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: ended with {done.returncode}")
+    return times.cpu_seconds, times.seconds, float(done.stdout.split()[-1])
 
 
 def work(folder: Path, what: str) -> None:

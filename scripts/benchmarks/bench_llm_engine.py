@@ -22,7 +22,6 @@ import os
 from pathlib import Path
 import platform
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, score_corpus
 from diversity_jax.llm import Engine, EngineConfig, Request
+from scripts.child_times import ChildTimes
 from tests.llm_server import RemoteServer, serve_process
 from tests.simulated_corpus import LabelledDocument
 
@@ -157,12 +157,11 @@ def command_run(server: RemoteServer, calls: int, in_flight: int) -> tuple[float
         }
         settings |= {"agent.in_flight": 2 * in_flight, "engine.max_in_flight": in_flight, "output_dir": f"{folder}/run"}
         words = [f"--config.{name}={value}" for name, value in settings.items()]
-        before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         command = [sys.executable, "-m", "diversity_jax.score", "--config", str(ROOT / "configs" / "score.py"), *words]
-        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-        wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return wall, cpu, json.loads(Path(folder, "run", "scorecard.json").read_text())["calls"], 1024 * after.ru_maxrss
+        with ChildTimes() as times:
+            subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        made = json.loads(Path(folder, "run", "scorecard.json").read_text())["calls"]
+        return times.seconds, times.cpu_seconds, made, times.peak_bytes
 
 
 class Report:

@@ -24,7 +24,6 @@ from fractions import Fraction
 import json
 import os
 from pathlib import Path
-import resource
 import statistics
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.workers import usable_cores
 from diversity_jax.tokenizers.sentence_piece import train_tokenizer
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from scripts.child_times import ChildTimes
 
 ROOT = Path(__file__).resolve().parents[2]
 _FEW = 64
@@ -107,14 +107,12 @@ def write_text(folder: Path, name: str, texts: list[str]) -> Text:
 
 def command_seconds(command: list[str], **environment: str) -> np.ndarray:
     """CPU and wall-clock seconds that a command and all that it starts take."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    known = {**os.environ, **environment}
+    with ChildTimes() as times:
+        done = subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
-    return np.array([after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall])
+    return np.array([times.cpu_seconds, times.seconds])
 
 
 def our_job(text: Text, vocabulary: str, length: int, folder: Path) -> tuple[int, np.ndarray]:

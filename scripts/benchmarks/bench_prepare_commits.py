@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
-import resource
 import shutil
 import statistics
 import subprocess
@@ -27,7 +26,12 @@ import time
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.child_times import ChildTimes
+
 ROOT = Path(__file__).resolve().parents[2]
+
 _LOOK_SECONDS = 0.05
 _CONFIG = """
 import dataclasses
@@ -63,22 +67,20 @@ def prepared(
     config.write_text(_CONFIG.format(output=str(rows), **values))
     command = [sys.executable, "-m", "diversity_jax.mixtures.prepare", "--config", str(config)]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    before, began, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
-    with open(folder / "log.txt", "w") as log:
+    peak = 0
+    with open(folder / "log.txt", "w") as log, ChildTimes() as times:
         process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log)
         tree = psutil.Process(process.pid)
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 peak = max(peak, sum(process.memory_info().rss for process in [tree, *tree.children(recursive=True)]))
             time.sleep(_LOOK_SECONDS)
-    wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         sys.exit(f"{checkout}\n{(folder / 'log.txt').read_text()[-3000:]}")
     digest = hashlib.sha256()
     for path in sorted(rows.glob("*.bin*")):
         digest.update(path.name.encode() + path.read_bytes())
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return cpu, wall, peak / 1e6, digest.hexdigest()
+    return times.cpu_seconds, times.seconds, peak / 1e6, digest.hexdigest()
 
 
 def main() -> None:

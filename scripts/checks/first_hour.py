@@ -8,10 +8,13 @@ and last line, and at the end what failed. Status 1 where anything did.
 
 import json
 from pathlib import Path
-import resource
 import shlex
 import subprocess
 import sys
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.child_times import ChildTimes
 
 WORDS = ("ferry tide sailor", "court bank tax", "bee clover spring")
 WORDS += ("baker dough oven", "engine brake oil", "aria violin hall")
@@ -101,12 +104,10 @@ def prepare(folder: Path) -> None:
 
 def run(line: str, folder: Path) -> tuple[int, str, str, float]:
     """Status, standard output, standard error and CPU seconds of one command."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "diversity_jax", *shlex.split(line)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return done.returncode, done.stdout, done.stderr, seconds
+    with ChildTimes() as times:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
+    return done.returncode, done.stdout, done.stderr, times.cpu_seconds
 
 
 def main() -> int:
