@@ -1,10 +1,10 @@
-"""llama.cpp's server from Python, on loopback: an OpenAI-compatible model for `generate`, `score` and studies.
+"""Starts llama.cpp's OpenAI-compatible server on loopback, from Python, for `generate`, `score` and studies.
 
     pip install xllamacpp
     python -m scripts.serve_gguf model.gguf --port 8080 --in-parallel 4
 
-Prints its address first, and serves until it is ended. `--context-tokens` are of each request. `--exact` turns off what
-llama.cpp rounds to float16 on the way (flash attention, its cache), so that it agrees with float32 to 1e-5.
+Prints its address, then serves until it is ended. `--context-tokens` is the context length of each request. `--exact`
+turns off what llama.cpp computes in float16 (flash attention, the cache), so that it agrees with float32 to 1e-5.
 """
 
 import argparse

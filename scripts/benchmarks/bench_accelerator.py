@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-r"""The train step of the paper's sizes on one accelerator, beside its peers, as shares of the peak: one command, under
-eight minutes, compilation included.
+r"""Train step speed at the paper's model sizes on one accelerator, ours and other implementations', as shares of the
+peak.
+
+One command, under eight minutes with compilation.
 
     python scripts/benchmarks/bench_accelerator.py
     # all it needs of this repository; neither TensorFlow nor SeqIO
@@ -8,11 +10,11 @@ eight minutes, compilation included.
     # the same way, on a CPU
     JAX_PLATFORMS=cpu python scripts/benchmarks/bench_accelerator.py --models tiny --steps 4 --output /tmp/tiny
 
-First measures what plain bfloat16 products reach here, then ours on every model, then each peer (peers/: plain JAX,
-PyTorch compiled with its own attention, MaxText where it is installed). Every contestant has the device and a process
-for itself: one that fails, or that its time runs out for, costs only its own row. One that does not fit into memory is
-tried once more with half the rows. What is known is on disk at any moment: a line of JSON is appended to OUTPUT.jsonl
-after each contestant, and OUTPUT.md, the table with commit and date, is made anew; default docs/benchmarks/DEVICE-DATE.
+Measures the throughput of plain bfloat16 matrix products, then our step on every model, then each peer (peers/: plain
+JAX, compiled PyTorch with its own attention, MaxText where it is installed). Every contestant runs alone, in a process
+of its own: a failure or a timeout costs only its own row. One that does not fit into memory is tried once more with
+half the rows. Results are on disk at any moment: a line of JSON is appended to OUTPUT.jsonl after each contestant, and
+OUTPUT.md, the table with commit and date, is rewritten; the default OUTPUT is docs/benchmarks/DEVICE-DATE.
 """
 
 import argparse

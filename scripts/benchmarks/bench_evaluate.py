@@ -1,5 +1,7 @@
-"""Log-likelihood requests a second: our model class of lm-evaluation-harness against the harness's own Hugging Face
-backend, same weights.
+"""Log-likelihood requests per second of our lm-evaluation-harness model class and of the harness's Hugging Face
+backend.
+
+Both have the same weights.
 
     # benchmark files as python -m diversity_jax.evaluate takes them
     python scripts/benchmarks/bench_evaluate.py --data-dir FOLDER --items 100
@@ -8,9 +10,9 @@ backend, same weights.
     # a model of your own, a Hugging Face folder, in place of a random one of 20 million parameters
     python scripts/benchmarks/bench_evaluate.py --model FOLDER --data-dir FOLDER --items 10
 
-Both take turns in one process, so that a busy machine slows both; the first turn of each, which compiles, is not
-counted. Ratios are of CPU seconds and of the clock. Needs torch, transformers and accelerate. With `--device cuda` both
-run on the GPU.
+They take turns in one process, so that a busy machine slows both; the first turn of each, which compiles, is not
+counted. Ratios are of CPU seconds and of wall-clock time. Needs torch, transformers and accelerate. With `--device
+cuda` both run on the GPU.
 """
 
 import argparse

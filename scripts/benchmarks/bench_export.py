@@ -1,11 +1,11 @@
-"""Speed and memory of exports and imports of rows; ends with 1 where a limit is broken.
+"""Speed and peak memory of exporting and importing rows; exits with status 1 where a limit is broken.
 
     python scripts/benchmarks/bench_export.py --gb 1 --folder /tmp/bench_export
 
 A Megatron set of that size is made of random ids of a vocabulary of 50,257, imported without copying it, and exported
-to every format, each in a process of its own. MB are of rows as they lie on disk (2 bytes a token), per second of that
-process's CPU time, all its threads together and starting it included. Beside it, in the same run: the same bytes read,
-checksummed and written by a plain loop, which no export can beat.
+to every format, each in a process of its own. Figures are MB of rows on disk (2 bytes a token) per CPU second of that
+process: all threads, start-up included. The upper bound, measured in the same run, is a plain loop that reads,
+checksums and writes the same bytes.
 """
 
 import argparse

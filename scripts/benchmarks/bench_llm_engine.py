@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-r"""What the engine costs: CPU a call, calls a second, and wall time against the ideal, beside the plain SDK with a
+r"""CPU per call, calls per second and wall time of the LLM engine, against the ideal and the plain SDK with a
 semaphore.
 
     python scripts/benchmarks/bench_llm_engine.py --latency_seconds=0.5 --in_flight=256 --calls=10240
     python scripts/benchmarks/bench_llm_engine.py --latency_seconds=0 --in_flight=64 --calls=3000 \
         --judges=openai:m,gemini:m,google-genai:m
 
-The judge is a process of its own on loopback, which is shown ten samples of about 60 words a call. The plain SDK has no
+The judge is a server process on loopback that gets ten samples of about 60 words per call. The plain SDK has no
 response cache and no budget, and retries nothing. The ideal wall time of the engine is calls / in_flight * latency.
 That of the whole agent (from its first request for criteria to its scorecard, groupings.jsonl and response cache on
 disk) is (3 + 2 * groupings / in_flight) * latency: proposals, summaries and guidance each wait for the ones before,
-however many may be in flight, and then come two calls a grouping. That of the whole command is the same, while its time
-also holds the start of Python, all imports, the forecast, statistics and the page.
+however many may be in flight, and each grouping then takes two calls. The whole command has the same ideal; its time
+also includes the start of Python, all imports, the forecast, statistics and the page.
 """
 
 import argparse

@@ -1,5 +1,4 @@
-"""Loader tokens per second from page cache, against copying the same bytes, and what training waits for input at
-200,000 tokens/s.
+"""Loader tokens per second from the page cache, against copying the same bytes, and input wait at 200,000 tokens/s.
 
     python scripts/benchmarks/bench_loader.py
     python scripts/benchmarks/bench_loader.py --busy 2          the same while two other processes use the cores

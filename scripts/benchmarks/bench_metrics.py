@@ -1,19 +1,19 @@
 #!/usr/bin/env python
-"""What the baseline metrics cost: beside the `diversity` and `vendi-score` packages in the same run, and on a million
+"""Time and memory of the baseline metrics, beside the `diversity` and `vendi-score` packages and on a million
 documents.
 
     # 10,000 documents of 200 words; theirs take some minutes
     python scripts/benchmarks/bench_metrics.py peers
     # the same on documents of your own, cut to 200 words
     python scripts/benchmarks/bench_metrics.py peers --corpus=texts.jsonl.gz
-    # 1,000,000 documents of 60 words: time a metric, memory at its most
+    # 1,000,000 documents of 60 words: time per metric, peak memory
     python scripts/benchmarks/bench_metrics.py million
 
 `peers` wants `pip install --no-deps diversity vendi-score` and what they import (nltk, rouge-score, evaluate, tqdm).
-Every figure of ours includes splitting text into words. Theirs are the fastest of `--repeats`, but self-repetition,
-which is quadratic in documents and takes minutes, runs once. ROUGE-L over all pairs is out of reach: theirs is timed on
-a few pairs and the whole is a product, marked `about`. Made text: words by Zipf's law, half of them in recurring
-phrases, so that n-grams repeat as they do in prose.
+Every figure of ours includes splitting text into words. Theirs are the fastest of `--repeats`, except that
+self-repetition, which is quadratic in documents and takes minutes, runs once. ROUGE-L over all pairs would take too
+long: theirs is timed on a few pairs and extrapolated, marked `about`. Made text: words by Zipf's law, half of them in
+recurring phrases, so that n-grams repeat as they do in prose.
 """
 
 import argparse

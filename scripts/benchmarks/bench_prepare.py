@@ -1,5 +1,4 @@
-"""Tokens per CPU second from text on: our preparation against SeqIO and datatrove, with the same documents and
-tokenizer in one run.
+"""Tokens per CPU second of preparing text: ours, SeqIO and datatrove, with the same documents and tokenizer in one run.
 
     # a SentencePiece model trained on the spot
     python scripts/benchmarks/bench_prepare.py
@@ -13,9 +12,9 @@ writes nothing. datatrove (an environment of its own, a `tokenizer.json`) reads 
 shuffled files of tokens, one after the other. Ours reads JSON Lines, cuts full rows, permutes them, writes them with
 checksums and syncs them to disk.
 
-Jobs are commands, as users start them, and CPU seconds are user and system time of all their processes: what a core
-that does nothing else gets done in a second. They are counted as they are, and past start-up: less what the same
-command takes for 64 documents, so that imports are on neither side. The jobs take turns; medians of the repeats.
+Jobs are commands, as users start them. CPU seconds are user and system time of all their processes. Rates are shown
+with start-up and without it, where the time of the same command on 64 documents is subtracted. The jobs take turns;
+figures are medians of the repeats.
 """
 
 import argparse

@@ -1,14 +1,13 @@
-"""A preparation under two checkouts of this project, side by side in one run: CPU seconds of the whole command, peak
-memory of all its processes, and whether every shard is the same.
+"""CPU seconds and peak memory of a preparation under two checkouts of this project, and whether every shard is the
+same.
 
     git worktree add /tmp/before COMMIT
     python scripts/benchmarks/bench_prepare_commits.py --base /tmp/before --text 'texts/*.jsonl' --repeats 5 \\
         gpt_neox_tokenizer.json llama_tokenizer.json llama2_tokenizer.model
 
-The two take turns. Shown are the medians of user plus system time of the command and everything it starts, and of the
-largest sum of resident memory seen every 50 ms. Both have their modules' bytecode, as after a
-first run. Documents end with end-of-text and begin with nothing, as they did in
-checkouts of before `document_start`.
+The two take turns. Shown are medians: user plus system time of the command and everything it starts, and the largest
+sum of resident memory, sampled every 50 ms. Bytecode is compiled beforehand for both. Documents end with end-of-text
+and begin with nothing, the only form in checkouts without `document_start`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Memory and disk of a preparation, of the whole tree of processes, on text made from a seed.
+"""Peak memory and disk use of a preparation, over its whole process tree, on text made from a seed.
 
     # one process a core, a SentencePiece vocabulary
     python scripts/benchmarks/bench_prepare_memory.py --megabytes=1000
@@ -7,9 +7,8 @@
     # with near-duplicate removal
     python scripts/benchmarks/bench_prepare_memory.py --megabytes=100 --near_duplicates=0.8
 
-Every 50 ms the resident memory of the command and of everything it started is summed: once as it stands (pages that
-processes share count in each) and once with shared pages divided among them (PSS). The goal is 1 GB of text in under 1
-GB.
+Every 50 ms the memory of the command and of everything it started is summed: resident memory, where shared pages count
+in each process, and PSS, where shared pages are divided among processes. The goal is 1 GB of text in under 1 GB.
 """
 
 import argparse

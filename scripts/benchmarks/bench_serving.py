@@ -1,13 +1,13 @@
-"""CPU seconds and memory of answers: our server beside transformers and llama.cpp, same weights, greedy, float32.
+"""CPU seconds and memory of greedy generation by our server, transformers and llama.cpp, with the same float32 weights.
 
     # a Python with torch, transformers and xllamacpp; its packages are not ours
     python scripts/benchmarks/bench_serving.py HUGGING_FACE_FOLDER --python ENVIRONMENT/bin/python --clients 1 16
 
-Every engine is a process of its own, held to one core, so that threads that wait for each other cost nothing. All stay
-open and take turns; counted are the CPU seconds of the whole process (user and system) during a turn, and the first
-turn, which compiles, is not counted. The server is asked over HTTP by as many clients as `--clients` says, transformers
-in one batch. llama.cpp reads `--gguf`, a file of the same weights, which may be float16. Prints ratios, and the
-server's memory at its end beside the weights and the live cache.
+Every engine is a process of its own, pinned to one core, so that no CPU time goes to threads that spin. All stay open
+and take turns; counted are the user and system CPU seconds of the process during a turn. The first turn, which
+compiles, is not counted. The server is asked over HTTP by as many clients as `--clients` says, transformers in one
+batch. llama.cpp reads `--gguf`, a file of the same weights, which may be float16. Prints ratios, and the server's
+memory at its end beside the weights and the live cache.
 """
 
 import argparse

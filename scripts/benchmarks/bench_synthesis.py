@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What synthesis costs: merging many topics, and generations a second against a server that answers at once.
+"""Time and memory of merging many topics, and generations per second against a server that answers at once.
 
     python scripts/benchmarks/bench_synthesis.py topics --topics=620000
     python scripts/benchmarks/bench_synthesis.py generations --calls=6000 --in_flight=64
 
-`topics` makes paths out of the demo grammar's words, a tenth of them again under another spelling, and prints how many
-of those were found and how many different topics were merged wrongly; limits are 15 minutes and 6 GB. `generations`
+`topics` makes paths of the demo grammar's words, a tenth of them twice with another spelling, and prints how many of
+those were merged and how many different topics were merged wrongly; limits are 15 minutes and 6 GB. `generations`
 requests documents of topic_styles_persona from a server in another process: through the engine alone (response cache on
 disk), and through full rounds with their checks; the limit is 1,000 a second through the engine.
 """

@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
-r"""Our train step against other implementations of the same step, steps alternating so that noise of the machine meets
-all alike.
+r"""Time of our train step and of other implementations, in alternating steps so that machine noise affects all alike.
 
     cd scripts/benchmarks
     python bench_train_step.py --peer peers/torch_llama_step.py --peer peers/jax_llama_step.py --steps 30
     python bench_train_step.py --hidden 2048 --intermediate 8192 --layers 16 --heads 32 --vocab 50304 --batch 16 \
         --length 2048 --peer "peers/torch_llama_step.py --compile" --model remat=save_matmuls
 
-A peer is a script that trains a Llama of the same flags, reads the clock (`time.perf_counter`) once before each step
-and, after its warm-up, once behind it, and prints one line of JSON with `first_losses`. Its `main` runs unchanged in a
-process of its own; only its clock is replaced by one that waits for its turn. Ours is one of them.
-Compared is the fastest tenth of the steps: on a shared machine the only figure that repeats.
+A peer is a script that trains a Llama given by the same flags, calls `time.perf_counter` once before each step and,
+after its warm-up, once after it, and prints one line of JSON with `first_losses`. Its `main` runs unchanged in a
+process of its own; only `perf_counter` is replaced, by one that waits for its turn. Ours is one of them. The fastest
+tenth of the steps is compared, the only figure that repeats on a shared machine.
 """
 
 import argparse

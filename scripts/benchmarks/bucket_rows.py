@@ -1,10 +1,10 @@
-"""Reads a mixture's rows out of a Cloud Storage server on this machine at a given speed, as one of several hosts.
+"""Input wait, memory and requests of hosts that read a mixture's rows from a local Cloud Storage server at a set speed.
 
     python scripts/benchmarks/bucket_rows.py --hosts 4 --tokens-per-second 200000 --seconds 30
 
-Each host is a process that takes its part of every batch at the pace of that many tokens a second over all hosts, by
-the loader and the read-ahead thread of training. Prints for each: the share of time spent waiting for rows after the
-first batch, memory gained, and how often and how many bytes were asked for against its own rows' bytes.
+Each host is a process that reads its part of every batch, at that many tokens a second over all hosts, with the loader
+and the read-ahead thread of training. Prints for each host the share of time spent waiting for rows after the first
+batch, the growth of memory, the number of requests, and bytes requested over bytes of its own rows.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Compiles the three sizes for every chip of docs/compile.md, and keeps the figures and a table of them in
-docs/benchmarks/compile/.
+"""Compiles the three model sizes for every chip of docs/compile.md; writes figures and a table to
+docs/benchmarks/compile.
 
-    # all that are not kept yet, one after the other: an hour on two cores
+    # all that have no file yet, one after the other: an hour on two cores
     python scripts/benchmarks/compile_table.py
     python scripts/benchmarks/compile_table.py v5e h200             # these chips
-    python scripts/benchmarks/compile_table.py --table              # only write the table of what is kept again
+    python scripts/benchmarks/compile_table.py --table              # only rewrite the table from the files
 
 TPU rows need libtpu, GPU rows jax[cuda12]; rows whose compiler is not installed are named and left out.
 """

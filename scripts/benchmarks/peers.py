@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""The same small Llama trained by our stack and by its peers on the same rows, step by step, on the CPU.
+r"""Losses and step times of one small Llama trained on the same rows by our stack and by other trainers, on the CPU.
 
     python scripts/benchmarks/peers.py prepare WORK                  # tokenizer, rows, models: in our environment
     python scripts/benchmarks/peers.py train WORK hf levanter ...    # each in an environment of its own, by turns
@@ -7,9 +7,9 @@ r"""The same small Llama trained by our stack and by its peers on the same rows,
     python scripts/benchmarks/peers.py evaluate WORK                 # what the peers exported, read by ours
     python scripts/benchmarks/peers.py table WORK
 
-Environments are found as `--environments`, in which {peer} stands for the name; ours is the one that runs this. Every
-trainer is a file of scripts/benchmarks/peers: train_NAME.py. Processes have one core, and one at a time: after every
-few steps it is stopped, and the next one goes on, so that whatever else the machine does meets all of them alike.
+`--environments` is a path in which {peer} stands for the peer's name; ours is the environment that runs this. The
+trainers are scripts/benchmarks/peers/train_NAME.py. They share one core and take turns: after every few steps the
+running process is stopped and the next one continues, so that other load on the machine affects all alike.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What each loader hands out when a run that was stopped on 4 hosts goes on with 2, or with 8.
+"""Which rows each loader repeats or loses when a run stopped on 4 hosts is resumed on 2 or on 8.
 
     python scripts/benchmarks/peers_hosts.py ours                # in this repository's environment
     /PEERS/bin/python scripts/benchmarks/peers_hosts.py grain    # each peer in an environment that has it
 
-1,536 rows, shuffled, 16 a step: 30 steps on 4 hosts, whose states are kept as each loader keeps them, then the rest of
-the pass on the others. Prints a line of JSON each: rows that came again, rows that never came, or the loader's refusal.
-Hosts are processes or what the loader takes for one (a rank, a shard index); of Levanter, whose loader is asked for
-global batches, devices.
+1,536 rows, shuffled, 16 a step: 30 steps on 4 hosts, whose states are saved as each loader saves them, then the rest of
+the pass on the other number of hosts. Prints a line of JSON for each: rows read twice, rows never read, or the loader's
+error. A host is a process or what the loader takes for one (a rank, a shard index); for Levanter, whose loader gives
+global batches, a device.
 """
 
 import argparse

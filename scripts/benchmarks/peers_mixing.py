@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How close each loader comes to 4:1 in tokens, where documents of one component are ten times as long.
+"""Token ratios that each loader realises for 4:1, where documents of one component are ten times as long.
 
     python scripts/benchmarks/peers_mixing.py ours                # in this repository's environment
     /PEERS/bin/python scripts/benchmarks/peers_mixing.py seqio    # each peer in an environment that has it
 
-Prints a line of JSON for every way of asking: as a user writes 4:1 (`asked`), and where documents are what is drawn,
-with weights divided by the mean length of a component's documents (`corrected`), which one has to know.
+Prints a line of JSON for each way to configure it: 4:1 as a user writes it (`asked`), and, for loaders that draw
+documents, weights divided by the mean length of a component's documents (`corrected`), which has to be known.
 """
 
 import argparse

@@ -6,13 +6,13 @@
 
 Each command runs as users start it, in a fresh folder, with PYTHONPATH set to one checkout or the other. The two take
 turns (base, new, base, new, ...), so that a busy machine slows both. Counted is user plus system time of the command
-and all processes it waits for; the least of the repeats is shown. Compiled programs are kept between the repeats of one
-side, so the first repeat is the only one that compiles.
+and all processes it waits for; the least of the repeats is shown. Compiled programs are cached between the repeats of
+one side, so that only the first repeat compiles.
 
 Cases: `quickstart` (demo text, then `train` on `configs/quickstart.py`), `score` (the offline judge), `prepare` (one
 component, near copies left out), `evaluate` (four-way questions and held-out rows, on a model that base trains
 beforehand). The text is English prose of the installed packages, drawn once by base's code with a fixed seed. The last
-column says whether both sides came to the same result.
+column tells whether both sides gave the same result.
 """
 
 import argparse

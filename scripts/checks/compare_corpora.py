@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Which of two corpora is the more diverse, decided by the sequential test: by the offline judge, and by known labels
-where there are any.
+"""Which of two corpora is more diverse by the sequential test, with the offline judge and with known labels.
 
     python scripts/checks/compare_corpora.py A.jsonl.gz B.jsonl.gz [--labels prompt prompt] [--groupings 2000]
 
-`--labels` names the label field of each file (one field for both where they share texts); the judge that knows them
-shows what a perfect one would find.
+`--labels` names the label field of each file (one field for both where they share texts); a judge that knows the labels
+shows what a judge without errors would find.
 """
 
 import argparse

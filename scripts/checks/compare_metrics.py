@@ -1,11 +1,11 @@
-r"""Which baseline metrics tell a corpus of low diversity from its diverse twin, at equal size and equal length: a page,
-and a table.
+r"""Which baseline metrics tell a corpus of low diversity from a diverse one at equal size and length: a page and a
+table.
 
     python scripts/checks/compare_metrics.py LOW.jsonl.gz DIVERSE.jsonl.gz [LOW DIVERSE ...] --output runs/twins \
         [--draws 10]
 
 Each pair is measured by itself: the same number of documents in every draw, and once more cut to the same number of
-words. `right` means that the 95 % interval of the difference lies wholly on the diverse twin's side, `wrong` on the
+words. `right` means that the 95 % interval of the difference lies wholly on the diverse corpus's side, `wrong` on the
 other; the numbers are that difference over its half-width. With five corpora or more the page also says how far the
 metrics agree.
 """

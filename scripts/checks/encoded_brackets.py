@@ -1,13 +1,14 @@
-"""Whether a small language model and the shipped vectors read a text as well with its brackets in the judge's encoding.
+"""Whether a small language model and the shipped vectors read a text equally well with its brackets encoded for the
+judge.
 
     python -m diversity_jax.model.convert import SmolLM2-135M-Instruct.Q4_1.gguf /tmp/smollm2
     python scripts/checks/encoded_brackets.py --model /tmp/smollm2 --documents 20 \\
         code_java.jsonl.gz=Java code_csharp.jsonl.gz=C# code_mbpp.jsonl.gz=Python web_text.jsonl.gz=English
 
-Each file holds documents of the kind that stands after it; those with most brackets are taken. The model is shown the
-beginning of a document, plain and as `cluster_agent.text_cleaning.as_data` writes it, and asked for its kind: the
-answer is the kind whose first token is most likely, less what it is without a document. Its nats per character say how
-unexpected the text is. The shipped vectors are asked which of all plain documents an encoded one is.
+FILE=KIND: each file holds documents of one kind; those with most brackets are taken. The model gets the beginning of a
+document, plain and as `cluster_agent.text_cleaning.as_data` encodes it, and is asked for its kind: the answer is the
+kind whose first token gains most in log-probability over a prompt without a document. Also printed are the nats per
+character of the text, and how often the plain document nearest to an encoded one by the shipped vectors is its own.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A new user's first hour: thirty steps that must work, thirty wrong inputs that must be one line each.
+"""Runs a new user's first thirty commands, which must work, and thirty wrong ones, each of which must end in one line.
 
     python scripts/checks/first_hour.py FOLDER [--only wrong]
 
-Runs in FOLDER with small files of text that it writes, knowing only `--help`; prints each step's command, CPU seconds
-and last line, and at the end what failed. Status 1 where anything did.
+Runs in FOLDER, with small text files that it writes there. Prints each command with its CPU seconds and last line, and
+at the end what failed; status 1 where anything did.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Damages files of every format that comes from outside, and reads them: each is read, or refused in one line.
+"""Damages files of every format that users bring and reads them: each must be read, or refused in one line.
 
     python scripts/checks/fuzz_files.py [--inputs 1000] [--first 0] [--formats jsonl,gguf] [--processes 1]
 
-Every format is fuzzed in a process of its own, since the libraries below may end it; then the last input is named.
-Exit status 1: something else than a line came out, one took over 5 s, memory grew beyond 2 GB, or a file was left
+Every format is fuzzed in a process of its own, since native libraries may crash it; then the last input is named. Exit
+status 1 where an input ended in anything but one line or took over 5 s, memory grew beyond 2 GB, or a file was left
 behind. Input n of a format is the same in every run.
 """
 

@@ -1,4 +1,4 @@
-"""Formats of other trainers, for `fuzz_files.py`: as `fuzz_formats.py` has the project's own."""
+"""Formats of other trainers that `fuzz_files.py` damages, in the form of `fuzz_formats.py`."""
 
 from collections.abc import Callable
 from fractions import Fraction

@@ -1,4 +1,5 @@
-"""Kills a preparation again and again, goes on each time, and compares the files with those of an uninterrupted run.
+"""Kills a preparation at random moments, resumes it each time, and compares its files with those of an uninterrupted
+run.
 
     python scripts/checks/kill_preparation.py --kills 30                          # this machine's processes
     python scripts/checks/kill_preparation.py --kills 30 --runner DirectRunner    # Apache Beam
@@ -6,10 +7,9 @@
     python scripts/checks/kill_preparation.py --kills 20 --vocabulary tokenizer.json --documents 20000 \\
         --characters 1000000
 
-Half of the kills come by the clock, at a moment drawn uniformly from the time that a whole run takes; the others
-shortly after a phase has begun (signing, encoding, permuting, tidying up), so that short phases are met too. A run that
-ends before its kill comes is compared, and the next one starts from nothing. SIGKILL goes to the command alone: its
-workers have to notice by themselves.
+Half of the kills come at a moment drawn uniformly from the time that a complete run takes; the others shortly after a
+phase has begun (signing, encoding, permuting, tidying up), so that short phases are hit too. A run that ends before its
+kill is compared, and the next one starts from nothing. SIGKILL goes to the command alone: its workers have to notice.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""Kills a whole study at random moments, runs it again each time, and compares its last page with that of a study left
-alone.
+"""Kills a study at random moments, resumes it each time, and compares its last page with that of an uninterrupted
+study.
 
     python scripts/checks/kill_study.py --kills 10
     python scripts/checks/kill_study.py --kills 10 --processes 2

@@ -1,24 +1,24 @@
-"""Kills a small training run at random moments, resumes it each time, and compares its last parameters with those of a
-run left alone.
+"""Kills a training run at random moments, resumes it each time, and compares its parameters with an uninterrupted
+run's.
 
     python scripts/checks/kill_training.py --kills 20
     # also cuts a random file of the latest checkpoint short after each kill
     python scripts/checks/kill_training.py --kills 20 --truncate
     python scripts/checks/kill_training.py --kills 20 --scenario extended    # or branch, or reshuffled
 
-SIGKILL, in a process of its own each time. A kill comes after a random number of new steps and a random part of a
-second, or, one time in five, at a random moment of the start-up. Prints a line for each kill and, last, whether every
-bit is the same.
+Each attempt is a process of its own and gets SIGKILL. A kill comes after a random number of new steps and a random part
+of a second, or, one time in five, at a random moment of the start-up. Prints a line for each kill and, last, whether
+every bit is the same.
 
 - extended: begun for a third of the steps, then made longer twice, under a constant learning rate.
-- branch: a decay branch that leaves a run with a constant rate at half of the steps; the run left alone has the
+- branch: a decay branch that leaves a run with a constant rate at half of the steps; the uninterrupted run has the
   schedule with the decay from its first step on.
 - reshuffled: few rows, which are read in another order in every pass.
 
-With `--store gs` or `--store s3` run and mixture lie in a bucket of a server on this machine (fake-gcs-server, moto),
-and after each kill every object is checked: records parse, and the files that they name have the right checksums. Every
-other time the local copies are removed too, as on a new machine. `--processes 2` trains in two processes that share
-nothing but the bucket, and kills both.
+With `--store gs` or `--store s3`, run and mixture are stored in a bucket of a server on this machine (fake-gcs-server,
+moto), and after each kill every object is checked: records parse, and the files that they name have the right
+checksums. Every other time the local copies are removed too, as on a new machine. `--processes 2` trains in two
+processes that share nothing but the bucket, and kills both.
 """
 
 import argparse

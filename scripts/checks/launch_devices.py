@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Which GPUs each process takes under a real Slurm and Open MPI on this machine, by JAX's own detection and by ours.
+"""Checks which GPUs each process takes under real Slurm and Open MPI on this machine, by JAX's own detection and by
+ours.
 
     apt-get install --no-install-recommends slurmctld slurmd slurm-client munge openmpi-bin
     python scripts/checks/launch_devices.py        # as root: Slurm's daemons and device files want it; about 2 minutes
 
-Two Slurm nodes of eight GPUs, both this machine; a GPU is a device file that stands for one. There is no driver, so a
-process computes on as many devices of the CPU as it would take GPUs, and all of them add up numbers together. What is
-not installed is left out with a line. Ends with status 1 where a process takes what it should not, or none ran.
+Two Slurm nodes of eight GPUs, both this machine; a GPU is a device file in place of one. There is no driver, so a
+process uses as many CPU devices as it would take GPUs, and all of them compute a sum together. What is not installed is
+left out with a line. Exits with status 1 where a process takes other devices than it should, or none ran.
 """
 
 import argparse

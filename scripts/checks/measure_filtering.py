@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-r"""Precision and recall of near-duplicate removal on planted copies, by exact similarity and by language; and what a
-benchmark file finds in a corpus.
+r"""Precision and recall of near-duplicate removal and of decontamination on planted copies, by similarity and language.
 
     python scripts/checks/measure_filtering.py --pairs=1000
     python scripts/checks/measure_filtering.py --languages --pairs=500

@@ -1,13 +1,12 @@
-"""Whether a fine-tuned model answers in the form it was taught, beside the model it began with: held-out questions,
-answers that end.
+"""Whether a fine-tuned model answers held-out questions in the trained format, compared with the model before tuning.
 
     python scripts/checks/measure_format.py runs/sft_tiny --before runs/llama_tiny
 
-Questions are the run's own held-out ones, token for token as in training. `loss` is that of their answers, in nats a
-token. `P(end)` is the mean probability of the mark that ends an answer, where the data's answer is over and a quarter,
-half and three quarters through it: a model that knows the form tells the two apart. An answer it writes is in form
-where it ends it by itself within `--max-tokens`, it holds text, and it does not go on to write the template's next
-question: greedy, and sampled at temperature 1, where answers spread as the model has them.
+Questions are the run's own held-out ones, token for token as in training. `loss` is that of their answers, in nats per
+token. `P(end)` is the mean probability of the token that ends an answer, at the end of the data's answer and a quarter,
+half and three quarters through it: high and low for a model that knows the format. A generated answer is in the format
+if it ends by itself within `--max-tokens`, holds text, and does not continue with the template's next question; answers
+are generated greedily and at temperature 1.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""What the paper's grids would take, as the table of docs/study.md: each study at each model size, forecast from its
-configuration.
+"""Forecasts of the compute and cost of the paper's grids at each model size, from their configurations: docs/study.md's
+table.
 
     python scripts/checks/plan_studies.py
 """

@@ -1,10 +1,10 @@
-"""Exports read by the trainers they are for, row for row.
+"""Reads exports with the trainers they are made for and compares every row with ours.
 
     python scripts/checks/read_exports.py --write /tmp/exports                        # in this project's environment
     /path/to/peer/bin/python scripts/checks/read_exports.py --read /tmp/exports mds   # in one that has the peer
 
 The first makes three small mixtures, of text, of conversations with text, and in a vocabulary of 70,000, exports them
-to every format, and keeps the rows that the training loader gives. The second reads each export through the peer's own
+to every format, and stores the rows that the training loader gives. The second reads each export through the peer's own
 classes and compares. Peers: grain, datasets, mds, litdata, megatron, levanter, maxtext, seqio (needs the packages of
 these names).
 """

@@ -1,10 +1,10 @@
-"""Asks a server of ours with the clients people use, and says what each of them got.
+"""Asks our server through widely used client libraries, and compares what each of them got.
 
     python -m diversity_jax.serve --config configs/serve.py --config.model.checkpoint=runs/quickstart
     V/bin/python scripts/checks/real_clients.py http://127.0.0.1:8000/v1 quickstart
 
 V is an environment with `openai`, `litellm` and `langchain-openai` (any of them may be missing), and no need of this
-project. Ends with 1 where a client fails or gets something else than the others.
+project. Exits with status 1 where a client fails or gets another answer than the others.
 """
 
 from collections.abc import Callable

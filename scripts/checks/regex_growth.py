@@ -1,12 +1,12 @@
-"""Runs every regular expression of the library on texts made to be slow for it: none may take the square of its length.
+"""Runs every regular expression of the library on texts made to be slow for it: none may take quadratic time.
 
     python scripts/checks/regex_growth.py [--only synthesis/]
 
 The expressions are found in the syntax trees of `diversity_jax` and evaluated in their modules, also where they are put
-together; what a function makes of its arguments is written out in `MADE_OF_ARGUMENTS`. Each is run by the methods
-that the code calls, over texts of a beginning, one part of the expression repeated, and an end at which it fails: every
+together; what a function makes of its arguments is written out in `MADE_OF_ARGUMENTS`. Each is run by the methods that
+the code calls, over texts of a beginning, one part of the expression repeated, and an end at which it fails: every
 literal, class, and run of both that it can match, after every beginning of a match. At four times the length a search
-may take eight times as long; the square takes sixteen. Ends with 1 where one takes more, or an expression was not run.
+may take eight times as long; quadratic time would be sixteen. Exits with status 1 where one takes more, or was not run.
 """
 
 import argparse

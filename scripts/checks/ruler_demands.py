@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What the offline judge reads where the truth is known, on labelled corpora: the tables of docs/judges.md.
+"""The offline judge's figures on labelled corpora, whose truth is known: the tables of docs/judges.md.
 
     python scripts/checks/ruler_demands.py thresholds                      # the constants of cluster_agent/ruler.py
     nice python scripts/checks/ruler_demands.py size company copies length nested halves --results FILE.jsonl
 
-Every score is stored in the results file, so that a run that was stopped goes on. Corpora come from the folder that
-tests read (tests/shared_data.py). `--seeds` repeats what is drawn.
+Every score is stored in the results file, so that a stopped run can be resumed. Corpora come from the folder that tests
+read (tests/shared_data.py). `--seeds` repeats the random draws.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""A finished study's outcomes as the tables of docs/study.md: slopes and rank correlations, factors, and what its steps
-took.
+"""The tables of docs/study.md for a finished study: slopes, rank correlations, effects of factors, and times of its
+steps.
 
     python scripts/checks/study_outcomes.py runs/studies/tiny
 """

@@ -1,10 +1,10 @@
-"""Trains a small run that Weights & Biases (offline) or MLflow (a local server) shows, and reads back what they show.
+"""Trains a small run logged to Weights & Biases (offline) or MLflow (a local server), and compares what they recorded.
 
     pip install 'diversity_jax[wandb,mlflow]'
     python scripts/checks/trackers.py wandb mlflow
 
-Fails where a loss, a share or a score of `metrics.jsonl` and `mixture.json` is missing or differs, or where a run that
-goes on after a stop is shown as another run.
+Fails where a loss, a share or a score of `metrics.jsonl` and `mixture.json` is missing or differs, or where a resumed
+run is shown as another run.
 """
 
 import argparse

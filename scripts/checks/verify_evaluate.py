@@ -1,4 +1,4 @@
-"""Scores of a model trained here, beside those that lm-evaluation-harness's own Hugging Face backend gives its exported
+"""Compares a model's benchmark scores with those of lm-evaluation-harness's Hugging Face backend on the exported
 weights.
 
     python scripts/checks/verify_evaluate.py runs/quickstart --data-dir FOLDER

@@ -1,4 +1,4 @@
-"""Every published kind of model that is read here, beside transformers: logits, export, reload, a step on a mesh.
+"""Compares every supported model family with transformers: logits, export, reload, and a step on a mesh.
 
     python scripts/checks/verify_family.py
     python scripts/checks/verify_family.py --only qwen_3 --train

@@ -1,4 +1,5 @@
-"""Ids of real documents by tokenizers of many layouts, ours and transformers', before and after a round trip.
+"""Compares our token ids of real documents with transformers', for tokenizer folders of many layouts, before and after
+export.
 
     python scripts/checks/verify_tokenizers.py DATA --python=/venvs/new/bin/python --python=/venvs/4.57/bin/python
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a precision costs at each K: groupings and tokens for +-5 % at 95 % on equally common clusters.
+"""Groupings and tokens needed at each K for an interval of +-5 % at 95 %, with equally common clusters.
 
     python scripts/simulations/simulate_cost.py [--characters 600]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How often intervals of the diversity score hold the truth, by simulation over labels that are known.
+"""Coverage of the intervals of the diversity score, by simulation with known labels.
 
     python scripts/simulations/simulate_coverage.py [--runs 500]
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The exam of judges whose faults are known: how often each verdict comes, and what the readings are.
+"""How often the exam gives each verdict to judges with known faults, and the scores that they read.
 
     python scripts/simulations/simulate_exam.py [--runs 40] [--samples_per_grouping 10]
 
-A judge that errs at random errs otherwise in each run. Prints a table for docs/judges.md.
+A judge that errs at random makes other errors in each run. Prints a table for docs/judges.md.
 """
 
 import argparse

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How far forecasts are from what scorings use, by corpus, K, tokenizer and how a judge writes.
+"""Error of the token forecast of a scoring, by corpus, K, tokenizer and length of the judge's answers.
 
     python scripts/simulations/simulate_forecast.py A.jsonl.gz:label B.jsonl.gz:label --tokenizer tokenizer.json
 
 Every corpus has a text and, under the key named, a label that the judge groups by. Judges: `instructed` keeps to the
 instructions, `brief` writes short criteria and one entry in every list, `terse` one-word criteria and empty lists.
-Prints forecast over use less one, before the first call, and in brackets with half of the calls done; and whether the
-use was within the range stated.
+Prints forecast / use - 1 before the first call, in brackets the same after half of the calls, and `!` where the use was
+outside the stated range.
 """
 
 import argparse

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""How far hostile documents move a score, with and without canaries, by the whole pipeline and a judge that obeys them
-half the time.
+"""How far hostile documents move a score, with and without canaries, where the judge obeys them half the time.
 
     python scripts/simulations/simulate_hostile.py [--groupings 1000] [--share 0.01]
 

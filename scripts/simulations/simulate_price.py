@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the same certainty costs, beside an earlier version of this project: tokens and dollars on labelled corpora.
+"""Tokens and dollars for the same interval width, by this version and an earlier one, on labelled corpora.
 
     git worktree add ../earlier fdaef38
     python scripts/simulations/simulate_price.py --earlier ../earlier [--data ../shared/data] [--runs 500]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What the steering is worth and how often it errs, on generators whose diversity is known.
+"""Gain from steering generation and rate of its wrong stops, on generators whose diversity is known.
 
     python scripts/simulations/simulate_steering.py --seeds=20
     python scripts/simulations/simulate_steering.py --null_runs=400

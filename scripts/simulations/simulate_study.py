@@ -1,5 +1,4 @@
-"""How often a study's intervals hold the truth, beside the bootstrap's, and whether it takes a confounder out:
-simulated studies.
+"""Coverage of a study's intervals and of the bootstrap's, and removal of a confounder, over simulated studies.
 
     python scripts/simulations/simulate_study.py                    2,000 studies a row, about three minutes on one core
     python scripts/simulations/simulate_study.py --studies 500

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What the verdict says of judges with known faults, and of judges that read: the whole scoring, in this process.
+"""Verdicts of complete scorings by judges with known faults and by judges without.
 
     python scripts/simulations/simulate_verdicts.py [--runs 5] [--honest_runs 40] [--groupings 200] [--samples 10 20]
     python scripts/simulations/simulate_verdicts.py --tests [--runs 400] [--samples 5 10 20 40]
 
 A corpus of 72.9 effective clusters (Zipf-like) whose texts differ in form and length too, both independent of the
 cluster; without the control variate, since artificial texts tell it nothing. `held` counts runs whose interval holds
-the truth, `missed` those that end fit with an interval that does not. A line for each judge that reads and does not
-end fit says why. With `--tests`: the tests of partitions on random samples of known clusters, which depend on nothing.
+the truth, `missed` those that end fit with an interval that does not. A line for each judge that reads and does not end
+fit says why. With `--tests`: the tests of partitions on random samples of known clusters, which depend on nothing.
 """
 
 import argparse

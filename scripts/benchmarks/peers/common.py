@@ -1,4 +1,4 @@
-"""What every contestant of a benchmark shares: its shape on the command line, the clock, and its line of JSON."""
+"""What all contestants of a train step benchmark share: flags of the model, timing, and the line of JSON they print."""
 
 import argparse
 from collections.abc import Callable

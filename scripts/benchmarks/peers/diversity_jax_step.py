@@ -1,4 +1,4 @@
-"""Our own train step with everything a training run has in it: clipping, the guard against non-finite updates, metrics.
+"""Our train step as a training run has it, with clipping, the guard against non-finite updates, and metrics.
 
 python scripts/benchmarks/peers/diversity_jax_step.py --tied --model scan_layers=false --model remat=none
 """

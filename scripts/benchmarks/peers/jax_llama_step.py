@@ -1,4 +1,4 @@
-"""A Llama train step in plain JAX: what a stack built on JAX has to reach, with nothing between it and the compiler.
+"""A Llama train step in plain JAX: the speed that a framework built on JAX should reach.
 
     python scripts/benchmarks/peers/jax_llama_step.py --tied --attention cudnn
 

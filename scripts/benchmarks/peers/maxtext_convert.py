@@ -1,11 +1,11 @@
-"""A Hugging Face folder of any Llama to MaxText's checkpoint, and back, by MaxText's own converters.
+"""Converts a Hugging Face folder of any Llama to a MaxText checkpoint and back, with MaxText's own converters.
 
     python scripts/benchmarks/peers/maxtext_convert.py in  HUGGING_FACE CHECKPOINT
     python scripts/benchmarks/peers/maxtext_convert.py out CHECKPOINT/0/items HUGGING_FACE OUTPUT
 
-Its converters know published models by name alone: this gives them the sizes in `config.json` under the name of one,
-and says so on its command line, where `train` wants the same settings (printed by `in`). `out` takes the sizes and the
-tokenizer from the folder that the training began with. Weights are float32, in layers that are scanned.
+Its converters know only published models, by name: this passes the sizes in `config.json` under the name of one of
+them. `in` prints the settings that MaxText's `train` then needs. `out` takes the sizes and the tokenizer from the
+folder that the training was initialised from. Weights are float32, layers are scanned.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""MaxText's own training command on synthetic rows, at the same shape, and what it says of its steps.
+"""Step times that MaxText's own training command logs, on synthetic rows with a model of the same shape.
 
     pip install maxtext   # with its extra for the machine: maxtext[tpu] or maxtext[cuda12]; Python 3.12
     python scripts/benchmarks/peers/maxtext_step.py --tied
 
-It logs a line a step, with the seconds to three places; the mean is taken, without the first steps, which compile. Its
-parameters begin with other deviations, so its first losses differ from the other contestants'. Its settings
-may follow: `--set attention=cudnn_flash_te`. Layers are scanned, with its remat policy "minimal".
+It logs a line a step, with the seconds to three places; the mean leaves out the first steps, which compile. Its
+parameters are initialised with other standard deviations, so its first losses differ from the other contestants'.
+MaxText settings may be added: `--set attention=cudnn_flash_te`. Layers are scanned, with its remat policy "minimal".
 """
 
 import json

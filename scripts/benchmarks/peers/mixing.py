@@ -1,7 +1,7 @@
-"""What `peers_mixing.py` asks of every loader: documents of two components, rows of them, and how they are judged.
+"""The test data of `peers_mixing.py`, the same for every loader, and how the rows that a loader gives are judged.
 
-Needs NumPy alone. A document's tokens are all one number, 2 * (document + 1) + component, so that rows say what they
-are made of; 0 stays free for padding.
+Needs NumPy alone. All tokens of a document are the number 2 * (document + 1) + component, so that rows show which
+documents they hold; 0 is left for padding.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The anchor of `peers.py`: transformers' Llama in a plain loop with torch's AdamW, in float32 on the CPU.
+"""The reference of `peers.py`: transformers' Llama in a plain loop with torch's AdamW, in float32 on the CPU.
 
 pip install torch transformers
 """

@@ -2,8 +2,8 @@
 
     pip install marin-levanter
 
-Rows of L + 1 tokens are examples of L + 1 positions, whose last one has no target: the same L targets as elsewhere.
-Weight decay leaves out norms and embeddings unless its modules are named.
+Rows of L + 1 tokens are examples of L + 1 positions, the last without a target: the same L targets as elsewhere. Weight
+decay leaves out norms and embeddings unless its modules are named.
 """
 
 import dataclasses

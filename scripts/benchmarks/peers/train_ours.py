@@ -1,4 +1,4 @@
-"""Our own training command's run, for `peers.py`: the same mixture, begun with the same Hugging Face folder."""
+"""Our own training, for `peers.py`: the same mixture, initialised from the same Hugging Face folder."""
 
 from pathlib import Path
 import sys

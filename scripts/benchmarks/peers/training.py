@@ -1,4 +1,4 @@
-"""What every trainer that `peers.py` compares has in common: its flags, the rows, and what it writes of its steps.
+"""What all trainers of `peers.py` share: flags, reading the rows, and the file of step losses and times.
 
 Needs NumPy alone, so that each peer can run in an environment of its own.
 """
