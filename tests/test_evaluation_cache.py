@@ -82,7 +82,7 @@ def test_a_client_that_leaves_frees_its_blocks_and_what_waited_goes_on():
 
 def test_a_long_prompt_does_not_hold_up_an_answer_that_runs(monkeypatch):
     generator = _wide()
-    monkeypatch.setattr("diversity_jax.evaluation.generate._ROWS_A_STEP", 1)
+    monkeypatch.setattr("diversity_jax.evaluation.generate._PREFILL_ROWS_A_STEP", 1)
     short = generator.submit(PROMPTS[0][:3], Sampling(max_tokens=60, ignore_end=True), lambda event: None)
     generator.step()
     for _ in range(generator._shards):  # one of them comes to lie beside the short one

@@ -1,4 +1,4 @@
-"""Blocks of the key/value cache: how many there are, which sequence holds which, and their lists for programs."""
+"""Allocates blocks of the paged key/value cache, and makes the block lists that compiled programs take."""
 
 from collections.abc import Sequence
 import ctypes
@@ -17,23 +17,23 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.model.cache import BLOCK_TOKENS, BlockReads, block_bytes
 from diversity_jax.model.config import LlamaConfig
 
-_FREE_SHARE = 0.8  # of the memory that is free when the cache is made; the rest is for activations and other programs
-_LEAST_PAIRS = 4  # blocks read at once at least, and on an accelerator so many for every row
+_FREE_SHARE = 0.8  # of the free memory is used by the cache; the rest is for activations and other processes
+_LEAST_PAIRS = 4  # fewest blocks read at once; on an accelerator per row
 _MADV_DONTNEED = 4
 _GROUPS = "/sys/fs/cgroup/"
-_CONTROL_GROUP = (  # limit and use, in both versions of control groups
+_CONTROL_GROUP = (  # files of the memory limit and usage, in control groups of version 2 and 1
     (_GROUPS + "memory.max", _GROUPS + "memory.current"),
     (_GROUPS + "memory/memory.limit_in_bytes", _GROUPS + "memory/memory.usage_in_bytes"),
 )
 
 
 def blocks_for(tokens: int) -> int:
-    """Blocks that so many tokens take."""
+    """Number of blocks that hold this number of tokens."""
     return -(-tokens // BLOCK_TOKENS)
 
 
 def free_bytes(device: jax.Device) -> int:
-    """Memory of a device that nobody uses; of the host for a CPU, within the limit of its control group."""
+    """Free memory of a device; for a CPU of the host, within the limit of its control group."""
     if stats := device.memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"]
     free = [psutil.virtual_memory().available]
@@ -46,13 +46,13 @@ def free_bytes(device: jax.Device) -> int:
 
 
 def blocks_that_fit(config: LlamaConfig, mesh: Mesh, memory_gb: float | None) -> int:
-    """Blocks of each part of the rows that the memory of its devices holds.
+    """Number of blocks of each row shard that fit into memory.
 
     Args:
-      memory_gb: of each device; None: most of what is free.
+      memory_gb: memory of each device to use; None: most of the free memory.
     """
     devices = jax.local_devices() if mesh.is_multi_process else list(mesh.devices.flat)
-    on_host = devices[0].platform == "cpu"  # where all devices share one memory
+    on_host = devices[0].platform == "cpu"  # all devices then share one memory
     if memory_gb is None:
         available = _FREE_SHARE * min(map(free_bytes, devices)) / (len(devices) if on_host else 1)
     else:
@@ -61,11 +61,11 @@ def blocks_that_fit(config: LlamaConfig, mesh: Mesh, memory_gb: float | None) ->
 
 
 def refuse_too_small(config: LlamaConfig, fit: int, tokens: int, memory_gb: float | None) -> None:
-    """Raises `InputError` where not even one sequence of so many tokens fits."""
-    if fit > blocks_for(tokens):  # one block is nobody's
+    """Raises `InputError` where not even one sequence of this number of tokens fits into `fit` blocks."""
+    if fit > blocks_for(tokens):  # block 0 is reserved
         return
-    needed, there = (blocks * block_bytes(config) / 1e9 for blocks in (blocks_for(tokens) + 1, fit))
-    source = f"{there:.3g} GB of memory can be used" if memory_gb is None else f"memory_gb={memory_gb:g}"
+    needed, available = (blocks * block_bytes(config) / 1e9 for blocks in (blocks_for(tokens) + 1, fit))
+    source = f"{available:.3g} GB of memory can be used" if memory_gb is None else f"memory_gb={memory_gb:g}"
     remedy = "lower model.max_length" if memory_gb is None else "raise it, or lower model.max_length"
     raise InputError(
         f"{source}: the keys and values of one request of {tokens:,} tokens take {needed:.3g} GB; {remedy}"
@@ -73,9 +73,9 @@ def refuse_too_small(config: LlamaConfig, fit: int, tokens: int, memory_gb: floa
 
 
 class BlockPool:
-    """Free blocks of each part of the rows, the lowest first, so that what was never needed is never touched.
+    """Free blocks of each row shard, lowest number first, so that memory never needed is never touched.
 
-    Block 0 is nobody's: there goes what rows write that are no sequence's.
+    Block 0 is reserved: padding rows write into it.
     """
 
     def __init__(self, blocks: int, shards: int):
@@ -83,11 +83,11 @@ class BlockPool:
         self._free = [list(range(1, blocks)) for _ in range(shards)]
 
     def free(self, shard: int) -> int:
-        """How many are free."""
+        """Number of free blocks of a shard."""
         return len(self._free[shard])
 
     def take(self, shard: int, count: int) -> list[int]:
-        """So many blocks; there must be that many."""
+        """Allocates blocks; at least `count` must be free."""
         return [heapq.heappop(self._free[shard]) for _ in range(count)]
 
     def give_back(self, shard: int, blocks: Sequence[int]) -> None:
@@ -96,7 +96,7 @@ class BlockPool:
 
 
 class CacheRow(NamedTuple):
-    """A row of a compiled call: the next tokens of one sequence, from position `start` on, of which it reads `end`."""
+    """A row of a compiled call: tokens of one sequence from position `start` on, attending to positions below `end`."""
 
     shard: int
     blocks: Sequence[int]
@@ -105,44 +105,48 @@ class CacheRow(NamedTuple):
 
 
 class RowLayout:
-    """Where the rows of one call lie in its arrays.
+    """Assigns the rows of one call to indices of its arrays.
 
     Args:
-      sizes: numbers of rows of each part that programs are compiled for; the least that is enough is taken.
+      sizes: numbers of rows per shard that programs are compiled for, ascending; the first that suffices is used.
+
+    Attributes:
+      indices: of each row, in arrays of `total` rows.
     """
 
     def __init__(self, rows: Sequence[CacheRow], shards: int, sizes: Sequence[int]):
         counts = [0] * shards
-        places = []
+        positions = []
         for row in rows:
-            places.append((row.shard, counts[row.shard]))
+            positions.append(counts[row.shard])
             counts[row.shard] += 1
         self._rows, self._shards = rows, shards
         self.size = next(size for size in sizes if size >= max(counts))
-        self.places = [shard * self.size + within for shard, within in places]  # of each row in an array of all
+        self.indices = [row.shard * self.size + position for row, position in zip(rows, positions, strict=True)]
         self.total = self.size * shards
 
     def array(self, values: Sequence[int], dtype: type = np.int32) -> np.ndarray:
+        """One value per row, 0 for padding."""
         out: np.ndarray = np.zeros(self.total, dtype)
-        out[self.places] = values
+        out[self.indices] = values
         return out
 
     def written(self, tokens: int, steps: int) -> np.ndarray:
-        """int32 steps x rows: the block of each row's next tokens, `tokens` in a step; 0 past the sequence's blocks."""
+        """Int32 [steps, total]: the block of each row's `tokens` tokens of a step; 0 past the sequence's blocks."""
         out = np.zeros((steps, self.total), np.int32)
-        for index, row in zip(self.places, self._rows, strict=True):
+        for index, row in zip(self.indices, self._rows, strict=True):
             for step in range(steps):
                 number = (row.start + step * tokens) // BLOCK_TOKENS
                 out[step, index] = row.blocks[number] if number < len(row.blocks) else 0
         return out
 
     def reads(self, longest: int, window: int | None, *, on_host: bool) -> BlockReads:
-        """The blocks that rows see.
+        """The blocks that rows attend to.
 
         Args:
           longest: blocks of the longest sequence.
-          window: tokens that all layers look back on; None: all.
-          on_host: few blocks at once, whose copies stay in a core's cache.
+          window: tokens that all layers attend to; None: all.
+          on_host: on a CPU fewer blocks are read at once, whose copies stay in a core's cache.
         """
         at_once = max(_LEAST_PAIRS, self.size * (1 if on_host else _LEAST_PAIRS))
         rounds = -(-self.size * longest // at_once)
@@ -150,7 +154,7 @@ class RowLayout:
         out = np.zeros((3, *shape), np.int32)
         out[1] = self.size
         filled = [0] * self._shards
-        for index, row in zip(self.places, self._rows, strict=True):
+        for index, row in zip(self.indices, self._rows, strict=True):
             first = 0 if window is None else max(0, row.start - window + 1) // BLOCK_TOKENS
             numbers = np.arange(first, min(blocks_for(row.end), len(row.blocks)))
             begin = filled[row.shard]
@@ -164,10 +168,9 @@ class RowLayout:
 
 
 def release_zeros(array: jax.Array) -> None:
-    """Gives the memory of an array of zeros on a Linux host back until it is written to; elsewhere does nothing.
+    """Returns the memory of an array of zeros to the system until it is written to; on Linux CPUs only.
 
-    Pages that are dropped read as zeros again, so the array's contents stay. What a cache does not use then costs
-    nothing.
+    Dropped pages read as zeros, so the array does not change; unused blocks of a cache then take no memory.
     """
     if not sys.platform.startswith("linux"):
         return

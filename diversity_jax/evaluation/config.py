@@ -1,4 +1,4 @@
-"""Configurations of evaluation, benchmarks made of a corpus, generation and the server."""
+"""Configurations of evaluation, benchmarks made from a corpus, text generation and the server."""
 
 from dataclasses import dataclass, field
 import re
@@ -21,15 +21,15 @@ def _check_least(config: Any, **least: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Which model, and how it is run.
+    """A model, and how it is run.
 
     Attributes:
       checkpoint: a run's output folder, what `model.convert import` wrote, or a Hugging Face folder.
-      step: of a run: which checkpoint; None: the latest.
+      step: checkpoint of a run; None: the latest.
       tokenizer: `bytes`, a file or a folder; None: the run's own, or the one beside the weights.
       compute_dtype: float32 (figures equal everywhere) or bfloat16 (faster on accelerators).
       max_length: longest context in tokens; None: the model's own.
-      mesh: how rows and weights lie on the devices; by default rows over all of them.
+      mesh: how rows and weights are sharded over the devices; by default rows over all of them.
     """
 
     checkpoint: str = ""
@@ -47,7 +47,7 @@ class ModelSource:
             _check_least(self, max_length=2)
 
     def check_named(self) -> None:
-        """Refuses an empty checkpoint, which a configuration file may leave to the command line."""
+        """Raises `InputError` where `checkpoint` is empty, as configuration files leave it, or no model's folder."""
         if not self.checkpoint:
             raise InputError("model.checkpoint is empty; give a run's output or a Hugging Face folder")
         refuse_other_than_model(self.checkpoint, "model.checkpoint=")
@@ -63,9 +63,7 @@ class HeldOutCorpus:
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuationsConfig:
-    """A benchmark made of any corpus: which of several passages continues the beginning of a document.
-
-    For machines without benchmark files, and for domains that have none.
+    """A benchmark made from any corpus: which of several passages continues the beginning of a document.
 
     Attributes:
       output_dir: the folder that `hellaswag_validation.jsonl` is written to.
@@ -96,9 +94,9 @@ class EvaluateConfig:
 
     Attributes:
       output_dir: for results.json, samples/, requests/ (finished requests, to resume from) and report.html; a local or
-        mounted folder. The same model and settings go on there; an evaluation of others is refused.
-      resume: go on in `output_dir` with other settings than it was begun with: its results are replaced, and its
-        finished requests used where they fit.
+        mounted folder. An evaluation of the same model and settings is resumed; a folder of another one is refused.
+      resume: continue in `output_dir` with changed settings: its results are replaced, and its finished requests used
+        where they fit.
       overwrite: remove what `output_dir` holds of another evaluation first.
       tasks: names of lm-evaluation-harness joined by commas; `paper` stands for the paper's eight; empty: none.
       data_dir: folder of local benchmark files; None: the hub.
@@ -106,8 +104,8 @@ class EvaluateConfig:
       limit: items of each task at most; None: all.
       batch_size: rows computed at once; results do not depend on it.
       slots: answers generated at once, for tasks that generate.
-      system_prompt: begins every prompt; for fine-tuned models the one they were tuned with.
-      apply_chat_template: prompt in the form of a conversation, by the tokenizer's template or the project's own.
+      system_prompt: precedes every prompt; for fine-tuned models the one of their training.
+      apply_chat_template: format prompts as a conversation, by the tokenizer's template or the project's own.
       held_out: also measure the loss on the run's held-out rows, component by component.
       out_of_distribution: texts whose loss is measured document by document.
       compare_with: another evaluation's output folder; the two are compared item by item.
@@ -155,19 +153,19 @@ class GenerateTextConfig:
     """What `python -m diversity_jax.generate_text` writes.
 
     Attributes:
-      prompt: one prompt; with `prompts_file` it is not used.
+      prompt: one prompt; ignored where `prompts_file` is given.
       prompts_file: JSON lines with `prompt` (text) or `messages` (a conversation), else one prompt a line.
       output: a JSON-lines file of answers; None: the answers are printed.
-      overwrite: replace that file where it is there.
+      overwrite: replace that file if it exists.
       chat: the prompt is a user's turn, put into the chat template.
       system_prompt: for chat.
       max_tokens: longest answer.
       temperature: 0 is greedy.
-      top_k: only so many likeliest tokens; 0: all.
-      top_p: the likeliest tokens that hold this share of the probability; 1: all.
+      top_k: only this many of the likeliest tokens; 0: all.
+      top_p: only the likeliest tokens that make up this share of the probability; 1: all.
       seed: answer n of a prompt uses seed + n.
       stop: texts at which an answer ends.
-      samples: answers a prompt.
+      samples: answers per prompt.
       slots: answers generated at once.
     """
 
@@ -201,13 +199,13 @@ class ServeConfig:
       port: 0 takes a free one and prints it.
       slots: answers generated at once.
       steps: tokens decoded before waiting requests are admitted.
-      memory_gb: most that keys and values may take of each device; None: most of what is free at the start.
+      memory_gb: most memory of each device for keys and values; None: most of the free memory at the start.
       max_waiting: requests running or queued at most; further ones are refused (429).
       max_body_bytes: longest request body.
-      max_bodies_bytes: all bodies that are being read or understood; further ones are refused (429).
-      read_seconds: until a request must have arrived, or a part of an answer must have been taken.
-      allow_host: names beside the address listened on by which clients may reach the server, in lower case.
-      allow_origin: origins of web pages that may ask, such as `https://example.org`; `*`: all.
+      max_bodies_bytes: all bodies that are being read or parsed; further ones are refused (429).
+      read_seconds: timeout of receiving a request, and of a client's receiving a part of an answer.
+      allow_host: further names, in lower case, by which clients may address the server.
+      allow_origin: origins of web pages that may send requests, such as `https://example.org`; `*`: all.
       api_key: the environment variable that holds the key clients must send; empty: none is asked for.
     """
 

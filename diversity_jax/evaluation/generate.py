@@ -1,4 +1,4 @@
-"""Generation: continuous batching of answers over one key/value cache that is handed out in blocks."""
+"""Text generation with continuous batching over a paged key/value cache."""
 
 import bisect
 from collections import deque
@@ -36,71 +36,73 @@ from diversity_jax.model.cache import BlockReads, Cache, cached_hidden_states, e
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import row_shards, spec
 
-_READ_TOKENS = 16  # tokens of a prompt in a row of a call; its last row is padded
-_READ_ROWS = (2, 8, 32)  # compiled numbers of such rows on an accelerator; on a CPU 8 keep a core busy
-_LEAST_LONGEST = 2048  # tokens of the longest sequence that a cache is made for, if the context is not shorter
-_ROWS_A_STEP = 64  # most of each part that are read between two steps of decoding: long prompts hold others up little
+_PREFILL_TOKENS = 16  # tokens of a prompt in a row of a prefill call; a prompt's last row is padded
+_PREFILL_ROWS = (2, 8, 32)  # compiled numbers of such rows on an accelerator; on a CPU 8 keep a core busy
+_LEAST_LONGEST = 2048  # the cache is made for sequences of at least this length, in tokens, or of the context
+_PREFILL_ROWS_A_STEP = 64  # most rows of a shard between two decoding steps, so that long prompts delay others little
 
 
 class Generator:
     """Generates many answers at once.
 
-    Sequences take blocks of the cache as they grow. Requests are admitted in turn; where no block is free for a running
-    one, the youngest gives its blocks up, waits again and is read again, so that the oldest always goes on.
+    Sequences allocate blocks of the cache as they grow. Requests are admitted in order; where a running one finds no
+    free block, the youngest is preempted: its blocks are freed, and it waits to be prefilled again.
 
     Args:
-      slots: answers generated together; rounded up to a multiple of the devices that share the rows.
+      slots: answers generated together; rounded up to a multiple of the row shards.
       steps: tokens decoded in one call of the compiled program; tokens after the end of an answer are discarded.
-      memory_gb: most that keys and values may take of each device; None: most of what is free.
+      memory_gb: most memory of each device for keys and values; None: most of the free memory.
     """
 
     def __init__(self, model: LanguageModel, *, slots: int = 16, steps: int = 8, memory_gb: float | None = None):
         config, mesh = model.config, model.mesh
         self._shards = row_shards(mesh)
-        self._rows = -(-slots // self._shards)  # of each part
+        self._rows = -(-slots // self._shards)  # of each shard
         self.model, self.slots, self._steps, self._memory_gb = model, self._rows * self._shards, steps, memory_gb
-        # So many rows are compiled for, and the least that is enough runs; a call costs little more for four times one.
+        # Compiled numbers of rows; the smallest that suffices runs, since time grows little up to four times the rows.
         self._sizes = sorted(
             {*itertools.takewhile(lambda size: size < self._rows, (4**n for n in range(16))), self._rows}
         )
         self._on_host = mesh.devices.flat[0].platform == "cpu"
-        self._read_sizes = (4, 8) if self._on_host else _READ_ROWS
+        self._prefill_sizes = (4, 8) if self._on_host else _PREFILL_ROWS
         size = model.tokenizer.vocabulary.size
         self._words = -(-size // 32)
 
-        def read(params: Params, cache: Cache, *places: Any) -> Cache:
-            return cached_hidden_states(config, params, cache, *places, mesh=mesh)[1]
+        def fill_cache(params: Params, cache: Cache, *arrays: Any) -> Cache:
+            return cached_hidden_states(config, params, cache, *arrays, mesh=mesh)[1]
 
         compiled = partial(jax.jit, donate_argnums=1)
-        self._read = compiled(read)
+        self._fill_cache = compiled(fill_cache)
         self._score_prompt = compiled(partial(score_prompt, config, mesh, size), static_argnames="with_top")
         stop_ids = tuple(sorted(i for i in model.tokenizer.stop_ids if i < config.vocab_size))
         self._decode = compiled(partial(decode_tokens, config, mesh, size, stop_ids), static_argnames="with_top")
         self._numbers = itertools.count()
-        self._fit = 0  # blocks of each part that there is memory for; 0: not known yet
+        self._fit = 0  # blocks of each shard that fit into memory; 0: not known yet
         self._least_rows = 1
         self._longest = 0  # blocks of the longest sequence that the cache is made for
         self._pool = BlockPool(0, self._shards)
         self._cache: Cache | None = None
-        self._waiting: deque[GenerationRequest] = deque()  # filled by any thread, emptied by the generator's alone
+        self._waiting: deque[GenerationRequest] = (
+            deque()
+        )  # appended to by any thread, emptied by the generator's thread
         self._running: list[GenerationRequest] = []  # in the order of their numbers
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for a sequence of so many tokens in each slot, as far as there is memory, and for one at least.
+        """Sizes the cache for a sequence of this many tokens in each slot, or for as many as fit, at least one.
 
         Raises:
           InputError: one does not fit.
         """
-        config, each = self.model.config, blocks_for(tokens)
-        if each <= self._longest and self._pool.blocks > each:
+        config, blocks = self.model.config, blocks_for(tokens)
+        if blocks <= self._longest and self._pool.blocks > blocks:
             return
         self._fit = self._fit or blocks_that_fit(config, self.model.mesh, self._memory_gb)
         refuse_too_small(config, self._fit, tokens, self._memory_gb)
         if self._running:
             return
-        # Few sizes, since each is compiled for.
-        each = blocks_for(max(tokens, min(config.max_length, _LEAST_LONGEST)))
-        self._longest = min(1 << (each - 1).bit_length(), max(blocks_for(config.max_length), each))
+        # Powers of two, since programs are compiled for each size.
+        blocks = blocks_for(max(tokens, min(config.max_length, _LEAST_LONGEST)))
+        self._longest = min(1 << (blocks - 1).bit_length(), max(blocks_for(config.max_length), blocks))
         self._pool = BlockPool(min(self._rows * self._longest + 1, self._fit), self._shards)
         self._cache = None
 
@@ -120,7 +122,7 @@ class Generator:
         return GenerationRequest(number=number, prompt=list(prompt), sampling=sampling, stream=stream, **fields)
 
     def compile(self) -> None:
-        """Compiles for every number of rows that requests without log-probabilities or constraints can need."""
+        """Compiles the programs for all numbers of rows, without log-probabilities and constraints."""
         for size in self._sizes:
             self.generate([[self.model.tokenizer.end_of_text_id] * 2] * (size * self._shards), Sampling(max_tokens=1))
 
@@ -131,7 +133,7 @@ class Generator:
         on_progress: Callable[[GenerationRequest], None],
         constraint: TokenConstraint | None = None,
     ) -> GenerationRequest:
-        """Queues a prompt; safe from any thread. `step` does the work.
+        """Queues a prompt for `step`; safe from any thread.
 
         Raises:
           InputError: an empty prompt, an id outside the vocabulary, or more tokens than the model's context or the
@@ -157,17 +159,17 @@ class Generator:
         """Answers to all prompts, in order.
 
         Args:
-          name: of a prompt by its number from 0, for an error.
+          name: of a prompt by its number from 0, for errors.
 
         Raises:
-          InputError: as `submit`, and nothing is generated then; or the first prompt that has no answer, since the
-            model's log-probabilities are not finite.
+          InputError: as `submit`, before anything is generated; or log-probabilities are not finite, with the name of
+            the first such prompt.
         """
         settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         requests = [self._request(*pair) for pair in zip(prompts, settings, strict=True)]
         self.reserve(max((request.longest for request in requests), default=1))
         self._waiting.extend(requests)
-        # The last few answers run among as many rows as the others: another program would take longer to compile.
+        # The last answers run in programs of as many rows as the first: compiling others would take longer.
         self._least_rows = min(self._rows, -(-len(requests) // self._shards))
         try:
             while self.step():
@@ -180,27 +182,27 @@ class Generator:
         return [request.answer for request in requests if request.answer is not None]
 
     def step(self, *, admit: bool = True) -> bool:
-        """Admits waiting prompts, reads a part of them and extends answers by up to `steps` tokens; False if there is
-        no request.
+        """Admits waiting prompts, prefills a part of them and extends answers by up to `steps` tokens.
+
+        Returns:
+          Whether any request is left.
         """
         self._open()
         for request in [request for request in self._running if request.cancelled]:
             self._release(request)
         if admit:
             self._admit()
-        for _ in range(-(-_ROWS_A_STEP // self._read_sizes[-1])):
-            self._read_prompts()
-        self._settle_prompts()
-        ready = self._with_room([each for each in self._running if each.cached == each.length - 1])
+        for _ in range(-(-_PREFILL_ROWS_A_STEP // self._prefill_sizes[-1])):
+            self._prefill()
+        self._finish_prompts()
+        ready = self._allocate([each for each in self._running if each.cached == each.length - 1])
         bits = self._allowed(ready)
         if ready := [request for request in ready if request in self._running]:
             self._decode_next(ready, bits)
         return bool(self._running or self._waiting)
 
     def abandon(self, failure: Exception, *, waiting: bool = False) -> None:
-        """After an exception in `step`: fails what ran, and with `waiting` what waits; drops the cache, which may be
-        half written.
-        """
+        """After an exception in `step`: fails running and, if asked, `waiting` requests, and drops the cache."""
         failed = list(self._running)
         self._running.clear()
         self._pool, self._cache = BlockPool(self._pool.blocks, self._shards), None
@@ -210,14 +212,14 @@ class Generator:
             request.fail(failure)
 
     def restart(self) -> None:
-        """Makes the cache anew and generates one token, before any request that waits; raises what that raises."""
+        """Makes a new cache and generates one token as a test, before waiting requests are admitted."""
         self._cache = None
         request = self._request([self.model.tokenizer.end_of_text_id] * 2, Sampling(max_tokens=1))
         self._start(request, 0)
         self.step(admit=False)
 
     def _open(self) -> None:
-        """Makes the cache, layer by layer, where there is none."""
+        """Allocates the cache, layer by layer, where there is none."""
         if self._cache is not None:
             return
         if not self._pool.blocks:
@@ -233,7 +235,7 @@ class Generator:
         self._cache = tuple(layers)
 
     def _admit(self) -> None:
-        """Starts what waits, in turn, while there are slots and blocks for it and a block more for each that runs."""
+        """Starts waiting requests in order while slots and blocks are free, and one more block for each running one."""
         while self._waiting and len(self._running) < self.slots:
             request = self._waiting[0]
             if not request.cancelled:
@@ -255,8 +257,8 @@ class Generator:
         self._pool.give_back(request.shard, request.blocks)
         request.blocks = []
 
-    def _with_room(self, ready: Sequence[GenerationRequest]) -> list[GenerationRequest]:
-        """Those that have blocks for their next tokens; the youngest that run give theirs up where too few are free."""
+    def _allocate(self, ready: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+        """Allocates blocks for the next tokens, preempting the youngest requests where too few are free; the rest."""
         running = []
         for request in ready:
             needed = blocks_for(min(request.length - 1 + self._steps, request.longest)) - len(request.blocks)
@@ -271,34 +273,38 @@ class Generator:
                 running.append(request)
         return [request for request in running if request in self._running]
 
-    def _read_prompts(self) -> None:
-        """Puts parts of what is not in the cache yet there, from all in turn; a last token is decoded first."""
+    def _prefill(self) -> None:
+        """Adds tokens of prompts to the cache, in turn from all; not the last token, which is decoded."""
         unread = [each for each in self._running if each.cached < each.length - 1]
         if not unread:
             return
         kind = unread[0].scoring
         parts: list[tuple[GenerationRequest, int, int]] = []
-        rows, most = [0] * self._shards, self._read_sizes[-1]
+        rows, most = [0] * self._shards, self._prefill_sizes[-1]
         while unread := [each for each in unread if each.cached < each.length - 1 and rows[each.shard] < most]:
             for request in unread:
                 if rows[request.shard] < most and request.scoring == kind:
-                    start, end = request.cached, min(request.cached + _READ_TOKENS, request.length - 1)
+                    start, end = request.cached, min(request.cached + _PREFILL_TOKENS, request.length - 1)
                     parts.append((request, start, end))
                     request.cached, rows[request.shard] = end, rows[request.shard] + 1
             unread = [each for each in unread if each.scoring == kind]
         cache_rows = [CacheRow(each.shard, each.blocks, start, end) for each, start, end in parts]
-        layout = RowLayout(cache_rows, self._shards, self._read_sizes)
-        tokens = np.zeros((2, layout.total, _READ_TOKENS), np.int32)
-        for index, (request, start, end) in zip(layout.places, parts, strict=True):
+        layout = RowLayout(cache_rows, self._shards, self._prefill_sizes)
+        tokens = np.zeros((2, layout.total, _PREFILL_TOKENS), np.int32)
+        for index, (request, start, end) in zip(layout.indices, parts, strict=True):
             known = request.known
             tokens[:, index, : end - start] = known[start:end], known[start + 1 : end + 1]
-        arrays = layout.array([start for _, start, _ in parts]), layout.written(_READ_TOKENS, 1)[0], self._reads(layout)
+        arrays = (
+            layout.array([start for _, start, _ in parts]),
+            layout.written(_PREFILL_TOKENS, 1)[0],
+            self._reads(layout),
+        )
         if kind is None:
-            self._cache = self._read(self.model.params, self._cache, tokens[0], *arrays)
+            self._cache = self._fill_cache(self.model.params, self._cache, tokens[0], *arrays)
             return
         out, self._cache = self._score_prompt(self.model.params, self._cache, *tokens, *arrays, with_top=kind)
         out = jax.device_get(out)
-        for index, (request, start, end) in zip(layout.places, parts, strict=True):
+        for index, (request, start, end) in zip(layout.indices, parts, strict=True):
             shown = request.sampling.top_logprobs or 0
             row = {name: value[index] for name, value in out.items()}
             for i in range(start, end):
@@ -310,8 +316,8 @@ class Generator:
         window = None if config.layers_without_window else config.sliding_window
         return layout.reads(self._longest, window, on_host=self._on_host)
 
-    def _settle_prompts(self) -> None:
-        """Ends what has been read and needs no answer, or can have none."""
+    def _finish_prompts(self) -> None:
+        """Ends requests whose prompt is in the cache and that need no answer, or have log-probabilities of NaN."""
         for request in [each for each in self._running if each.cached == each.length - 1 and not each.tokens]:
             if any(np.isnan(each.logprob) for each in request.logprobs):
                 self._fail(request, not_a_number("a token of the prompt"))
@@ -320,7 +326,7 @@ class Generator:
                 request.on_progress(request)
 
     def _allowed(self, ready: Sequence[GenerationRequest]) -> dict[int, np.ndarray]:
-        """Bits of the ids that may be next, by number of a constrained request."""
+        """Bit sets of the ids that may be next, by the number of each constrained request."""
         bits = {}
         for request in ready:
             if request.constraint is not None:
@@ -332,7 +338,7 @@ class Generator:
         return bits
 
     def _decode_next(self, ready: Sequence[GenerationRequest], bits: Mapping[int, np.ndarray]) -> None:
-        # Tokens drawn ahead are wasted where constraints refuse them; where others run, nothing is saved by fewer.
+        # Sampled tokens are wasted where a constraint refuses them; fewer steps save time only if all have constraints.
         steps = 1 if all(request.single_steps for request in ready) else self._steps
         rows = [CacheRow(each.shard, each.blocks, each.length - 1, each.length - 1 + steps) for each in ready]
         layout = RowLayout(rows, self._shards, [size for size in self._sizes if size >= self._least_rows])
@@ -340,18 +346,18 @@ class Generator:
         settings = {name: layout.array([getattr(r.sampling, name) for r in ready], to) for name, to in types.items()}
         settings["seed"] = layout.array([request.sampling.seed & 0xFFFFFFFF for request in ready], np.uint32)
         settings["end_from"] = layout.array([len(r.prompt) + r.sampling.min_tokens - 1 for r in ready])
-        allowed = None  # where no answer is constrained, since that is faster
+        allowed = None  # without constraints a faster program runs
         if any(request.constraint for request in ready):
             allowed = np.full((layout.total, self._words), 0xFFFFFFFF, np.uint32)
-            for index, request in zip(layout.places, ready, strict=True):
+            for index, request in zip(layout.indices, ready, strict=True):
                 allowed[index] = bits.get(request.number, 0xFFFFFFFF)
         tokens = layout.array([(request.tokens or request.prompt)[-1] for request in ready])
-        places = layout.array([row.start for row in rows]), layout.written(1, steps), self._reads(layout)
+        arrays = layout.array([row.start for row in rows]), layout.written(1, steps), self._reads(layout)
         with_top = any(request.sampling.top_logprobs for request in ready)
-        arguments = self.model.params, self._cache, tokens, *places, settings, allowed
+        arguments = self.model.params, self._cache, tokens, *arrays, settings, allowed
         out, self._cache = self._decode(*arguments, with_top=with_top)
         out = jax.device_get(out)
-        for index, request in zip(layout.places, ready, strict=True):
+        for index, request in zip(layout.indices, ready, strict=True):
             self._take_tokens(request, {name: value[:, index] for name, value in out.items()})
 
     def _take_tokens(self, request: GenerationRequest, out: dict[str, np.ndarray]) -> None:

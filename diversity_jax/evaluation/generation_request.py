@@ -1,4 +1,4 @@
-"""One prompt while it is answered: its settings, what constrains it, its tokens so far and the answer."""
+"""State of one generation request: prompt, settings, constraint, tokens so far and the answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,20 +9,20 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.sampling import TOP, Sampling
 
-_REPLACEMENT = "\ufffd"  # what the bytes of an unfinished character decode to
+_REPLACEMENT = "\ufffd"  # the bytes of an incomplete character decode to it
 
 
 class TextStream:
-    """The text of one answer while its tokens arrive: complete characters only, ended before a stop text.
+    """Detokenizes one answer as its tokens arrive: complete characters only, cut before the first stop text.
 
     Args:
       decode: ids to text.
-      stop: texts that end the answer and are left out of it.
-      min_tokens: before so many, no text ends it.
+      stop: texts that end the answer and are not part of it.
+      min_tokens: stop texts within this many first tokens are ignored.
 
     Attributes:
-      text: everything so far; final once `stopped`, or after `finish`.
-      stopped: a stop text has been met.
+      text: the text so far; final once `stopped`, or after `finish`.
+      stopped: whether a stop text was found.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), *, min_tokens: int = 0):
@@ -30,16 +30,16 @@ class TextStream:
         self._decode, self._stop, self._min_tokens = decode, tuple(stop), min_tokens
         self._longest_stop = max(map(len, stop), default=0)
         self._ids: list[int] = []
-        self._window_start, self._ids_read = 0, 0  # tokens from the start of the window are decoded with new ones
+        self._window_start, self._ids_read = 0, 0  # new tokens are decoded with those of the window
         self._characters_taken, self._stop_from = 0, 0
 
     def add(self, token: int) -> None:
-        """One more token. Only the last few are decoded again, since how a token reads depends on its neighbours."""
+        """Adds a token. The last few are decoded again with it, since a token's text depends on its neighbours."""
         self._ids.append(token)
         self._read_new(last=False)
 
     def finish(self) -> None:
-        """No more tokens: an unfinished character shows as it is."""
+        """Ends the text; an incomplete character becomes U+FFFD."""
         if not self.stopped:
             self._read_new(last=True)
 
@@ -58,7 +58,7 @@ class TextStream:
             self.text, self.stopped = self.text[: min(stops)], True
 
     def take(self, *, last: bool = False) -> str:
-        """What is new and not the possible beginning of a stop text; with `last`, all that is left."""
+        """New text since the last call, without a possible beginning of a stop text; with `last`, all of it."""
         end = len(self.text)
         if not last and not self.stopped:
             lengths = range(min(self._longest_stop - 1, end), 0, -1)
@@ -72,7 +72,7 @@ class TextStream:
 class TokenLogprob:
     """Log-probability in nats of a chosen token, before temperature and filters, and (token, nats) of the likeliest.
 
-    `before` is the token that it follows, on which its spelling may depend.
+    `before` is the preceding token, on which the token's text may depend.
     """
 
     token: int
@@ -86,11 +86,11 @@ class GeneratedText:
     """One finished answer.
 
     Attributes:
-      text: without its stop text and end-of-text token.
-      tokens: all ids generated, including the ones that ended it.
+      text: without stop text and end-of-text token.
+      tokens: all generated ids, including those of the stop text or end of text.
       finish_reason: `stop` (a stop text or end of text) or `length`.
-      logprobs: of each token, where `Sampling.top_logprobs` is not None; of the prompt's tokens before them, from the
-        second on, where `Sampling.prompt_logprobs` asks for them.
+      logprobs: of each token, where `Sampling.top_logprobs` is not None; with `Sampling.prompt_logprobs`, those of the
+        prompt's tokens from the second on come first.
     """
 
     text: str
@@ -100,30 +100,32 @@ class GeneratedText:
 
 
 class TokenConstraint(Protocol):
-    """What one answer may consist of, token by token. Both methods may raise `InputError`: the answer fails by it."""
+    """A restriction of one answer's tokens. An `InputError` that a method raises fails the answer."""
 
     @property
     def finished(self) -> bool:
-        """Nothing can follow but the end."""
+        """Whether only the end can follow."""
 
     def fill(self, bits_W: np.ndarray) -> None:
-        """Sets bit i of these uint32 words where id i may be next, and clears the others."""
+        """Sets bit i of these uint32 words where id i may follow, and clears the others."""
 
     def accept(self, tokens: Sequence[int]) -> int:
-        """Takes the first tokens, as many as are allowed one after another; returns how many."""
+        """Advances by the longest allowed prefix of `tokens`; returns its length."""
 
 
 @dataclass(kw_only=True, eq=False)
 class GenerationRequest:
-    """A prompt in the generator; set `cancelled` to free what it holds.
-
-    Attributes:
-      number: by which requests are served in turn.
-      shard, blocks: the rows' part of the mesh that holds its keys and values, and their blocks there, in order.
-      cached: tokens whose keys and values are in the cache.
+    """A prompt in the generator; set `cancelled` to release its slot and blocks.
 
     The generator's thread calls `on_progress` after new tokens, the last time with an `answer` or a `failure` set.
     A failure is an `InputError` where the request itself is at fault.
+
+    Attributes:
+      number: requests are served in the order of their numbers.
+      single_steps: number of next calls that decode one token only, after a constraint refused sampled tokens.
+      refusals: such calls in a row.
+      shard, blocks: row shard that holds its keys and values, and their blocks there, in order.
+      cached: tokens whose keys and values are in the cache.
     """
 
     number: int
@@ -137,40 +139,35 @@ class GenerationRequest:
     answer: GeneratedText | None = None
     cancelled: bool = False
     failure: Exception | None = None
-    single_steps: int = 0  # calls that draw one token only, after a constraint refused what was drawn freely
-    refusals: int = 0  # in a row
-
+    single_steps: int = 0
+    refusals: int = 0
     shard: int = 0
     blocks: list[int] = field(default_factory=list)
     cached: int = 0
 
     @property
     def known(self) -> list[int]:
-        """The prompt and what follows it so far; its last token is not in the cache before it is decoded."""
+        """The prompt and the tokens generated so far; the last token is not in the cache."""
         return self.prompt + self.tokens
 
     @property
     def length(self) -> int:
-        """Tokens known."""
+        """Number of `known` tokens."""
         return len(self.prompt) + len(self.tokens)
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt and the longest answer."""
+        """Most tokens of prompt and answer."""
         return len(self.prompt) + self.sampling.max_tokens
 
     @property
-    def scores_prompt(self) -> bool:
-        """Log-probabilities of the prompt are wanted, and not known from an earlier reading."""
-        return self.sampling.prompt_logprobs and not self.tokens
-
-    @property
     def scoring(self) -> bool | None:
-        """How a prompt is read: None: without log-probabilities, else whether with those of the likeliest tokens."""
-        return bool(self.sampling.top_logprobs) if self.scores_prompt else None
+        """Whether prefill reports the likeliest tokens' log-probabilities; None: it reports no log-probabilities."""
+        needs_scores = self.sampling.prompt_logprobs and not self.tokens  # else they are known, or not asked for
+        return bool(self.sampling.top_logprobs) if needs_scores else None
 
     def fail(self, failure: Exception) -> None:
-        """Ends it without an answer."""
+        """Ends the request without an answer."""
         self.failure = failure
         self.on_progress(self)
 
@@ -183,16 +180,16 @@ def not_a_number(what: str) -> ArithmeticError:
 
 
 def accepted_tokens(request: GenerationRequest, constraint: TokenConstraint, tokens: list[int]) -> list[int]:
-    """The first of the tokens drawn, as many as a constraint allows.
+    """The longest prefix of the sampled tokens that a constraint allows.
 
-    Only the first was drawn under it. One drawn freely that it allows is the one that would have been drawn under it,
-    from the same noise; unless a filter counts the ids that are not allowed.
+    Only the first token was sampled under the constraint. A later one that it allows equals the one that the same noise
+    would have given under the constraint, except with top-k or top-p, which count ids that are not allowed.
 
     Raises:
-      InputError: none, so that the answer cannot go on.
+      InputError: no token is allowed, so that the answer cannot continue.
     """
-    drawn = tokens[:1] if request.sampling.filtered else tokens
-    accepted = drawn[: constraint.accept(drawn)]
+    sampled = tokens[:1] if request.sampling.filtered else tokens
+    accepted = sampled[: constraint.accept(sampled)]
     if not accepted:
         problem = "what the grammar asks for next cannot be written with this tokenizer, or only after min_tokens"
         raise InputError(problem)

@@ -1,8 +1,7 @@
-"""Loss on text the model was not trained on, in nats per token and bits per byte, with standard errors."""
+"""Loss on held-out text in nats per token and bits per byte, with standard errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-import functools
 import itertools
 import logging
 import math
@@ -24,9 +23,9 @@ _DOCUMENTS_AT_ONCE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class TextLoss:
-    """Loss over all predicted tokens and the UTF-8 bytes they stand for.
+    """Loss over all predicted tokens and their UTF-8 bytes.
 
-    The standard errors are over units (rows or documents), and None for a single one.
+    Standard errors are over units (rows or documents), and None for a single unit.
     """
 
     nats_per_token: float
@@ -41,7 +40,7 @@ class TextLoss:
 def text_loss(
     nats: Sequence[float] | np.ndarray, tokens: Sequence[int] | np.ndarray, text_bytes: Sequence[float] | np.ndarray
 ) -> TextLoss:
-    """Ratios of sums over independent units, with the linearised standard error of a ratio."""
+    """Ratios of sums over independent units, with the standard error of a ratio by linearisation."""
     nats_U, tokens_U, bytes_U = (np.asarray(values, np.float64) for values in (nats, tokens, text_bytes))
     n = len(nats_U)
 
@@ -76,11 +75,12 @@ def rows_loss(
     """Loss on held-out rows, as training computes it.
 
     Args:
-      rows: int [rows, L + 1]; starts, targets: bool like it, the first tokens of segments, in which attention stays,
-        and the tokens that the loss counts, as `Boundaries` has them of text and the rows themselves of conversations.
-        The token after a segment is predicted from within it.
-      bytes_per_token: of the text of those targets.
-      max_length: tokens the model reads at most; what stands before in the segment is left out.
+      rows: int [rows, L + 1].
+      starts: bool as `rows`, the first tokens of segments; attention stays within a segment, but the first token after
+        it is still predicted from it.
+      targets: bool as `rows`, the tokens that the loss counts.
+      bytes_per_token: UTF-8 bytes of text per target.
+      max_length: most tokens of context; earlier tokens of a segment are left out.
     """
     units: list[list[Scored]] = []
     for row, begins, counts in zip(rows, starts, targets, strict=True):
@@ -106,12 +106,12 @@ def _units_loss(scorer: Scorer, units: Sequence[Sequence[Scored]], bytes_per_tok
 
 
 def documents_loss(model: LanguageModel, scorer: Scorer, texts: Sequence[str], *, name: str = "documents") -> TextLoss:
-    """Loss on documents, each after the token that begins a text; longer ones in windows that share one token.
+    """Loss on documents, each after the model's begin-of-text token; long ones in windows that overlap by one token.
 
-    Where nothing begins a text, the first token of each is given, and counts with its share of the bytes for nothing.
+    Without such a token the first token of each document, and its share of the bytes, is not counted.
 
     Raises:
-      InputError: no text.
+      InputError: there is no text, or no document has a token to predict.
     """
     texts = [text for text in texts if text]
     if not texts:
@@ -133,8 +133,8 @@ def documents_loss(model: LanguageModel, scorer: Scorer, texts: Sequence[str], *
                     window = with_prefix[first : first + context + 1]
                     windows.append(Scored(tokens=tuple(window), scored=len(window) - 1))
                     owners.append(number)
-            about = functools.partial(_document_name, name, owners)
-            for owner, result in zip(owners, scorer.score(windows, name=about), strict=True):
+            names = [f"{name}, document {owner}" for owner in owners]
+            for owner, result in zip(owners, scorer.score(windows, name=names.__getitem__), strict=True):
                 nats[owner] -= result.nats
             progress.advance(len(encoded))
     if not tokens.any():
@@ -142,25 +142,23 @@ def documents_loss(model: LanguageModel, scorer: Scorer, texts: Sequence[str], *
     return text_loss(nats, tokens, sizes)
 
 
-def _document_name(name: str, owners: Sequence[int], index: int) -> str:
-    return f"{name}, document {owners[index]}"
-
-
 def bytes_per_target(split: Split, manifest: Manifest, boundaries: Boundaries) -> float:
-    """UTF-8 bytes of text a target token of a split's rows stands for, on average; end-of-text stands for none."""
+    """Mean UTF-8 bytes of text per target token of a split's rows; an end-of-text token has none."""
     tokens, documents = split.tokens + split.dropped_tokens, split.documents
     begins = 0 if manifest.begin_of_text_id is None else documents
     if boundaries.document_start != "none":
         return split.text_bytes / (tokens - begins)
-    own = tokens - documents  # of text; the first of each document is no target
-    return split.text_bytes * (own - documents) / own / own if own > documents else 0.0
+    text_tokens = tokens - documents  # without end-of-text; the first one of each document is no target
+    if text_tokens <= documents:
+        return 0.0
+    return split.text_bytes * (text_tokens - documents) / text_tokens / text_tokens
 
 
 def component_losses(run: str | Path, model: LanguageModel, scorer: Scorer) -> dict[str, tuple[str, TextLoss]]:
-    """Kind and loss of each component of a run's mixture, on its held-out rows.
+    """Kind and held-out loss of each component of a run's mixture, by name.
 
     Raises:
-      InputError: the folder is not a run's, or its mixture is gone.
+      InputError: the folder is not a run's, or its mixture is missing.
     """
     from diversity_jax.mixtures.mixture import Mixture
     from diversity_jax.prepare.rows import RowReader

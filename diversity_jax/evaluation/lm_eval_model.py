@@ -1,4 +1,4 @@
-"""Our models as the model `diversity_jax` of lm-evaluation-harness; importing this module registers them."""
+"""The model type `diversity_jax` of lm-evaluation-harness; importing this module registers it."""
 
 from collections.abc import Mapping, Sequence
 import functools
@@ -30,10 +30,10 @@ _ANSWER_TOKENS = 256  # the harness's default length of an answer
 
 
 class RequestStore:
-    """Answers of finished requests by the hash of the request, in a JSON-lines file: an interrupted evaluation resumes.
+    """Answers of finished requests by the request's hash, in a JSON-lines file from which an evaluation resumes.
 
-    The first line holds the hash of `identity`, a JSON value: the model and its settings. Answers of another model are
-    dropped, and so is a line cut off by a killed process. Without a path, answers are kept in memory only.
+    The first line holds the hash of `identity`, the model and its settings. Answers of another identity, and those from
+    an incomplete or invalid line on, are dropped. Without a path, answers are stored in memory only.
     """
 
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any]):
@@ -68,16 +68,16 @@ class RequestStore:
 
     @staticmethod
     def key(*request: Any) -> str:
-        """Identifies a request."""
+        """Hash of a request."""
         return content_hash(request)[:32]
 
     def get(self, key: str, kind: type) -> Any:
-        """The answer, or None; one of another kind than requests of this kind have is none."""
+        """The answer; None where there is none of this type."""
         answer = self._answers.get(key)
         return answer if isinstance(answer, kind) else None
 
     def add(self, answers: Sequence[tuple[str, Any]]) -> None:
-        """Keeps answers; they are with the operating system when this returns.
+        """Stores answers, flushed to the operating system.
 
         Raises:
           InputError: the disk is full.
@@ -93,7 +93,7 @@ class RequestStore:
 
 
 def _is_answer(value: Any) -> bool:
-    """Whether a value is a text, or nats and whether the text was the likeliest one."""
+    """Whether a value is a text, or a pair of nats and whether greedy decoding gives the text."""
     is_pair = isinstance(value, list) and len(value) == 2
     return isinstance(value, str) or (is_pair and type(value[0]) in (int, float) and isinstance(value[1], bool))
 
@@ -103,13 +103,13 @@ class HarnessModel(TemplateLM):
 
     Results do not depend on `batch_size` or on a data-parallel mesh: see `Scorer`. They equal those of the harness's
     own `hf` model on the same weights, tokenizer and settings: the same truncation from the left, the same windows, the
-    same prefix token. Of one thing they do not: where a tokenizer puts a token before every text, `hf` has that token
-    twice before a rolling text and counts how likely the second is; here it stands once and is never predicted, as with
-    `hf` and `add_bos_token=False`.
+    same prefix token. One exception: where a tokenizer adds a token before every text, `hf` has that token twice before
+    a rolling text and scores the second; here it occurs once and is never predicted, as in `hf` with
+    `add_bos_token=False`.
 
     Args:
       batch_size: rows computed at once.
-      store: a file that keeps finished requests.
+      store: file of finished requests; see `RequestStore`.
       slots: answers generated at once.
     """
 
@@ -141,7 +141,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int | None:
-        """What an empty context is replaced by; None: nothing can stand there."""
+        """Id that replaces an empty context; None: the model has none."""
         return self.model.tokenizer.prefix_id
 
     @property
@@ -174,10 +174,10 @@ class HarnessModel(TemplateLM):
         return self.model.tokenizer.encode(string, special=add_special_tokens is not False)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation given its context, and whether greedy decoding would give it.
+        """Log-likelihood of each continuation given its context, and whether greedy decoding gives it.
 
         Raises:
-          InputError: one is not finite; the message names the task and its first such item.
+          InputError: a log-likelihood is not finite; the message names the task and its first such item.
         """
         pairs = [request.args for request in requests]
         self._refuse_empty(requests)
@@ -187,7 +187,7 @@ class HarnessModel(TemplateLM):
         return self._loglikelihood_tokens(encoded, names=list(map(_item_name, requests)))
 
     def _refuse_empty(self, requests: Sequence[Any]) -> None:
-        """Refuses an item with an empty context where nothing can stand in its place."""
+        """Raises `InputError` for an empty context where the model has no prefix token."""
         if self.prefix_token_id is None:
             for request in requests:
                 if not request.args[0]:
@@ -196,7 +196,7 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], *, names: Sequence[str] = (), **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        divisions = [self._windows(*request) for request in requests]
+        divisions = [windows(*request, self.max_length) for request in requests]
         if divided := sum(len(parts) > 1 for parts in divisions):
             text = "%d answers are longer than the model's context of %d tokens and are scored in parts"
             log.warning(text, divided, self.max_length)
@@ -211,13 +211,9 @@ class HarnessModel(TemplateLM):
                 self.cache_hook.add_partial("loglikelihood", pair, likelihoods[-1])
         return likelihoods
 
-    def _windows(self, pair: tuple[str, str] | None, context: Sequence[int], answer: Sequence[int]) -> list[Scored]:
-        """As `answers.windows`; the harness's own backends stop at an answer that is longer than the context."""
-        return windows(pair, context, answer, self.max_length)
-
     def _score(self, sequences: Sequence[Scored], names: Sequence[str]) -> list[tuple[float, bool]]:
-        """Scores what the store does not hold yet. Rows are planned over all sequences, so resuming computes the same
-        rows again.
+        """Log-likelihoods, from the store where it holds them. Rows are packed from all sequences, so that a resumed
+        evaluation computes the same rows.
 
         Raises:
           InputError: a log-likelihood is not finite; none of its batch is stored.
@@ -233,14 +229,14 @@ class HarnessModel(TemplateLM):
                 progress.advance(len(batch))
         answers = (self.store.get(key, list) for key in keys)
         likelihoods = [Likelihood(nats=float(nats), greedy=bool(greedy)) for nats, greedy in answers]
-        # An earlier version may have stored such.
+        # An earlier version may have stored figures that are not finite.
         self._scorer.refuse_not_finite(dict(enumerate(likelihoods)), sequences, names.__getitem__)
         return [(result.nats, result.greedy) for result in likelihoods]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of texts, in windows that each predict as much as they can.
+        """Log-likelihood of texts, in disjoint windows of the context's length.
 
-        Where nothing begins a text, its first token is given instead of predicted; a line says so.
+        Without a prefix token the first token of each text is not scored, with a warning.
         """
         sequences, owners, prefix = [], list[int](), self.prefix_token_id
         if prefix is None:
@@ -250,7 +246,7 @@ class HarnessModel(TemplateLM):
             first, ids = (prefix, ids) if prefix is not None else (ids[0] if ids else None, ids[1:])
             parts = utils.get_rolling_token_windows(ids, first, self.max_length, context_len=1)
             for context, predicted in map(utils.make_disjoint_window, parts):
-                sequences += self._windows(None, context, predicted)
+                sequences += windows(None, context, predicted, self.max_length)
                 owners.append(number)
         totals = [0.0] * len(requests)
         names = [_item_name(requests[owner]) for owner in owners]
@@ -261,7 +257,7 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers, cut before the first stop string; contexts too long for the answer to fit lose their beginning."""
+        """Answers, cut before the first stop string; contexts are truncated from the left to leave it room."""
         self._refuse_empty(requests)
         generations = [self._generation(*request.args) for request in requests]
         keys = [self.store.key("generate_until", prompt, vars(sampling)) for prompt, sampling in generations]
@@ -283,12 +279,13 @@ class HarnessModel(TemplateLM):
     def _generation(self, context: str, settings: Mapping[str, Any]) -> tuple[list[int], Sampling]:
         kwargs = normalize_gen_kwargs(dict(settings), self.max_gen_toks)
         stop = [text for text in handle_stop_sequences(kwargs.pop("until", None), eos=None) if text]
-        most = kwargs["max_gen_toks"]
-        if most >= self.max_length:
-            raise InputError(f"max_gen_toks={most}: must be below the model's context of {self.max_length:,} tokens")
-        prompt = self.model.tokenizer.encode_prompt(context)[-(self.max_length - most) :]
+        max_tokens = kwargs["max_gen_toks"]
+        if max_tokens >= self.max_length:
+            limit = f"must be below the model's context of {self.max_length:,} tokens"
+            raise InputError(f"max_gen_toks={max_tokens}: {limit}")
+        prompt = self.model.tokenizer.encode_prompt(context)[-(self.max_length - max_tokens) :]
         sampling = Sampling(
-            max_tokens=most,
+            max_tokens=max_tokens,
             temperature=float(kwargs.get("temperature") or 0.0) if kwargs.get("do_sample", False) else 0.0,
             top_k=int(kwargs.get("top_k") or 0),
             top_p=float(kwargs.get("top_p") or 1.0),
@@ -299,19 +296,18 @@ class HarnessModel(TemplateLM):
 
 
 def _item_name(request: Any) -> str:
-    """A request of the harness as `TASK, item N`, counted from 0 as in its samples."""
+    """`TASK, item N` for a request of the harness, counted from 0."""
     return f"{getattr(request, 'task_name', None) or 'task'}, item {getattr(request, 'doc_id', '?')}"
 
 
 @register_model("diversity_jax")
 class DiversityJax(HarnessModel):
-    """A model by the arguments of a command line.
+    """A `HarnessModel` from the harness's `model_args`.
 
     Args:
       checkpoint, source: as `open_model`; `device` and `max_batch_size`, which the harness adds, are ignored.
       data, fsdp, tensor: the mesh; by default rows over all devices.
-      batch_size: rows computed at once; `auto` means the default, since rows are all of few lengths.
-      slots, store: as `HarnessModel`.
+      batch_size, slots, store: as `HarnessModel`; a batch size of `auto` is the default.
     """
 
     def __init__(

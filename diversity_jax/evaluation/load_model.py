@@ -1,7 +1,4 @@
-"""Loads a model for inference, weights and tokenizer: of a training run, an import or a Hugging Face folder.
-
-Answers given their contexts, as ids and as the windows in which a model reads them, are what log-likelihoods are of.
-"""
+"""Loads a model with its tokenizer for inference, and encodes contexts and answers for log-likelihoods."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -45,14 +42,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """What scoring, generation and the server share.
+    """A model on a mesh with its tokenizer, for scoring, generation and the server.
 
     Attributes:
-      name: what it is called in results and by clients.
-      config: sizes; `max_length` is the longest context used.
-      params: as `for_inference` lays them out, on the mesh.
-      tokenizer: text to ids.
-      weights_hash: SHA-256 of the float32 weights.
+      name: in results and for clients.
+      config: `max_length` is the longest context used.
+      params: in the layout of `for_inference`, on the mesh.
+      weights_hash: see `weights_hash`.
     """
 
     name: str
@@ -63,7 +59,7 @@ class LanguageModel:
     weights_hash: str
 
     def scorer(self, batch_size: int = 8) -> Scorer:
-        """Log-likelihoods under this model."""
+        """A scorer of log-likelihoods under this model."""
         return Scorer(self.config, self.params, self.mesh, batch_size=batch_size)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
@@ -76,8 +72,8 @@ class LanguageModel:
         )
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
-        """A conversation as text and ids. A tokenizer's own template writes special tokens itself, and none are added;
-        what messages hold of their texts are letters."""
+        """A conversation as text and ids. Texts of special tokens in messages are encoded as plain text; special tokens
+        are those of the tokenizer's own template, without one those that the tokenizer adds."""
         check_messages(messages)
         text = self.chat(self.tokenizer.vocabulary.with_plain_content(messages))
         tokenizer = dataclasses.replace(self.tokenizer, special_text=True)
@@ -87,13 +83,13 @@ class LanguageModel:
 def language_model(
     name: str, config: LlamaConfig, params: Params, tokenizer: ModelTokenizer, mesh: MeshConfig
 ) -> LanguageModel:
-    """Puts a model on the mesh.
+    """Places a model on a mesh.
 
     Args:
-      params: float32, stacked layers, as they are read from a checkpoint.
+      params: float32 with stacked layers, as in a checkpoint.
 
     Raises:
-      InputError: the tokenizer has more ids than the model has rows, or the mesh does not fit the model.
+      InputError: the tokenizer has more ids than the model's vocabulary, or the mesh does not fit the model.
     """
     if (size := tokenizer.vocabulary.size) > config.vocab_size:
         ids = f"its vocabulary has {config.vocab_size:,} ids, the tokenizer {size:,}"
@@ -131,15 +127,15 @@ def open_model(
     mesh: MeshConfig | None = None,
     name: str | None = None,
 ) -> LanguageModel:
-    """A model on the mesh with its tokenizer.
+    """Opens a model with its tokenizer on a mesh.
 
     Args:
       checkpoint, step, tokenizer, compute_dtype, max_length: as `evaluation.config.ModelSource`.
-      mesh: None: the rows of a batch over all devices.
-      name: None: of the folder, and of the step where one is given.
+      mesh: None: rows sharded over all devices.
+      name: None: the folder's name, and the step where one is given.
 
     Raises:
-      InputError: nothing there, something damaged, or a tokenizer of another vocabulary.
+      InputError: there is no model, a file is damaged, or the tokenizer does not fit the model.
     """
     folder = model_folder(checkpoint)
     changes: dict[str, Any] = {"compute_dtype": compute_dtype, "attention": "auto", "dropout": 0.0}
@@ -166,7 +162,7 @@ def _tokenizer(folder: Path, given: str | None) -> ModelTokenizer:
 
 
 def _check_run_tokenizer(folder: Path, given: str) -> None:
-    """Refuses a tokenizer whose ids mean other text: not the one of the run's mixture, where that is still there."""
+    """Raises `InputError` where the run's mixture exists and was prepared with another tokenizer."""
     mixture = run_mixture(folder, run_settings(folder)) if (folder / "run.json").exists() else None
     vocabulary = _recorded(join_path(mixture, "mixture.json"))["vocabulary"] if mixture else None
     if not vocabulary:
@@ -181,7 +177,7 @@ def _check_run_tokenizer(folder: Path, given: str) -> None:
 
 
 def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
-    """The tokenizer kept beside a run's rows."""
+    """The tokenizer that is stored with a run's prepared rows."""
     mixture = mixture_folder(folder)
     manifests = _manifests(mixture)
     vocabulary = _recorded(join_path(mixture, "mixture.json"))["vocabulary"]
@@ -198,7 +194,7 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
 
 
 def _reads_special_text(mixture: Path | str, kind: str) -> bool:
-    """Whether special tokens' texts in the documents that a run was trained on were these tokens."""
+    """Whether texts of special tokens in the training documents were encoded as these tokens."""
     return any(
         (manifest.get("special_text") or special_text_before(kind, is_chat=bool(manifest.get("chat")))) == "special"
         for manifest in map(read_fields, _manifests(mixture))
@@ -206,7 +202,7 @@ def _reads_special_text(mixture: Path | str, kind: str) -> bool:
 
 
 def _for_run(tokenizer: Tokenizer, run: Path) -> ModelTokenizer:
-    """A tokenizer as the training of a run used it."""
+    """A tokenizer with the settings of a run's training."""
     mixture = mixture_folder(run)
     boundaries = run_boundaries(run)
     if boundaries.document_start is None and boundaries.separate:
@@ -222,7 +218,7 @@ def _for_run(tokenizer: Tokenizer, run: Path) -> ModelTokenizer:
 
 
 def _named_for_run(run: Path, tokenizer: Tokenizer) -> ModelTokenizer:
-    """A tokenizer that was named for a run, whose mixture may be gone."""
+    """A tokenizer given for a run, whose mixture may be missing."""
     try:
         mixture_folder(run)
     except InputError as error:
@@ -232,7 +228,7 @@ def _named_for_run(run: Path, tokenizer: Tokenizer) -> ModelTokenizer:
 
 
 def run_boundaries(run: Path | str) -> Boundaries:
-    """Where documents began in a run's rows of text."""
+    """Where documents begin in a run's rows of text."""
     across = (run_settings(run).get("train") or {}).get("attend_across_documents", True)
     record = _recorded(join_path(mixture_folder(run), "mixture.json"))
     return Boundaries.of_mixture(record, attend_across_documents=across)
@@ -248,12 +244,12 @@ def _manifests(mixture: Path | str) -> list[Path | str]:
 
 
 def _recorded(path: Path | str) -> dict[str, Any]:
-    """`mixture.json`, of which these fields are as this module needs them."""
+    """The content of a `mixture.json`, with the types of these fields checked."""
     return read_fields(path, vocabulary=Fields | None, components=list[Fields] | None)
 
 
 def _chat(mixture: Path | str) -> Mapping[str, Any] | None:
-    """What a run was fine-tuned with: chat template and special tokens; None for a run on plain text."""
+    """Chat template and special tokens of a fine-tuning run; None for a run on plain text."""
     return next((chat for path in _manifests(mixture) if (chat := read_fields(path, chat=Fields | None)["chat"])), None)
 
 
@@ -261,7 +257,7 @@ def mixture_folder(run: Path | str) -> Path | str:
     """The folder of the mixture that a run was trained on.
 
     Raises:
-      InputError: neither in the run nor where it was read from.
+      InputError: it is neither in the run's folder nor where the run read it.
     """
     settings = run_settings(run)
     if (folder := run_mixture(run, settings)) is not None:
@@ -271,19 +267,19 @@ def mixture_folder(run: Path | str) -> Path | str:
 
 
 def run_settings(run: Path | str) -> Mapping[str, Any]:
-    """The configuration a run was started with."""
+    """A run's configuration, from its `run.json`."""
     return read_fields(join_path(run, "run.json"), settings=Fields | None)["settings"] or {}
 
 
 Pair = tuple[str, str]
-"""A context and what follows it."""
+"""A context and its continuation."""
 
 
 def encode_pairs(tokenizer: ModelTokenizer, pairs: Sequence[Pair]) -> list[tuple[Pair, list[int], list[int]]]:
-    """Pairs with the ids of context and answer, as lm-evaluation-harness's `TemplateLM._encode_pair` makes them, in one
-    call of the tokenizer: spaces that end a context are moved to its answer.
+    """Pairs with the ids of context and answer, as lm-evaluation-harness's `TemplateLM._encode_pair` gives them, in one
+    call of the tokenizer: trailing spaces of a context are moved to its answer.
 
-    An empty context is replaced by `tokenizer.prefix_id`, which must be there.
+    An empty context is replaced by `tokenizer.prefix_id`, which must not be None.
     """
     contexts = [context.rstrip() for context, _ in pairs]
     complete = [(stripped, "".join(pair)) for stripped, pair in zip(contexts, pairs, strict=True) if pair[0]]
@@ -298,20 +294,20 @@ def encode_pairs(tokenizer: ModelTokenizer, pairs: Sequence[Pair]) -> list[tuple
             answer = tokenizer.encode(pair[1], special=False)
             prefix = tokenizer.prefix_id
             assert prefix is not None  # checked by callers
-            begins = bool(answer) and answer[0] == prefix
-            context, answer = (answer[:1], answer[1:]) if begins else ([prefix], answer)
+            has_prefix = answer[:1] == [prefix]
+            context, answer = (answer[:1], answer[1:]) if has_prefix else ([prefix], answer)
             encoded.append((pair, context, answer))
     return encoded
 
 
 def windows(pair: Pair | None, context: Sequence[int], answer: Sequence[int], most: int) -> list[Scored]:
-    """The last `most + 1` tokens, of which the model reads all but the last.
+    """The windows in which an answer is scored: the last `most + 1` tokens, of which the model reads all but the last.
 
-    An answer that is longer than that by itself goes in parts of half a context, each after what fits before it.
+    An answer longer than `most` is scored in parts of half a context, each with as much context as fits.
 
     Args:
-      pair: for the message; None: a window of a text.
-      most: tokens that the model reads at once.
+      pair: for the error message; None: a window of a text.
+      most: the model's context in tokens.
 
     Raises:
       InputError: the answer or the context is empty.

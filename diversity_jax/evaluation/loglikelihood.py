@@ -1,8 +1,7 @@
-"""Log-likelihoods of token sequences: packed into forests, scored in few compiled shapes, sharded over a mesh.
+"""Log-likelihoods of token sequences: packed into rows of prefix trees, in few compiled shapes, sharded over a mesh.
 
-A row holds trees of tokens in preorder, so that beginnings which sequences share are stored and computed once.
-In lexicographic order, sequences are the depth-first walk of their tree: each adds to a row the tokens after what it
-shares with the one before.
+A row holds prefix trees in preorder, so that common prefixes are stored and computed once. Sequences in lexicographic
+order are a depth-first walk of their tree: each adds to the row the tokens after its common prefix with the previous.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,13 +23,13 @@ from diversity_jax.model.llama import Params, head_weight
 from diversity_jax.model.sharding import row_shards, spec
 
 _SMALLEST_ROW = 128
-_SEARCHED_AT_ONCE = 64  # sequences, when the first one without a finite log-likelihood is looked for
-_WORTH_SHARING = 8  # tokens; sequences that share fewer may be packed apart
+_SEARCHED_AT_ONCE = 64  # sequences scored at once in the search for the first log-likelihood that is not finite
+_LEAST_SHARED = 8  # tokens; sequences with a shorter common prefix may be packed into different rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Token ids of which the last `scored` are judged, each given all before it; at least one stands before them."""
+    """Token ids of which the last `scored` are scored, each given all before it; at least one precedes them."""
 
     tokens: tuple[int, ...]
     scored: int
@@ -50,12 +49,12 @@ class Likelihood:
 
 @dataclass(kw_only=True)
 class Row:
-    """A row of trees.
+    """A row of prefix trees.
 
     Attributes:
-      tokens, depths, ends: of each position: its id, its depth in the tree, one past its last descendant.
-      edges: (position, next token) -> number, of every prediction that is judged.
-      members: (sequence's number, numbers of its predictions, in order).
+      tokens, depths, ends: of each position its id, its depth in the tree, one past its last descendant.
+      edges: (position, next token) -> number, of every scored prediction.
+      members: (the sequence's number, the numbers of its predictions in order).
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -66,7 +65,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Positions with padding."""
+        """Number of positions with padding."""
         return row_length(max(len(self.tokens), len(self.edges)))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -77,7 +76,7 @@ class Row:
         out = {name: np.zeros(self.length, np.int32) for name in names}
         used = len(self.tokens)
         out["tokens"][:used], out["positions"][:used], out["ends"][:used] = self.tokens, self.depths, self.ends
-        # An empty position attends to itself, so that no softmax is over nothing.
+        # A padding position attends to itself, so that no softmax is empty.
         out["ends"][used:] = np.arange(used, self.length) + 1
         parents = sorted({position for position, _ in self.edges})
         number = {position: index for index, position in enumerate(parents)}
@@ -89,7 +88,7 @@ class Row:
 
 
 def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens two sequences share."""
+    """Length of the common prefix of two sequences."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high
@@ -100,19 +99,18 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def row_length(tokens: int) -> int:
-    """The least power of two, 128 or more, that holds so many tokens."""
+    """The smallest power of two from 128 on that holds this number of tokens."""
     return max(_SMALLEST_ROW, 1 << (tokens - 1).bit_length())
 
 
 def pack(sequences: Sequence[Scored], *, row_tokens: int) -> list[Row]:
-    """All sequences in rows of few lengths: groups that share a beginning by best fit, the largest first.
+    """Packs sequences into rows of few lengths: groups with a common prefix by best fit, the largest first.
 
-    The packing depends on the sequences alone, never on a batch size or a mesh, and so do the results.
+    The packing, and so the results, depend on the sequences alone, not on a batch size or a mesh.
 
     Args:
-      sequences: in any order.
       row_tokens: positions of a row, a power of two; a longer sequence gets a longer row, and a row with much free
-        space is made shorter.
+        space is shortened.
     """
     plans: list[list[list[int]]] = []
     free: dict[int, list[tuple[int, int]]] = {}  # row length -> (free positions, plan's number)
@@ -133,7 +131,7 @@ def pack(sequences: Sequence[Scored], *, row_tokens: int) -> list[Row]:
 
 
 def _groups(sequences: Sequence[Scored], row_tokens: int) -> list[tuple[int, list[int]]]:
-    """Neighbours in lexicographic order that share a beginning worth keeping, with the positions each group takes."""
+    """(positions, sequence numbers) of groups of lexicographic neighbours with a common prefix."""
     groups: list[tuple[int, list[int]]] = []
     positions, predictions = 0, 0
     previous: tuple[int, ...] = ()
@@ -141,7 +139,7 @@ def _groups(sequences: Sequence[Scored], row_tokens: int) -> list[tuple[int, lis
         tokens, scored = sequences[number].tokens, sequences[number].scored
         shared = shared_length(previous, tokens)
         grown = positions + len(tokens) - shared, predictions + (scored if tokens != previous else 0)
-        if groups and shared >= _WORTH_SHARING and max(grown) <= max(row_tokens, row_length(positions)):
+        if groups and shared >= _LEAST_SHARED and max(grown) <= max(row_tokens, row_length(positions)):
             positions, predictions = grown
             groups[-1] = (max(grown), [*groups[-1][1], number])
         else:
@@ -167,8 +165,8 @@ def _filled(sequences: Sequence[Scored], plan: Sequence[Sequence[int]]) -> Row:
                 path.append(len(row.tokens))
                 row.tokens.append(token)
                 row.ends.append(0)
-            judged = range(len(tokens) - scored, len(tokens))
-            edges = [row.edges.setdefault((path[i - 1], tokens[i]), len(row.edges)) for i in judged]
+            targets = range(len(tokens) - scored, len(tokens))
+            edges = [row.edges.setdefault((path[i - 1], tokens[i]), len(row.edges)) for i in targets]
             row.members.append((number, edges))
             previous = tokens
         for position in path:
@@ -179,11 +177,11 @@ def _filled(sequences: Sequence[Scored], plan: Sequence[Sequence[int]]) -> Row:
 class Scorer:
     """Scores sequences under a model.
 
-    Rows are computed in steps of a fixed number a device, in a loop inside one compiled program, so that a result does
-    not depend on how many rows are sent at once; a data-parallel mesh runs the same shapes on each device.
+    A compiled program loops over steps of a fixed number of rows per device, so that results do not depend on
+    `batch_size`; a data-parallel mesh runs the same shapes on each device.
 
     Args:
-      config, params: the model; parameters as `for_inference` lays them out, on the mesh.
+      params: in the layout of `for_inference`, on the mesh.
       batch_size: rows sent to the devices at once.
     """
 
@@ -197,11 +195,11 @@ class Scorer:
         self._compiled = jax.jit(functools.partial(_score, config, mesh, self._block))
 
     def plan(self, sequences: Sequence[Scored]) -> list[Row]:
-        """The rows that will be computed, longest first."""
+        """The rows to compute, longest first."""
         return sorted(pack(sequences, row_tokens=self.row_tokens), key=lambda row: (-row.length, row.members[0][0]))
 
     def run(self, rows: Sequence[Row]) -> Iterator[dict[int, Likelihood]]:
-        """Results of the rows, by sequence number, a batch at a time; the next batch computes while one is used."""
+        """Results by sequence number, a batch at a time; the next batch is computed while one is processed."""
         computing: tuple[Sequence[Row], Any] | None = None
         for length, same_length in itertools.groupby(rows, key=lambda row: row.length):
             group = sorted(same_length, key=lambda row: -len(row.edges))
@@ -209,9 +207,9 @@ class Scorer:
             size = step * max(1, -(-self._batch_size // step))
             for start in range(0, len(group), size):
                 batch = group[start : start + size]
-                before, computing = computing, (batch, self._dispatch(batch, size, step))
-                if before is not None:
-                    yield _collect(*before)
+                previous, computing = computing, (batch, self._dispatch(batch, size, step))
+                if previous is not None:
+                    yield _collect(*previous)
         if computing is not None:
             yield _collect(*computing)
 
@@ -222,11 +220,11 @@ class Scorer:
         *,
         name: Callable[[int], str] = "sequence {}".format,
     ) -> list[Likelihood]:
-        """One result a sequence, in order.
+        """One result per sequence, in order.
 
         Args:
-          progress: called with how many more are completed.
-          name: of a sequence, for an error.
+          progress: called with the number of newly completed sequences.
+          name: of a sequence by its number, for errors.
 
         Raises:
           InputError: a log-likelihood is not finite; the message names the first such sequence.
@@ -241,16 +239,8 @@ class Scorer:
     def refuse_not_finite(
         self, results: Mapping[int, Likelihood], sequences: Sequence[Scored], name: Callable[[int], str]
     ) -> None:
-        """Stops where the model gives no log-likelihoods.
-
-        Args:
-          results: by number of the sequence.
-          name: of a sequence.
-
-        Raises:
-          InputError: one is not finite; the message names the first of all `sequences` with such a one.
-        """
-        first = _first_not_finite(results)
+        """Raises `InputError` where a result is not finite; names the first of all `sequences` with such a result."""
+        first = min((number for number, result in results.items() if not math.isfinite(result.nats)), default=None)
         if first is None:
             return
         number, nats = self._first_alone(sequences) or (first, results[first].nats)
@@ -260,8 +250,8 @@ class Scorer:
         )
 
     def _first_alone(self, sequences: Sequence[Scored]) -> tuple[int, float] | None:
-        """The first sequence, in their order, whose log-likelihood is not finite even in a row of its own, and that
-        figure: rows are computed in another order, and what is not a number spreads over the row it is in.
+        """Number and log-likelihood of the first sequence that is not finite in a row of its own: rows are computed in
+        another order than the sequences', and a NaN spreads within its row.
         """
         for start in range(0, len(sequences), _SEARCHED_AT_ONCE):
             part = sequences[start : start + _SEARCHED_AT_ONCE]
@@ -283,10 +273,6 @@ class Scorer:
         return self._compiled(self._params, sharded, jnp.asarray(-(-counts // self._block)), -(-len(rows) // step))
 
 
-def _first_not_finite(results: Mapping[int, Likelihood]) -> int | None:
-    return min((number for number, result in results.items() if not math.isfinite(result.nats)), default=None)
-
-
 def _score(
     config: LlamaConfig,
     mesh: Mesh,
@@ -296,12 +282,12 @@ def _score(
     blocks_N: jax.Array,
     steps: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and greedy choice of every prediction, N x B x L, of the first `steps` of N steps.
+    """Log-probability of every prediction, and whether it is greedy, N x B x L, of the first `steps` of N steps.
 
     Args:
       block: positions whose logits exist at once.
       rows: arrays of `Row.arrays`, N x B x L.
-      blocks_N: how many blocks of each step hold positions that are judged.
+      blocks_N: number of blocks with scored positions in each step.
     """
     N, B, L = rows["tokens"].shape
     head_DxV = head_weight(config, params)

@@ -1,4 +1,4 @@
-"""Results of an evaluation: accuracies with errors and intervals, outcomes of items, comparisons of two checkpoints."""
+"""Results of an evaluation: scores with standard errors and intervals, and comparisons of two checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from diversity_jax.evaluation.tasks import BY_TASK
 Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 FORMAT_VERSION = 1
 
-# Average accuracy over the eight, in percent (Chen et al., arXiv 2410.15226), by training data and model.
+# Average accuracy over the paper's eight benchmarks in percent (Chen et al., arXiv 2410.15226), by training data, in
+# the order of PAPER_MODELS.
 PAPER_MODELS = ("350M", "350M SFT", "1.4B", "1.4B SFT")
 PAPER_AVERAGES = {
     "real only": (48.94, 50.00, 54.76, 57.16),
@@ -36,7 +37,7 @@ def figure(value: float, error: Any, *, is_share: bool = False) -> dict[str, flo
     """A figure with its standard error and 95 % interval, which are None where the error is no finite number.
 
     Args:
-      is_share: it cannot be below 0 or above 1, and neither does its interval go there.
+      is_share: the interval is clipped to [0, 1].
     """
     if not isinstance(error, int | float) or not math.isfinite(error):
         return {"value": value, "stderr": None, "low": None, "high": None}
@@ -46,18 +47,20 @@ def figure(value: float, error: Any, *, is_share: bool = False) -> dict[str, flo
     return {"value": value, "stderr": float(error), "low": low, "high": high}
 
 
-_SHARES = ("acc", "exact_match", "em", "f1", "pass")  # beginnings of the names of metrics between 0 and 1
+_SHARES = ("acc", "exact_match", "em", "f1", "pass")  # prefixes of the names of metrics between 0 and 1
 
 
 def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Tasks of the harness's results, each with its metrics and the one that counts; groups of tasks beside them."""
+    """Tasks of the harness's results, each with its metrics and the name of its main one; without groups of tasks."""
     tasks = {}
     for name, metrics in results["results"].items():
         if name not in results["n-samples"]:
             continue
         figures = {
             key.removesuffix(",none"): figure(
-                float(value), metrics.get(key.replace(",", "_stderr,", 1)), is_share=_is_share(key, value)
+                float(value),
+                metrics.get(key.replace(",", "_stderr,", 1)),
+                is_share=key.startswith(_SHARES) and 0 <= value <= 1,
             )
             for key, value in metrics.items()  # such as `acc,none` and `acc_stderr,none`
             if "," in key and "_stderr" not in key and isinstance(value, int | float)
@@ -75,12 +78,8 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     return tasks
 
 
-def _is_share(metric: str, value: float) -> bool:
-    return metric.startswith(_SHARES) and 0 <= value <= 1
-
-
 def paper_average(tasks: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The mean over the paper's eight, each weighing the same, and its standard error; None where one is missing."""
+    """The unweighted mean over the paper's eight benchmarks, with its standard error; None where one is missing."""
     if not all(name in tasks for name in BY_TASK):
         return None
     figures = [tasks[name]["metrics"][benchmark.metric] for name, benchmark in BY_TASK.items()]
@@ -90,7 +89,7 @@ def paper_average(tasks: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def outcomes(samples: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
-    """Every item's score under one metric, by the hash of its question and answers: equal hashes are one item."""
+    """Every item's score under one metric, by the hash of its content and its number."""
     return {
         f"{sample['doc_hash'][:16]}-{sample['doc_id']}": float(sample[metric])
         for sample in samples
@@ -99,14 +98,14 @@ def outcomes(samples: Sequence[Mapping[str, Any]], metric: str) -> dict[str, flo
 
 
 def write_samples(folder: Path, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
-    """One gzipped JSON line an item: its question, the log-likelihoods or answers, and the scores."""
+    """Writes one gzipped JSON line per item: its question, the log-likelihoods or answers, and the scores."""
     with writing(folder / f"{name}.jsonl.gz") as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:
         for sample in samples:
             packed.write(json.dumps(sample, default=str, ensure_ascii=False).encode() + b"\n")
 
 
 def read_samples(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What `write_samples` wrote.
+    """Reads what `write_samples` wrote.
 
     Raises:
       InputError: the file is missing or damaged.
@@ -117,10 +116,10 @@ def read_samples(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def load_results(folder: Path) -> dict[str, Any]:
-    """Another evaluation's `results.json`.
+    """Reads an evaluation's `results.json`.
 
     Raises:
-      InputError: no such file, or not what an evaluation writes.
+      InputError: no such file, or it is not of this version.
     """
     value = read_json(folder / "results.json")
     if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION or "tasks" not in value:
@@ -130,7 +129,7 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class AverageComparison:
-    """The mean over tasks: this model's minus the other's, with its 95 % interval by a paired bootstrap."""
+    """Difference of two models' means over tasks, this minus the other, with a 95 % interval by a paired bootstrap."""
 
     difference: float
     low: float
@@ -140,13 +139,12 @@ class AverageComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskComparison(AverageComparison):
-    """One task: this model against the other.
+    """Difference of two models' scores in one task.
 
     Attributes:
-      items: judged by both.
-      only_this, only_other: items that one alone gets right.
-      p_value: that a difference so large arises between equals: McNemar's exact test for right-or-wrong scores, else
-        the bootstrap's.
+      items: number of items.
+      only_this, only_other: items on which this or the other model has the higher score.
+      p_value: McNemar's exact test for scores of 0 and 1, else the bootstrap's.
     """
 
     items: int
@@ -155,7 +153,7 @@ class TaskComparison(AverageComparison):
 
 
 def mcnemar(only_this: int, only_other: int) -> float:
-    """Two-sided exact p-value: the discordant items are fair coin throws between equals."""
+    """Two-sided exact p-value of McNemar's test: a binomial test of the discordant items with probability 1/2."""
     from scipy import stats
 
     discordant = only_this + only_other
@@ -169,10 +167,10 @@ def compare(
 
     Args:
       this, other: the `outcomes` of each task.
-      draws: of the bootstrap, which draws items, each with both outcomes, within every task.
+      draws: resamples of the paired bootstrap, which draws items within each task.
 
     Raises:
-      InputError: no task in common, or a task whose items are not the same.
+      InputError: no task in common, or the items of a task differ.
     """
     shared = [task for task in this if task in other]
     if not shared:
@@ -201,14 +199,14 @@ def _paired(task: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -
 
 
 def _bootstrap_means(values: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Means of resamples; equal values are drawn together, which is the same and needs no n x draws array."""
+    """Means of resamples, drawn as counts of distinct values, which needs no n x draws array."""
     distinct, counts = np.unique(values, return_counts=True)
     drawn = generator.multinomial(len(values), counts / len(values), size=draws)
     return drawn @ distinct / len(values)
 
 
 def _bootstrap_figures(difference: float, means: np.ndarray) -> dict[str, float]:
-    """The interval, and as p-value twice the share of resamples beyond zero, at least what so many draws resolve."""
+    """95 % interval, and as p-value twice the share of resamples beyond zero, at least 1 / draws."""
     low, high = np.quantile(means, (0.025, 0.975))
     beyond_zero = min((means <= 0).mean(), (means >= 0).mean())
     p_value = min(1.0, max(2 * beyond_zero, 1 / len(means)))

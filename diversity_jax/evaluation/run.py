@@ -1,4 +1,4 @@
-"""What the commands `evaluate` and `generate_text` do, from their configurations to their results."""
+"""Runs the commands `evaluate` and `generate_text`, from their configurations to their results."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import contextlib
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from diversity_jax.evaluation.generate import Generator
 
 log = logging.getLogger(__name__)
-# What is measured and how fast may change; what the figures are of may not.
+# Fields that may differ when an evaluation is resumed: they change what is measured and how fast, but no figure.
 _FREE = (
     *("output_dir", "resume", "overwrite", "tasks", "held_out", "out_of_distribution", "compare_with"),
     *("bootstrap_samples", "batch_size", "slots", "model.config"),
 )
-_HUB_SECONDS = 10.0  # for an answer of the hub, before it counts as out of reach
+_HUB_SECONDS = 10.0  # timeout of the test whether the hub can be reached
 _PACKAGES = ("diversity_jax", "jax", "jaxlib", "flax", "numpy", "lm_eval", "tokenizers", "sentencepiece")
 
 
 def open_source(source: ModelSource, name: str | None = None) -> LanguageModel:
-    """The model that a configuration names.
+    """Opens the model that a configuration names.
 
     Raises:
       InputError: it names none, or as `open_model`.
@@ -55,11 +55,7 @@ def open_source(source: ModelSource, name: str | None = None) -> LanguageModel:
 
 
 def check_folder(config: EvaluateConfig) -> None:
-    """Refuses an `output_dir` that holds something else than this evaluation; reads only.
-
-    Raises:
-      InputError: another command wrote there, or an evaluation with other settings did.
-    """
+    """Raises `InputError` where `output_dir` holds another command's output or another evaluation; writes nothing."""
     config.model.check_named()
     if not config.overwrite:
         kind = "held_out", "evaluation"
@@ -67,14 +63,14 @@ def check_folder(config: EvaluateConfig) -> None:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """All figures that an evaluation asks for, as they stand in `results.json`.
+    """Runs an evaluation; returns the content of `results.json`.
 
     Raises:
       InputError: a bad file, an unknown task, a damaged model, or an evaluation to compare with that does not fit.
     """
     config.model.check_named()
-    os.environ.setdefault("TQDM_MININTERVAL", "10")  # the harness draws progress bars for everything, also into logs
-    tasks, sources = _build_tasks(config)  # before the model: a bad file should not cost its loading
+    os.environ.setdefault("TQDM_MININTERVAL", "10")  # of the harness's progress bars, which also go to logs
+    tasks, sources = _build_tasks(config)  # before the model is loaded, so that bad files fail early
     other = _load_other(config)
     model = open_source(config.model)
     log.info("model: %s, %s parameters", model.name, f"{model.config.parameter_count:,}")
@@ -117,9 +113,7 @@ def _build_tasks(config: EvaluateConfig) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _stay_offline_without_hub() -> None:
-    """Where the hub cannot be reached, says so once, and lets its clients read their cache instead of trying for
-    minutes, file by file.
-    """
+    """Switches the hub's clients to their cache where the hub cannot be reached; they would retry for minutes."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if os.environ.get("HF_HUB_OFFLINE"):
         return
@@ -134,14 +128,14 @@ def _stay_offline_without_hub() -> None:
     import datasets
     import huggingface_hub.constants
 
-    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True  # they may have been loaded before
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True  # which were read at import
     log.warning("%s cannot be reached (%s): benchmarks are read from the cache on this disk alone", endpoint, reason)
 
 
 def _benchmarks(
     config: EvaluateConfig, model: LanguageModel, tasks: list[Any], sources: dict[str, Any]
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Summaries of the tasks, and the items of each."""
+    """Summaries of the tasks, and each task's samples."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -168,7 +162,7 @@ def _benchmarks(
 
 
 def _losses(config: EvaluateConfig, model: LanguageModel) -> dict[str, Any]:
-    """Loss on the run's held-out rows and on out-of-distribution text, by name."""
+    """Losses on the run's held-out rows and on out-of-distribution text, by name."""
     from diversity_jax.corpus import open_corpus
     from diversity_jax.evaluation.held_out import component_losses, documents_loss
 
@@ -197,13 +191,11 @@ def _compare(config: EvaluateConfig, tasks: Mapping[str, Any], other: tuple[Path
         for folder in (Path(config.output_dir), other_folder)
     )
     compared, average = compare(ours, theirs, draws=config.bootstrap_samples, seed=config.seed)
-    figures = {name: dataclasses.asdict(comparison) for name, comparison in compared.items()}
-    average_figures = dataclasses.asdict(average)
     return {
         "with": str(config.compare_with),
         "model": other_results["model"],
-        "tasks": figures,
-        "average": average_figures,
+        "tasks": {name: dataclasses.asdict(comparison) for name, comparison in compared.items()},
+        "average": dataclasses.asdict(average),
     }
 
 
@@ -221,7 +213,7 @@ def _model_facts(model: LanguageModel) -> dict[str, Any]:
 
 
 def _code_facts() -> dict[str, Any]:
-    """Versions of packages, and the commit where the code lies in a git checkout."""
+    """Versions of packages, and the commit where the code is in a git checkout."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
@@ -263,11 +255,7 @@ def summary(results: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_existing(config: GenerateTextConfig) -> None:
-    """Refuses to replace a file of answers unasked.
-
-    Raises:
-      InputError: `output` is there.
-    """
+    """Raises `InputError` where the file of answers exists and `overwrite` is not set."""
     if config.output is not None and not config.overwrite and exists(config.output):
         raise InputError(f"output={config.output}: is there already; choose another name, or set overwrite=True")
 
@@ -278,14 +266,14 @@ def generate_text(
     config: GenerateTextConfig,
     generator: "Generator | None" = None,
 ) -> list[dict[str, Any]]:
-    """Answers to prompts, `samples` each, in order: the prompt with `text`, `finish_reason` and `tokens` of the answer.
+    """Generates `samples` answers per prompt; returns each prompt with `text`, `finish_reason` and `tokens` added.
 
     Args:
       prompts: each with `prompt` (text) or `messages` (a conversation).
-      generator: of this model, whose compiled programs are used again; None: a new one.
+      generator: of this model, to reuse its compiled programs; None: a new one.
 
     Raises:
-      InputError: a prompt that does not fit, or a chat template that fails.
+      InputError: a prompt does not fit into the context, or the chat template fails.
     """
     from diversity_jax.evaluation.generate import Generator
     from diversity_jax.evaluation.sampling import Sampling
@@ -313,7 +301,7 @@ def _prompt_ids(model: LanguageModel, prompt: Mapping[str, Any], config: Generat
 
 
 def read_prompts(path: str) -> list[dict[str, Any]]:
-    """Prompts of a file: of JSON lines where its name ends in `.jsonl`, otherwise one a line.
+    """Prompts of a file: JSON lines where its name ends in `.jsonl`, otherwise one per line.
 
     Raises:
       InputError: no such file, no prompt in it, or a bad line, which is named.

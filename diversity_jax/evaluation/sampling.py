@@ -1,4 +1,4 @@
-"""What a model does with its logits: one answer's settings, and the compiled programs that score, filter and choose.
+"""Sampling: an answer's settings, and the compiled functions that score, filter and choose tokens.
 
 Shape legend: B rows, L length, V vocabulary, D hidden, W words of 32 bits that hold one bit for each id.
 """
@@ -16,8 +16,8 @@ from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import Params, head_weight
 
 MAX_TOP_LOGPROBS = 20
-INT32_MAX = 2**31 - 1  # what the device's integers hold
-TOP = ("top_tokens", "top_logprobs")  # of the likeliest tokens, beside `tokens` and `logprobs` of the chosen ones
+INT32_MAX = 2**31 - 1
+TOP = ("top_tokens", "top_logprobs")  # results for the likeliest tokens, besides `tokens` and `logprobs` of the chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class Sampling:
       max_tokens: longest answer; 0: none, for the log-probabilities of the prompt alone.
       min_tokens: before so many tokens neither end of text nor a stop text ends the answer.
       temperature: 0 is greedy.
-      top_k: only so many likeliest tokens; 0: all.
-      top_p: the likeliest tokens that hold this share of the probability; 1: all.
-      seed: equal seeds, prompts and settings give equal answers, whatever else is generated beside them.
+      top_k: only this many of the likeliest tokens; 0: all.
+      top_p: only the likeliest tokens that make up this share of the probability; 1: all.
+      seed: equal seeds, prompts and settings give equal answers, independent of the rest of the batch.
       stop: texts at which the answer ends; they are not part of it.
-      ignore_end: go on after end of text (for measuring speed).
+      ignore_end: continue after end of text (for measuring speed).
       top_logprobs: how many of the likeliest tokens are reported beside each chosen one; None: no log-probabilities.
       prompt_logprobs: report them of the prompt's tokens too, from the second on.
     """
@@ -65,7 +65,7 @@ class Sampling:
 
     @property
     def filtered(self) -> bool:
-        """Whether top-k or top-p takes part in the choice."""
+        """Whether top-k or top-p restricts the choice."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
 
@@ -93,16 +93,17 @@ def score_prompt(
     *,
     with_top: bool,
 ) -> tuple[dict[str, jax.Array], Cache]:
-    """`cached_hidden_states`, and the log-probability of the token after each position, B x L.
+    """Log-probabilities, BxL, of the token after each position, and the cache with `tokens_BxL` added.
 
     Args:
-      following_BxL: ids of these tokens.
+      following_BxL: ids of the tokens after each position.
+      tokens_BxL, positions_B, blocks_B, reads: as `cached_hidden_states`.
     """
-    places = positions_B, blocks_B, reads
-    hidden_BxLxD, cache = cached_hidden_states(config, params, cache, tokens_BxL, *places, mesh=mesh)
+    arrays = tokens_BxL, positions_B, blocks_B, reads
+    hidden_BxLxD, cache = cached_hidden_states(config, params, cache, *arrays, mesh=mesh)
     head_DxV = head_weight(config, params)
 
-    def score(row: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:  # one at a time, since logits are large
+    def score(row: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:  # row by row, since logits are large
         logits_LxV = jnp.einsum("ld,dv->lv", row[0], head_DxV, preferred_element_type=jnp.float32)
         return _reported(logits_LxV, row[1], vocabulary_size, with_top)
 
@@ -125,17 +126,17 @@ def decode_tokens(
     *,
     with_top: bool,
 ) -> tuple[dict[str, Any], Cache]:
-    """N tokens of every row, one after the other.
+    """Decodes N tokens of every row.
 
     Ids beyond the tokenizer's, which pad the model's vocabulary, are never chosen.
 
     Args:
       tokens_B, positions_B: the last token of each sequence, not yet in the cache, and its position.
-      blocks_NxB: the block that each of the tokens goes into.
-      reads: the blocks that the rows see, to the last of these tokens.
-      settings: as `sample_tokens`; `end_from` int32 B: at positions before it, none of `stop_ids` follows.
-      allowed_BxW: uint32; bit i of a row is set where id i may be the FIRST of the row's tokens. The others are chosen
-        freely, and the caller keeps those that its constraint accepts; None: every id may.
+      blocks_NxB: the block that each token is written to.
+      reads: the blocks that the rows attend to, up to the last of these tokens.
+      settings: as `sample_tokens`; `end_from` int32 B: at positions before it, none of `stop_ids` may follow.
+      allowed_BxW: uint32; bit i of a row is set where id i may be the FIRST of the row's tokens. The others are sampled
+        without constraint, and the caller takes those that its constraint accepts. None: every id may follow.
     """
     V = config.vocab_size
     real_V = jnp.arange(V) < vocabulary_size
@@ -144,8 +145,7 @@ def decode_tokens(
 
     def one_step(carry: tuple[Cache, jax.Array, jax.Array], item: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
         (cache, tokens_B, positions_B), (first, blocks_B) = carry, item
-        places = positions_B, blocks_B, reads
-        logits_BxV, cache = decode_step(config, params, cache, tokens_B, *places, mesh=mesh)
+        logits_BxV, cache = decode_step(config, params, cache, tokens_B, positions_B, blocks_B, reads, mesh=mesh)
         early_Bx1 = (positions_B < settings["end_from"])[:, None]
         possible_BxV = real_V & ~(early_Bx1 & ends_V)
         if first_BxV is not None:
@@ -169,11 +169,11 @@ def _unpacked(bits_BxW: jax.Array, size: int) -> jax.Array:
 def sample_tokens(logits_BxV: jax.Array, positions_B: jax.Array, settings: dict[str, jax.Array]) -> jax.Array:
     """The next token of each sequence, int32 B.
 
-    Randomness is a function of (seed, position) alone, so neither the batch nor its order plays a part.
+    Randomness is a function of (seed, position), independent of the batch.
 
     Args:
       logits_BxV: float32.
-      positions_B: position of the token before.
+      positions_B: position of each sequence's last token.
       settings: `temperature`, `top_p` float32 B; `top_k` int32 B; `seed` uint32 B.
     """
     temperature_B, top_k_B, top_p_B = (settings[name] for name in ("temperature", "top_k", "top_p"))
@@ -194,7 +194,7 @@ def sample_tokens(logits_BxV: jax.Array, positions_B: jax.Array, settings: dict[
 
 
 def _filter(scaled_BxV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-    """-inf for tokens outside the top k or the smallest likeliest set that holds top-p; the likeliest always stays."""
+    """-inf for tokens outside the top k or the smallest set of likeliest tokens with probability top-p."""
     V = scaled_BxV.shape[-1]
     order_BxV = jnp.argsort(-scaled_BxV, axis=-1)
     sorted_BxV = jnp.take_along_axis(scaled_BxV, order_BxV, axis=-1)

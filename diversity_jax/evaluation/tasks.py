@@ -1,4 +1,4 @@
-"""The paper's eight benchmarks from the hub or local files, tasks of lm-evaluation-harness, and tasks from a corpus."""
+"""Builds tasks of lm-evaluation-harness: the paper's eight benchmarks, others, and benchmarks made from a corpus."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +24,12 @@ Item = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ItemField:
-    """What a field of an item must hold.
+    """Requirements of a field of an item.
 
     Attributes:
-      choices: the values allowed, compared as texts; empty: any.
-      nonempty: whether it needs text.
+      types: allowed types; bool is not int.
+      choices: allowed values, compared as texts; empty: any.
+      nonempty: whether blank text is refused.
     """
 
     types: tuple[type, ...] = (str,)
@@ -36,8 +37,9 @@ class ItemField:
     nonempty: bool = False
 
     def problem(self, name: str, value: Any) -> str | None:
+        """What is wrong with a value of the field `name`; None: nothing."""
         if not isinstance(value, self.types) or isinstance(value, bool):
-            expected = " or ".join(each.__name__ for each in self.types)
+            expected = " or ".join(kind.__name__ for kind in self.types)
             return f"{name} is {type(value).__name__}; expected {expected}"
         if self.nonempty and not str(value).strip():
             return f"{name} is empty: an answer needs text"
@@ -79,12 +81,12 @@ class Benchmark:
 
     Attributes:
       task: the harness's name.
-      definition: the task's YAML inside `lm_eval/tasks`.
-      fields: of an item; others are ignored.
-      aliases: other names of the task in local files.
-      item_problem: what else is wrong with an item whose fields are right, or None.
+      definition: path of the task's YAML below `lm_eval/tasks`.
+      fields: required fields of an item; others are ignored.
+      aliases: other names of the task in names of local files.
+      item_problem: further check of an item whose fields are valid, as `check`.
       metric: `acc`, or `acc_norm` where the paper normalises by length.
-      split: the one to evaluate on.
+      split: the split to evaluate on.
     """
 
     task: str
@@ -98,10 +100,11 @@ class Benchmark:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Beginnings of local files' names, before `_SPLIT`."""
+        """Prefixes of local files' names, before `_SPLIT`."""
         return (*self.aliases, self.task)
 
     def check(self, item: Item) -> str | None:
+        """What is wrong with an item; None: nothing."""
         for name, field in self.fields.items():
             if name not in item:
                 return f"lacks the field {name!r} (expected {', '.join(self.fields)})"
@@ -190,10 +193,10 @@ def task_names(names: Sequence[str]) -> list[str]:
 
 
 def read_items(path: Path, check: Callable[[Item], str | None]) -> list[dict[str, Any]]:
-    """Items of a JSON-lines file, every one checked.
+    """Items of a JSON-lines file, each checked.
 
     Raises:
-      InputError: an unreadable file, or a line that is no object or fails the check; file and line are named.
+      InputError: the file cannot be read, or a line is no object or fails the check.
     """
     items = []
     for number, line in enumerate(itertools.chain.from_iterable(read_lines(str(path))), 1):
@@ -210,7 +213,7 @@ def read_items(path: Path, check: Callable[[Item], str | None]) -> list[dict[str
 
 
 def local_file(folder: Path, benchmark: Benchmark, split: str) -> Path | None:
-    """The file of a split: `NAME_SPLIT*.jsonl`, also gzipped, in the folder or its `train_splits`."""
+    """The file of a split: `NAME_SPLIT*.jsonl` or .json, possibly gzipped, in the folder or its `train_splits`."""
     for name in benchmark.files:
         for directory in (folder, folder / "train_splits"):
             paths = sorted(path for path in directory.glob(f"{name}_{split}*") if path.name.endswith(_ENDINGS))
@@ -222,7 +225,7 @@ def local_file(folder: Path, benchmark: Benchmark, split: str) -> Path | None:
 
 
 def _local_task(folder: Path, benchmark: Benchmark, num_fewshot: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A task's configuration that reads local files, and what was read: file, SHA-256 and items of each split."""
+    """A task's configuration with data from local files, and file, SHA-256 and number of items of each split used."""
     import datasets
 
     name = benchmark.files[0]
@@ -253,14 +256,14 @@ def _local_task(folder: Path, benchmark: Benchmark, num_fewshot: int) -> tuple[d
 
 
 def _uniform(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Items with the fields that all have, and numbers as texts where a field holds both: a column needs one type."""
+    """Items with the fields that all have; a field with int and str becomes str, since a column needs one type."""
     shared = sorted(set.intersection(*(set(item) for item in items)))
     mixed = {name for name in shared if {type(item[name]) for item in items} == {int, str}}
     return [{name: str(item[name]) if name in mixed else item[name] for name in shared} for item in items]
 
 
 def _definition(benchmark: Benchmark) -> dict[str, Any]:
-    """A task's configuration as the harness defines it: its data comes from the hub, or from the hub's cache here."""
+    """A task's configuration as the harness defines it, with data from the hub or the hub's local cache."""
     import lm_eval.tasks
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -269,14 +272,14 @@ def _definition(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def build(names: Sequence[str], folder: Path | None, *, num_fewshot: int = 0) -> tuple[list[Any], dict[str, Any]]:
-    """Tasks of the harness, built, and of each local one where its data came from.
+    """Built tasks of the harness, and the data files of each local one.
 
     Args:
       names: from `task_names`.
-      folder: local files of the paper's tasks, which then take nothing from the hub; None: all data is the hub's.
+      folder: local files of the paper's tasks; None: all data comes from the hub.
 
     Raises:
-      InputError: an unknown task, a missing or bad file, or a data set that cannot be fetched.
+      InputError: a task is unknown, a file is missing or bad, or a data set cannot be fetched.
     """
     import datasets
     from lm_eval.tasks import TaskManager
@@ -308,12 +311,12 @@ def build(names: Sequence[str], folder: Path | None, *, num_fewshot: int = 0) ->
 
 
 def write_continuations(config: ContinuationsConfig) -> None:
-    """Writes items in HellaSwag's form, for `evaluate --config.tasks=hellaswag --config.data_dir=FOLDER`.
+    """Writes items in HellaSwag's format, for `evaluate --config.tasks=hellaswag --config.data_dir=FOLDER`.
 
-    Wrong passages stand at the same position in other documents, so that neither length nor style gives them away.
+    Wrong passages are from the same position in other documents, so that neither length nor style identifies them.
 
     Raises:
-      InputError: fewer long enough, different documents than choices.
+      InputError: fewer different documents of sufficient length than choices.
     """
     least = config.context_words + config.ending_words
     endings_by_beginning: dict[str, str] = {}
