@@ -38,10 +38,9 @@ from diversity_jax.cluster_agent.exam_result import (
 from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.score import blocking
 from diversity_jax.cluster_agent.types import CallTotals, Judge
-from diversity_jax.cluster_agent.uncertainty import t_quantile
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.intervals import Estimate
+from diversity_jax.core.intervals import Estimate, t_quantile
 from diversity_jax.llm import PlannedCalls
 
 _SEED = 1  # of every exam, whatever the run's

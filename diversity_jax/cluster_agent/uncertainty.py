@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from diversity_jax.core.intervals import t_quantile
 from diversity_jax.core.lazy import special_functions
 
 # The largest standard deviation between criteria sets, as a share of the mean, that an interval allows for: what B sets
@@ -52,11 +53,6 @@ def joined(parts: Sequence[tuple[float, float]], value: float = 0.0) -> Mean:
     total = sum(squares)
     spread = sum(square**2 / freedom for square, (_, freedom) in zip(squares, parts, strict=True))
     return Mean(value=value, error=math.sqrt(total), freedom=max(1.0, total**2 / spread) if spread else 1.0)
-
-
-def t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t."""
-    return float(special_functions().stdtrit(freedom, probability))
 
 
 def mean_over_sets(values: np.ndarray, criteria_set: np.ndarray, *, bounded: bool = True) -> Mean:

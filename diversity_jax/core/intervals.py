@@ -1,4 +1,4 @@
-"""An estimate with its interval, as measurements and files of results hold it."""
+"""Estimates with intervals, as measurements and files of results hold them, and the quantiles that intervals need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,14 @@ import math
 from typing import Any, Self
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.lazy import special_functions
+
+Z95 = 1.959964  # quantile 0.975 of the normal distribution
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """Quantile of Student's t."""
+    return float(special_functions().stdtrit(freedom, probability))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,17 @@
-"""Lexical metrics of all documents of a corpus on Apache Beam, for corpora larger than one machine.
+"""Lexical metrics of all documents of a corpus on Apache Beam, for corpora too large for one machine.
 
-Which metrics merge, and how:
+These metrics can be merged over workers:
 
   context length, type-token ratio, MTLD    sums over documents
-  n-gram diversity                          different n-grams of each range of keys, added up over ranges
-  self-repetition                           documents that hold each 4-gram, sent back to the documents, then a mean
+  n-gram diversity                          sum over ranges of keys of the different n-grams in the range
+  self-repetition                           number of documents with each 4-gram, joined to the documents, then a mean
 
-Compression looks at text in its order, ROUGE-L and BLEU at pairs, and perplexity needs a model on every worker: those
-are measured on draws. So are embedding metrics: mean distance, Vendi score and the filling of given clusters are sums
-too, but they need a common embedder.
+The others are measured on draws: compression depends on the order of texts, ROUGE-L and BLEU on pairs, perplexity on a
+model on every worker, and embedding metrics on a common embedder.
 
-An n-gram is known by 64 bits here, made from a hash of each word, so that workers agree without a common vocabulary.
-Among m different n-grams m^2 / 2^65 fall together by chance: none in a thousand million, three in ten thousand million.
-Otherwise figures are those of `lexical`, on the same words.
+An n-gram is identified by 64 bits, made from a hash of each word, so that workers agree without a common vocabulary.
+Among m different n-grams, m^2 / 2^65 collisions are expected: 0.03 among 10^9, 3 among 10^10. Apart from these, figures
+equal those of `lexical`, on the same words.
 """
 
 import collections
@@ -42,24 +41,24 @@ _BUCKET_BITS = 8
 _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 Block = tuple[str, list[str]]
-"""Some documents of one unit, with a name of their own."""
+"""The name of a block, and its documents."""
 
 
 def measure_all(
     open_corpus: Callable[[], Corpus], name: str, metrics: Sequence[str], config: MetricsConfig, scratch: str
 ) -> MetricsReport:
-    """The metrics of every document, without draws, so without intervals.
+    """Measures all documents of a corpus, without draws and hence without intervals.
 
     Args:
       open_corpus: opens the corpus, here and on every worker.
       name: of the corpus.
-      metrics: those of them that merge are measured; a warning of the report names the others.
-      config: `runner`, `runner_options` and `words` count.
-      scratch: a folder that all workers reach (`gs://` with Dataflow); what is written there goes again.
+      metrics: the mergeable ones are measured; a warning of the report names the others.
+      config: its `runner`, `runner_options` and `words` are used.
+      scratch: a folder that all workers can reach (`gs://` with Dataflow) for temporary files.
 
     Raises:
-      InputError: no metric merges, Beam is not installed or does not take the settings, or the corpus is empty or
-        broken.
+      InputError: no metric is mergeable, Beam is not installed or refuses the settings, or the corpus is empty or
+        damaged.
     """
     chosen = [name for name in metrics if METRICS[name].mergeable]
     if not chosen:
@@ -67,7 +66,7 @@ def measure_all(
         raise InputError(
             f"baseline.runner: none of {', '.join(metrics)} merges over workers; choose some of {mergeable}"
         )
-    folder = str(join_path(scratch, f".whole-{uuid.uuid4().hex}"))
+    folder = str(join_path(scratch, f".beam-{uuid.uuid4().hex}"))
     assert config.runner is not None
     try:
         with open_pipeline(config.runner, pipeline_options(config.runner, config.runner_options)) as pipeline:
@@ -135,12 +134,12 @@ def _added(sums: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def units_of(corpus: Corpus) -> Sequence[Any]:
-    """What can be read apart; one unit, None, where a corpus knows of no parts."""
+    """The units of a corpus that can be read independently; the single unit None where it has none."""
     return corpus.units() if isinstance(corpus, RecordCorpus) else [None]
 
 
 def read_blocks(number: int, open_corpus: Callable[[], Corpus]) -> Iterator[Block]:
-    """A unit's documents, some thousand at a time."""
+    """A unit's documents in blocks of some thousand."""
     corpus = open_corpus()
     unit = units_of(corpus)[number]
     texts: list[str] = []
@@ -163,8 +162,8 @@ def _tagged(block: Block, form: str) -> Iterator[Any]:
 
 
 def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
-    """What one block adds: `sums`; `distinct`: ((order, range), keys); `repeats`: (range, (block, documents, keys,
-    owners)).
+    """The counts of one block, tagged `sums`, `distinct`: ((order, range), keys), or `repeats`: (range, (block, number
+    of documents, keys, their documents)).
     """
     name, texts = block
     vocabulary, folded = Vocabulary(form), Vocabulary("folded").encode(texts, threads=1)
@@ -193,13 +192,13 @@ def count_block(block: Block, form: str) -> Iterator[tuple[str, Any]]:
     ascending, owners = keys[_REPEATED_ORDER][order], documents[order]
     first_in_document = is_new(ascending) | is_new(owners)
     ascending, owners = ascending[first_in_document], owners[first_in_document]
-    # Empty ones too: a block must come back even where nothing of it repeats.
+    # Empty parts too: every block must be in the result, even where nothing of it repeats.
     for bucket, part in enumerate(_ranges(ascending)):
         yield "repeats", (bucket, (name, len(texts), ascending[part], owners[part]))
 
 
 def _global_keys(ngrams: Ngrams, vocabulary: Vocabulary, n: int) -> np.ndarray:
-    """64 bits for every window inside a document, the same on every worker: uint64 [windows]."""
+    """A 64-bit key of every window inside a document, the same on all workers: uint64 [windows]."""
     hashes = [hashlib.blake2b(lexical.encode(word), digest_size=8).digest() for word in vocabulary.words]
     by_word = np.frombuffer(b"".join(hashes), "<u8")[ngrams.words.ids]
     count = max(len(by_word) - n + 1, 0)
@@ -212,19 +211,19 @@ def _global_keys(ngrams: Ngrams, vocabulary: Vocabulary, n: int) -> np.ndarray:
 
 
 def _ranges(ascending: np.ndarray) -> list[slice]:
-    """Where each range of keys lies; a range is that of the highest bits."""
+    """The slice of each range of keys; keys with the same highest bits are a range."""
     highest = ascending >> np.uint64(64 - _BUCKET_BITS)
     edges = np.searchsorted(highest, np.arange((1 << _BUCKET_BITS) + 1, dtype=np.uint64)).tolist()
     return [slice(start, end) for start, end in itertools.pairwise(edges)]
 
 
 def count_distinct(key: tuple[int, int], parts: Iterable[np.ndarray]) -> dict[str, int]:
-    """How many different keys one range of one order holds."""
+    """The number of different keys in one range of one order."""
     return {f"distinct_{key[0]}": int(np.count_nonzero(is_new(np.sort(np.concatenate(list(parts))))))}
 
 
 def count_others(parts: Iterable[tuple[str, int, np.ndarray, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """For each block, how many other documents hold the keys of one range, summed per document: int64 [documents]."""
+    """For each block, the number of other documents with each key of a range, summed by document: int64 [documents]."""
     blocks = list(parts)
     keys = np.concatenate([block[2] for block in blocks])
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)

@@ -1,11 +1,8 @@
-"""Documents as vectors, by what `baseline.embedder` names, and metrics of vectors: Vendi score, mean pairwise distance,
-K-means occupancy.
+"""Metrics of embeddings: Vendi score, mean pairwise distance, K-means occupancy; and the embedder `tfidf`, which fits
+TF-IDF and truncated SVD (latent semantic analysis) to the corpora of a run together. `embedders` has the others.
 
-tfidf                  TF-IDF and truncated SVD, fitted to the corpora of a run together (latent semantic analysis)
-st:, openai:, llama:   see `embedders`
-
-Metrics scale vectors to length 1, so that products are cosines. A zero vector, of a document without content, has no
-direction: such documents are left out, or a thousand empty ones would pass for a thousand unlike ones.
+Metrics scale vectors to length 1, so that products are cosines. Documents without content have a zero vector, which has
+no direction, and are left out: otherwise many empty documents would count as many unlike ones.
 """
 
 from collections.abc import Sequence
@@ -60,7 +57,7 @@ class TfidfSvd:
 
     @staticmethod
     def _counts(words: Words, terms: int) -> Any:
-        """Sparse counts [documents, terms]; words that came after the fit are left out."""
+        """Sparse counts [documents, terms] of the words that were known at the fit."""
         from scipy.sparse import csr_array
 
         known = words.ids < terms
@@ -151,7 +148,7 @@ def mean_pairwise_distance(vectors: np.ndarray) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook:
-    """Cluster centres, float32 [clusters, D], of length 1: what the occupancy of corpora is compared by."""
+    """Cluster centres, float32 [clusters, D], of length 1."""
 
     centres: np.ndarray
 
@@ -162,8 +159,8 @@ class Codebook:
         """Mini-batch K-means by cosine, over `passes` times as many vectors as there are.
 
         Source: Sculley, "Web-scale k-means clustering" (2010): each centre is the running mean of what was assigned to
-        it. Centres begin as different documents; one that nothing was assigned to for a whole pass begins again at a
-        document of the batch.
+        it. Centres begin as different documents; one without an assignment during a full pass is reset to a document of
+        the batch.
 
         Raises:
           InputError: fewer clusters than 1 or more than there are different vectors to begin with.
@@ -195,7 +192,7 @@ class Codebook:
         return cls(centres=centres)
 
     def occupancy(self, vectors: np.ndarray) -> np.ndarray:
-        """How many of the documents with content fall to each centre: int64 [clusters]."""
+        """The number of documents with content nearest to each centre: int64 [clusters]."""
         unit = unit_rows(vectors).astype(np.float32, copy=False)
         return np.bincount(assign(unit, self.centres), minlength=len(self.centres))
 
@@ -211,7 +208,7 @@ def effective_occupied(counts: np.ndarray) -> float | None:
     """exp of the entropy of a corpus's shares of the clusters: 1 where all documents share one cluster, the number of
     clusters where they spread evenly; None where no document has content.
 
-    The paper's "K-means cluster score" names 10,000 clusters and no formula. Here clusters are fitted once, to all
+    The paper's "K-means cluster score" specifies 10,000 clusters and no formula. Here clusters are fitted once, to all
     corpora of a run together, and a corpus is measured by how evenly it fills them.
     """
     if not counts.any():

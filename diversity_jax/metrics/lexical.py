@@ -1,10 +1,10 @@
 """Lexical metrics of corpora: length, repetition, n-gram diversity, type-token ratio, MTLD and compression ratios.
 
 Compression: documents are joined by a line feed in the order given, and that order matters. gzip looks back 32 KiB,
-some 25 documents of 200 words, and sees repetition only between near neighbours: give documents in random order (as
-corpora are drawn here), or the ratio measures how they were sorted. xz looks back 8 MiB, zstd here 128 MiB. Every
-figure is the same on any number of cores. The `diversity` package compresses gzip's output a second time, joins by
-spaces and uses level 9; the second pass changes its ratio by a fraction of a per cent.
+some 25 documents of 200 words, and sees repetition only between near neighbours. So documents must come in random order
+(as draws are), or the ratio measures how they were sorted. xz looks back 8 MiB, zstd here 128 MiB. Figures do not
+depend on the number of cores. The `diversity` package joins by spaces, uses level 9 and compresses gzip's output a
+second time, which changes the ratio by a fraction of a per cent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from diversity_jax.metrics.text import Words
 
 _THRESHOLD = (18, 25)  # 0.72 as a fraction, so that a ratio of exactly 0.72 is never a matter of rounding
 _PART_WORDS = 1 << 24
-_MIN_ROWS = 48  # documents that are worth a step of array code; with fewer, a loop over words is faster
+_MIN_ROWS = 48  # documents for a step of array code; with fewer, a loop over words is faster
 
 
 def context_length(words: Words) -> float:
@@ -37,8 +37,8 @@ def self_repetition(ngrams: Ngrams, n: int = 4) -> float:
     hold it).
 
     Source: Salkar et al., "Self-repetition in abstractive neural summarizers" (2022), as the `diversity` package
-    computes it; 0 where nothing repeats. It grows with the length of documents and with their number. Ours differs in
-    what a word is (see `words`).
+    computes it, but for the definition of a word (see `text`); 0 where nothing repeats. It grows with the length of
+    documents and with their number.
     """
     return float(np.log1p(ngrams.repeats_by_document(n)).mean())
 
@@ -47,8 +47,8 @@ def ngram_diversity(ngrams: Ngrams, n: int) -> float | None:
     """Different n-grams over all n-grams, pooled over documents; None where no document has n words.
 
     Source: Meister et al., "Locally typical sampling" (2022); Li et al., "A diversity-promoting objective function"
-    (2016), distinct-n. Theirs (`diversity`) joins documents first, so that n-grams span two of them; ours never do. It
-    falls as a corpus grows.
+    (2016), distinct-n. The `diversity` package joins documents first, so that n-grams span two of them; here they never
+    do. It falls as a corpus grows.
     """
     distinct, total = ngrams.distinct(n)
     return distinct / total if total else None
@@ -66,7 +66,7 @@ def type_token_ratio(words: Words) -> float | None:
 
 
 def _type_token_ratios(words: Words) -> np.ndarray:
-    """Of every document that is not empty."""
+    """The ratio of every document that is not empty."""
     pairs = np.sort(_document_keys(words))
     types = np.bincount((pairs[is_new(pairs)] >> np.uint64(32)).astype(np.int64), minlength=words.documents)
     with_words = words.lengths > 0
@@ -79,7 +79,7 @@ def _document_keys(words: Words) -> np.ndarray:
 
 
 def document_parts(words: Words) -> Iterator[Words]:
-    """Whole documents in parts of some million words, so that sorting takes little memory beside the words."""
+    """Documents in parts of some million words, so that sorting takes little memory beside the words."""
     edges = np.searchsorted(words.offsets, np.arange(_PART_WORDS, len(words.ids), _PART_WORDS))
     for start, end in itertools.pairwise(np.unique([0, *edges.tolist(), words.documents]).tolist()):
         offsets = words.offsets[start : end + 1]
@@ -89,8 +89,8 @@ def document_parts(words: Words) -> Iterator[Words]:
 def mtld(words: Words) -> float | None:
     """Measure of textual lexical diversity: mean length of a run of words whose type-token ratio stays above 0.72.
 
-    A factor is complete where the ratio falls to 0.72 or below; what is left at a document's end counts as the part (1
-    - ratio) / 0.28 of one. Forward and backward factors are averaged. Pooled: all words over all factors, so that a
+    A factor is complete where the ratio falls to 0.72 or below; the rest at a document's end counts as the part (1 -
+    ratio) / 0.28 of one. Forward and backward factors are averaged. Pooled: all words over all factors, so that a
     short document without a complete factor needs no special rule, and for one document it is McCarthy and Jarvis's
     figure exactly. None where there is no factor at all (no word occurs twice in a document).
 
@@ -139,17 +139,17 @@ def factor_counts(words: Words) -> np.ndarray:
 
 
 def _partial(ratio):
-    """What part of a factor words at this type-token ratio are."""
+    """The part of a factor that words with this type-token ratio make."""
     return (1 - ratio) / (1 - _THRESHOLD[0] / _THRESHOLD[1])
 
 
 def _finish(before: np.ndarray, first: int, began: int, types: int) -> float:
-    """Factors of the rest of one document, whose words from position `first` on were last seen at `before`."""
+    """Factors of the rest of a document, whose words from position `first` on occurred last at positions `before`."""
     factors, position = 0.0, first
-    for seen in itertools.chain.from_iterable(
+    for last_seen in itertools.chain.from_iterable(
         part.tolist() for part in np.array_split(before, 1 + len(before) // _PART_WORDS)
     ):
-        types += seen < began
+        types += last_seen < began
         position += 1
         if _THRESHOLD[1] * types <= _THRESHOLD[0] * (position - began):
             factors, began, types = factors + 1, position, 0
@@ -157,7 +157,7 @@ def _finish(before: np.ndarray, first: int, began: int, types: int) -> float:
 
 
 def _previous(words: Words) -> np.ndarray:
-    """Position in its document where each word stood before, -1 where it is new: int64 [words]."""
+    """Position in the document of each word's last occurrence, -1 where it is new: int64 [words]."""
     keys = _document_keys(words)
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
@@ -184,7 +184,7 @@ def compression_ratio(texts: Sequence[str], algorithm: str = "gzip", *, threads:
       algorithm: `gzip` (level 6; blocks of 1 MiB that know the 32 KiB before them, as pigz makes), `xz` (preset 1 with
         the 8 MiB dictionary of preset 6: five times as fast, a tenth larger; blocks of 24 MiB, as `xz --threads`), or
         `zstd` (level 3 with long-distance matching over 128 MiB).
-      threads: compress at once; None for as many as there are cores.
+      threads: number of them; None for as many as there are cores.
 
     Source: "compression ratio" of Shaib et al., "Standardizing the measurement of text diversity" (2024).
 
@@ -209,27 +209,27 @@ def compression_ratio(texts: Sequence[str], algorithm: str = "gzip", *, threads:
 
 
 def encode(text: str) -> bytes:
-    """UTF-8; a lone surrogate, which has no UTF-8, as the three bytes it would have."""
+    """UTF-8, in which a lone surrogate becomes three bytes."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def _encoded(texts: Sequence[str], block_bytes: int) -> Iterator[bytes]:
     """The documents, joined, in blocks of exactly `block_bytes`, the last one shorter."""
-    held = bytearray()
+    pending = bytearray()
     for number, text in enumerate(texts):
         if number:
-            held += b"\n"
+            pending += b"\n"
         for start in range(0, max(len(text), 1), _XZ_BLOCK_BYTES):
-            held += encode(text[start : start + _XZ_BLOCK_BYTES])
-            while len(held) >= block_bytes:
-                yield bytes(memoryview(held)[:block_bytes])
-                del held[:block_bytes]
-    if held:
-        yield bytes(held)
+            pending += encode(text[start : start + _XZ_BLOCK_BYTES])
+            while len(pending) >= block_bytes:
+                yield bytes(memoryview(pending)[:block_bytes])
+                del pending[:block_bytes]
+    if pending:
+        yield bytes(pending)
 
 
-def _in_order(work, items: Iterator, threads: int) -> int:
-    """The sum of `work` over items, a few at a time, so that they are never all in memory."""
+def _sum_over(work, items: Iterator, threads: int) -> int:
+    """The sum of `work` over items in threads, a few items at a time, so that they are never all in memory."""
     total = 0
     with ThreadPoolExecutor(threads) as pool:
         while batch := list(itertools.islice(items, 2 * threads)):
@@ -251,13 +251,13 @@ def _gzip_bytes(blocks: Iterator[bytes], threads: int) -> int:
         end = zlib.Z_SYNC_FLUSH if len(block) == _GZIP_BLOCK_BYTES else zlib.Z_FINISH
         return len(stream.compress(block)) + len(stream.flush(end))
 
-    return _GZIP_FRAME_BYTES + _in_order(deflated, pairs(), threads)
+    return _GZIP_FRAME_BYTES + _sum_over(deflated, pairs(), threads)
 
 
 def _xz_bytes(blocks: Iterator[bytes], threads: int) -> int:
-    """Blocks as streams of their own: 32 bytes each more than blocks of one stream."""
+    """Each block is a stream of its own, 32 bytes longer than a block of one stream."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": _XZ_DICTIONARY_BYTES}]
-    return _in_order(lambda block: len(lzma.compress(block, filters=filters)), blocks, threads)
+    return _sum_over(lambda block: len(lzma.compress(block, filters=filters)), blocks, threads)
 
 
 def _zstd_bytes(blocks: Iterator[bytes], threads: int) -> int:

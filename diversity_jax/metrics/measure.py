@@ -1,4 +1,4 @@
-"""Measures corpora by the baseline metrics: draws, lengths, space and clusters are the same for all of a run."""
+"""Measures corpora by the baseline metrics, all with the same draw size, length, embedding space and clusters."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -27,24 +27,24 @@ from diversity_jax.metrics.text import first_words, split_words
 
 log = logging.getLogger(__name__)
 
-_FEWEST = 20  # documents; below, half a corpus says nothing about its spread
+_FEWEST = 20  # documents; with fewer, draws of half a corpus do not show its spread
 _MOST_CONTROL_WORDS = 256
-_STEPS = 4  # sizes of the dependence, each twice the one before
-_MOST_DOCUMENTS, _DEPENDENCE_PAIRS = 20_000, 1000  # of the dependence
+_STEPS = 4  # sizes for `dependence`, each twice the one before
+_MOST_DOCUMENTS, _DEPENDENCE_PAIRS = 20_000, 1000  # for `dependence`
 _FIT_DOCUMENTS = 20_000  # of each corpus, for the TF-IDF space and the clusters
 
 Costs = list[dict[str, Any]]
-"""What stages took; see `MetricsReport.cost`."""
+"""Cost of stages; see `MetricsReport.cost`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """What the caller opens because it is paid or heavy; None where no chosen metric needs it.
+    """Models and tokenizers that the caller opens; None where no chosen metric needs one.
 
     Attributes:
       embedder: None for TF-IDF fitted to the corpora.
       model, larger_model: for perplexity.
-      count_tokens: texts to the number of tokens of each, int64 [texts].
+      count_tokens: returns the number of tokens of each text, int64 [texts].
     """
 
     embedder: Embedder | None = None
@@ -56,7 +56,7 @@ class Tools:
 def measure(
     corpora: Mapping[str, Corpus | Sequence[str]], metrics: Sequence[str], config: MetricsConfig, tools: Tools = Tools()
 ) -> dict[str, MetricsReport]:
-    """The metrics of every corpus, in comparable draws.
+    """Measures corpora, by name, in comparable draws.
 
     Args:
       corpora: by name; a corpus, or its texts.
@@ -71,11 +71,11 @@ def measure(
         raise InputError(f"metrics: {unknown[0]} is unknown; known are {', '.join(METRICS)}")
     sources = {name: _Source(name, corpus, config) for name, corpus in corpora.items()}
     run = _Run(metrics, config, tools, sources)
-    return {name: run.scorecard(source) for name, source in sources.items()}
+    return {name: run.report(source) for name, source in sources.items()}
 
 
 class _Source:
-    """One corpus: in memory where it is small enough, else sampled anew for every draw."""
+    """One corpus: in memory where it is small enough, else sampled again for every draw."""
 
     def __init__(self, name: str, corpus: Corpus | Sequence[str], config: MetricsConfig):
         self.name, self._corpus = name, corpus
@@ -93,17 +93,17 @@ class _Source:
 
     @functools.cached_property
     def documents(self) -> int:
-        """How many there are; counted where they are not all in memory."""
+        """Number of documents; counted where they are not all in memory."""
         return len(self.texts) if self.in_memory else sum(1 for _ in self._corpus)
 
     def sample(self, count: int, seed: int) -> list[str]:
-        """`count` texts drawn anew from a corpus that is not in memory."""
+        """A new sample of a corpus that is not in memory."""
         assert not isinstance(self._corpus, Sequence)
         return [document.text for document in self._corpus.sample(count, seed=seed)]
 
 
 class _Run:
-    """Measures by what all corpora have in common: draw size, control length, embedding space and clusters."""
+    """What all corpora of a run share: draw size, control length, embedding space and clusters; measures by them."""
 
     def __init__(self, metrics: Sequence[str], config: MetricsConfig, tools: Tools, sources: Mapping[str, _Source]):
         self.metrics, self.config, self.tools = metrics, config, tools
@@ -143,7 +143,7 @@ class _Run:
         self._progress: ProgressDisplay | None = None
 
     def _control(self, sources: Mapping[str, _Source]) -> tuple[int, int]:
-        """Words to cut at, and documents of a draw; zeros where no length leaves enough documents."""
+        """Words that controlled documents are cut to, and documents of a draw; zeros where no length is possible."""
         lengths = {name: split_words(source.texts[:_FIT_DOCUMENTS]).lengths for name, source in sources.items()}
         words = self.config.control_words
         if words is None:
@@ -155,7 +155,7 @@ class _Run:
         return (words, min(documents, self.config.draw_documents or documents)) if documents >= 1 else (0, 0)
 
     def _fit_clusters(self, sources: Mapping[str, _Source]) -> Codebook | None:
-        """Clusters of equally many documents of each corpus; None where no document has content."""
+        """Clusters fitted to equally many documents of each corpus; None where no document has content."""
         assert self.embedder is not None
         each = min(_FIT_DOCUMENTS * 5, *(len(source.texts) for source in sources.values()))
         vectors = unit_rows(np.concatenate([self.embedder.embed(source.texts[:each]) for source in sources.values()]))
@@ -165,7 +165,7 @@ class _Run:
         return Codebook.fit(vectors, clusters, seed=self.config.seed)
 
     def prepare(self, texts: Sequence[str], costs: Costs) -> DocumentFeatures:
-        """A sample with everything that the chosen metrics read."""
+        """The features of texts that the chosen metrics read."""
         parts: dict[str, Any] = {"texts": texts}
         count, threads = len(texts), self.config.threads
         if {"words", "folded"} & self.reads:
@@ -198,7 +198,7 @@ class _Run:
                 self._progress.advance()
         return {name: figures.get(name) for name in self.metrics}
 
-    def scorecard(self, source: _Source) -> MetricsReport:
+    def report(self, source: _Source) -> MetricsReport:
         """Measures one corpus."""
         log.info("measuring %s: %d draws of %s documents", source.name, self.draws, f"{self.documents:,}")
         costs: Costs = []
@@ -218,7 +218,7 @@ class _Run:
                 "no length that enough documents of every corpus have: nothing was measured at equal length"
             )
         self._progress.close()
-        self._progress = None  # how many stages the next takes is known only there
+        self._progress = None  # of this corpus alone
         first = source.texts[: self.documents]
         dependence: dict[str, dict[str, Any]] = {}
         if self.config.dependence:
@@ -259,7 +259,7 @@ class _Run:
     def _figures(
         self, source: _Source, pool: DocumentFeatures | None, documents: int, costs: Costs, control_words: int | None
     ) -> dict[str, Figure]:
-        """Every metric over the draws: from a prepared pool, or from new samples where a corpus is too large for it."""
+        """Every metric over the draws: of a prepared pool, or of new samples where the corpus is not in memory."""
         values = []
         for number in range(self.draws):
             seed = self.config.seed * 1_000_003 + number
@@ -283,19 +283,19 @@ class _Run:
 
 
 def _shortened(texts: Sequence[str], words: int) -> list[str]:
-    """The first `words` words of every text that has so many."""
+    """The first `words` words of every text that has at least so many."""
     return [short for text in texts if (short := first_words(text, words)) is not None]
 
 
 def _size_dependence(pool: DocumentFeatures, run: _Run, costs: Costs) -> dict[str, dict[str, Any]]:
-    """How metrics change over doublings of size and of length; appends what the sizes cost.
+    """Metrics at doubled sizes and lengths; appends the costs of the sizes.
 
-    Lengths are followed for lexical metrics only, on documents that have the longest length, cut to each: under models
-    and paid embeddings, shorter texts would be paid for again.
+    Lengths are for lexical metrics only, on documents of at least the longest length, cut to each: models and paid
+    embeddings would have to read the shorter texts again.
 
     Returns:
-      By metric, `documents` and `words`, each with `sizes`, `values` and `slope`: the gradient of log value over log
-      size, 0 where the metric does not depend on it, 1 where it grows in proportion; None where a value is not above 0.
+      By metric, `documents` and `words`, each with `sizes`, `values` and `slope`: that of log value over log size, 0
+      where the metric does not depend on it, 1 where it grows in proportion; None where a value is not above 0.
     """
     most, seed = min(run.documents, _MOST_DOCUMENTS, len(pool.texts)), run.config.seed
     sizes = [most >> step for step in reversed(range(_STEPS)) if most >> step >= 4]
@@ -307,9 +307,9 @@ def _size_dependence(pool: DocumentFeatures, run: _Run, costs: Costs) -> dict[st
         if METRICS[name].group == "lexical" and not name.startswith(("context", "compression"))
     ]
     lengths, by_length = _length_dependence(pool, lexical, most, seed)
-    result = {name: {"documents": _gradient_entry(sizes, [values[name] for values in by_size])} for name in run.metrics}
+    result = {name: {"documents": _dependence_on(sizes, [values[name] for values in by_size])} for name in run.metrics}
     for name in lexical if lengths else ():
-        result[name]["words"] = _gradient_entry(lengths, [values[name] for values in by_length])
+        result[name]["words"] = _dependence_on(lengths, [values[name] for values in by_length])
     return result
 
 
@@ -339,7 +339,7 @@ def _length_dependence(
     return lengths, by_length
 
 
-def _gradient_entry(sizes: Sequence[int], values: Sequence[float | None]) -> dict[str, Any]:
+def _dependence_on(sizes: Sequence[int], values: Sequence[float | None]) -> dict[str, Any]:
     gradient = None
     if len(sizes) > 1 and all(value is not None and value > 0 for value in values):
         x, y = np.log(sizes), np.log(np.array(values, float))
@@ -354,9 +354,9 @@ def _gradient_entry(sizes: Sequence[int], values: Sequence[float | None]) -> dic
 
 @contextlib.contextmanager
 def metered(costs: Costs, stage: str, documents: int, dollars: Callable[[], float] = lambda: 0.0) -> Iterator[None]:
-    """Appends what the block took: seconds, CPU seconds of all threads, and how far memory rose above where it was.
+    """Appends the cost of the block: seconds, CPU seconds of all threads, and the rise of memory to its peak.
 
-    Memory is what the system counts as resident, looked at fifty times a second: a rise shorter than that is missed.
+    Resident memory is read fifty times a second, so that shorter peaks are missed.
     """
     import psutil
 

@@ -1,8 +1,7 @@
 """Counting n-grams by sorting integers: exact, without a dictionary of tuples, and never across two documents.
 
-A window of n words becomes one 64-bit key. Where the words' ids are short enough they stand in it side by side; where
-not, the key is made of the ranks of its two halves, each below 2^32. Equal keys are equal n-grams in both cases:
-nothing is hashed, so nothing can collide.
+A window of n words becomes one 64-bit key: the ids of its words where they fit, else the ranks of its two halves, each
+below 2^32. Equal keys are equal n-grams in both cases: nothing is hashed, so nothing can collide.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import numpy as np
 
 from diversity_jax.metrics.text import Words
 
-_PART = 1 << 24  # keys that are sorted at once, by each thread
+_PART = 1 << 24  # keys that a thread sorts at once
 _T = TypeVar("_T")
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 
@@ -27,14 +26,14 @@ class Ngrams:
         self.words = words
         self.threads = threads or os.cpu_count() or 1
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - it is one table of gigabytes, and lives as long as its owner
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - at most one table of gigabytes
     def _pair_ranks(self) -> np.ndarray:
         """Rank of every two neighbouring words, across documents too, among different pairs: uint32 [words - 1]."""
         ids = self.words.ids
         return rank(_packed(ids[:-1], ids[1:], _bits(self.words.types)), self.threads)
 
     def windows(self, n: int) -> np.ndarray:
-        """Whether the n words from each word on lie inside its document: bool [max(words - n + 1, 0)]."""
+        """Whether the n words that begin at each word lie in one document: bool [max(words - n + 1, 0)]."""
         inside = np.ones(max(len(self.words.ids) - n + 1, 0), bool)
         ends = self.words.offsets[1:-1]
         for back in range(1, n):
@@ -66,25 +65,25 @@ class Ngrams:
         return self.all_keys(n)[self.windows(n)]
 
     def documents(self, n: int) -> np.ndarray:
-        """Which document each of `keys(n)` stands in: int32."""
+        """The document of each of `keys(n)`: int32."""
         return self.words.document_of_word()[: max(len(self.words.ids) - n + 1, 0)][self.windows(n)]
 
     def distinct(self, n: int) -> tuple[int, int]:
-        """How many different n-grams there are, and how many in all."""
+        """The number of different n-grams, and of all."""
         if n == 1:
             return int(np.count_nonzero(np.bincount(self.words.ids, minlength=1))), len(self.words.ids)
         keys = self.keys(n)
         return sum(in_parts(keys, _count_different, self.threads)), len(keys)
 
     def repeated(self, n: int) -> np.ndarray:
-        """The keys that occur more than once, ascending."""
+        """Keys that occur more than once, ascending."""
         return np.concatenate(in_parts(self.keys(n), _repeated, self.threads))
 
     def repeats_by_document(self, n: int) -> np.ndarray:
         """Per document, the sum over its different n-grams of the OTHER documents that hold each: int64 [documents].
 
-        Most n-grams of natural text occur once. So those that do not are determined first, by a sort of keys alone;
-        only windows that hit a table of them are looked up and sorted together with their documents.
+        Most n-grams of natural text occur once. So repeated ones are determined first, by sorting keys alone; only
+        their windows are sorted together with their documents.
         """
         repeated, keys = self.repeated(n), self.keys(n)
         if self.words.documents < 2 or not len(repeated):
@@ -113,7 +112,7 @@ def _packed(left: np.ndarray, right: np.ndarray, bits: int) -> np.ndarray:
 
 
 def is_new(ascending: np.ndarray) -> np.ndarray:
-    """Where a sorted array differs from the element before."""
+    """Where an element of a sorted array differs from the one before."""
     new = np.ones(len(ascending), bool)
     np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
     return new
@@ -173,7 +172,7 @@ def in_parts(keys: np.ndarray, work: Callable[[np.ndarray], _T], threads: int) -
 
 
 def rank(keys: np.ndarray, threads: int) -> np.ndarray:
-    """Which of the different keys each one is, counted from 0 in ascending order: uint32 [keys]."""
+    """The rank of each key among the different keys, from 0 in ascending order: uint32 [keys]."""
 
     def of_range(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         positions = np.flatnonzero(inside)

@@ -1,13 +1,13 @@
-"""How alike two documents of a corpus are, over seeded random pairs: ROUGE-L and BLEU, each with an interval.
+"""Similarity of pairs of documents of a corpus, over seeded random pairs: ROUGE-L and BLEU, each with an interval.
 
 Of n documents there are n (n - 1) / 2 pairs: 50 million for 10,000. Drawing pairs at random gives the mean over all of
-them with a known error; where there are no more pairs than asked for, all are taken and the figure is exact.
+them with a known error; where the corpus has no more pairs than asked for, all are taken and the figure is exact.
 
-`compatible_figures` are those of the `diversity` package (0.3.1), to the digits it prints, for comparison with what
-others have published; the definitions of `lexical` and of this module are the better ones. What differs, and is
-reproduced on purpose: words are split at single spaces for n-gram diversity, so that double spaces make empty words
-and line feeds make none; n-grams span documents; gzip is applied twice and its file's name counted; ROUGE words are
-a-z and 0-9; documents that share nothing at all have homogenization 1.
+`compatible_figures` are those of the `diversity` package (0.3.1), to the digits it prints, for comparison with
+published figures; the definitions of `lexical` and of this module are the better ones. These differences are reproduced
+on purpose: words are split at single spaces for n-gram diversity, so that double spaces make empty words and line feeds
+make none; n-grams span documents; gzip is applied twice and its file's name counted; ROUGE words are a-z and 0-9;
+documents that share nothing have homogenization 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,20 +23,20 @@ import re
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.intervals import Z95
 from diversity_jax.core.words import unspaced_share
 from diversity_jax.metrics.ngrams import Ngrams, rank
 from diversity_jax.metrics.registry import single_metric
 from diversity_jax.metrics.text import Vocabulary, Words, split_words
 
-_EPSILON = 0.1
+_EPSILON = 0.1  # matches of an order without one
 _PART_WORDS = 1 << 20
-_Z95 = 1.959964
-_FIRST_LOOK_PAIRS = 1000
+_FIRST_LOOK_PAIRS = 1000  # with fewer, the spread is hardly known
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairMean:
-    """A mean over pairs of documents, its 95 % interval, the number of pairs, and whether those are all there are."""
+    """A mean over pairs of documents, its 95 % interval, the number of pairs, and whether they are all pairs."""
 
     value: float
     low: float
@@ -55,14 +55,14 @@ def rouge_l_homogenization(
 ) -> PairMean | None:
     """Mean ROUGE-L F1 over pairs of documents; None with fewer than two documents.
 
-    F1 = 2 LCS / (words of one + words of the other), on folded words (see `words`); 0 where either has none. 1 means
-    that all documents are the same. Theirs (`diversity`) keeps a-z and 0-9 only, so that other scripts score 0 or 1 by
-    accident, and takes all pairs.
+    F1 = 2 LCS / (words of the first + words of the second), on folded words (see `text`); 0 where either has none. 1
+    means that all documents are the same. The `diversity` package keeps a-z and 0-9 only, so that other scripts score 0
+    or 1 by accident, and takes all pairs.
 
     Args:
       texts: documents, or their words.
       pairs: drawn at random with this seed; None for all.
-      half_width: stop as soon as the interval reaches this far to either side, or `pairs` are used up.
+      half_width: stop as soon as half the interval is no wider than this.
 
     Source: Lin, "ROUGE" (2004); Padmakumar and He, "Does writing with language models reduce content diversity?"
       (2024).
@@ -76,8 +76,8 @@ def self_bleu(
     """Mean BLEU-4 of one document with another as its only reference, over random ordered pairs; None with fewer than
     two documents.
 
-    Zhu et al., "Texygen" (2018), take ALL other documents as references, which grows with the corpus and is never
-    affordable; pairs do not depend on its size. Sentence BLEU with orders 1 to 4 weighted equally and a brevity
+    Zhu et al., "Texygen" (2018), take ALL other documents as references, so that figure and cost grow with the corpus;
+    pairs do not depend on its size. Sentence BLEU with orders 1 to 4 weighted equally and a brevity
     penalty; an order without a match counts 0.1 matches (Chen and Cherry 2014, method 1); documents of fewer than 4
     words have as many orders as words. On folded words.
     """
@@ -103,7 +103,7 @@ def _pair_mean(
         left = draw.integers(documents, size=count - len(scores))
         right = (left + draw.integers(1, documents, size=len(left))) % documents
         scores = np.concatenate([scores, score(words, left, right)])
-        reach = _Z95 * float(scores.std(ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else math.inf
+        reach = Z95 * float(scores.std(ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else math.inf
         if half_width and reach <= half_width:
             break
     mean = float(scores.mean())
@@ -111,7 +111,7 @@ def _pair_mean(
 
 
 def _looks(pairs: int) -> list[int]:
-    """After how many pairs to look whether they are enough; not before a thousand, where the spread is hardly known."""
+    """The numbers of pairs after which the width of the interval is checked."""
     looks = [_FIRST_LOOK_PAIRS * 2**step for step in range(40)]
     return [look for look in looks if look < pairs] + [pairs]
 
@@ -129,7 +129,7 @@ def rouge_l(words: Words, left: np.ndarray, right: np.ndarray, threads: int | No
 
 
 def _strings(words: Words) -> Sequence[object]:
-    """Each document as a string of one character a word, or where there are more words than characters as a list."""
+    """Each document as a string with one character for each word, or a list where words outnumber characters."""
     different, ids = np.unique(words.ids, return_inverse=True)
     edges = words.offsets.tolist()
     if len(different) >= 0x10FFFF - 0xE000:
@@ -214,7 +214,7 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def compatible_figures(texts: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    """The package's figures of some texts, and a warning for each that it cannot give or that would mislead."""
+    """The `diversity` package's figures, and a warning for each that is undefined or would mislead."""
     figures: dict[str, Callable[[], float]] = {
         "ngram_diversity_score": lambda: ngram_diversity_score(texts),
         "self_repetition_score": lambda: self_repetition_score(texts),
@@ -237,7 +237,7 @@ def compatible_figures(texts: Sequence[str]) -> tuple[dict[str, float], list[str
 
 
 def _share_outside_ascii(texts: Sequence[str]) -> float:
-    """Share of the characters, white space not counted."""
+    """Share of the characters that are not ASCII, white space not counted."""
     characters = ["".join(text.split()) for text in texts]
     outside = sum(len(_NOT_ASCII.findall(text)) for text in characters if not text.isascii())
     return outside / max(sum(map(len, characters)), 1)

@@ -1,9 +1,9 @@
 """How well a language model predicts documents: perplexity, bits per byte, and the gap between two models.
 
-Every document stands alone: an end-of-text token, which is what a model saw between documents, and then its tokens,
-each predicted once. A document longer than the context is read by windows that overlap: each window starts a stride
-after the one before and scores only what that one had not, so every token has at least (context - stride) tokens before
-it, and stride 1 gives each the whole context.
+Every document is scored by itself: an end-of-text token, which a model saw between documents, and then its tokens, each
+predicted once. A document longer than the context is read in overlapping windows: each starts a stride after the one
+before and scores only the tokens that are new in it, so every token has at least (context - stride) tokens before it;
+stride 1 gives each the full context.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +21,14 @@ _TEXTS = 1024
 
 
 class CausalModel(Protocol):
-    """A model that predicts tokens: its name on scorecards, its longest input, the token before every document."""
+    """A model that predicts tokens: its name in reports, its longest input, the token before every document."""
 
     label: str
     context_tokens: int
     first_token: int
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts end to end [tokens], and how many each text has [texts]."""
+        """Ids of all texts, concatenated [tokens], and the number of each text's tokens [texts]."""
         ...
 
     def nats(self, inputs_BxL: np.ndarray, targets_BxL: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def perplexity_gap(small: Nats, large: Nats) -> float | None:
 
 
 def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, first scored) of every window over `length` predictions; each is scored by exactly one window.
+    """(start, end, first scored) of every window over `length` predictions, each of which one window scores.
 
     Prediction i reads the inputs from its window's start to i.
     """
@@ -52,7 +52,7 @@ def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, 
         end = min(start + context, length)
         yield start, end, scored
         scored = end
-        # A last window that would be short reads as far back as the context allows.
+        # The last window reads as far back as the context allows.
         start = max(0, min(start + stride, length - context))
 
 
@@ -64,7 +64,7 @@ def document_nats(
     Args:
       stride: tokens between windows of a document longer than the context; None for half the context, 1 for the exact
         figure.
-      batch_tokens: at once on the device; at least one window.
+      batch_tokens: of a batch on the device, which has at least one window.
 
     Raises:
       InputError: a stride outside 1 to the context.
@@ -93,11 +93,11 @@ def document_nats(
 
 
 class JaxLlama:
-    """One of our own checkpoints, or any Llama in a Hugging Face folder, on JAX's default device.
+    """A checkpoint of this project, or a Llama in a Hugging Face folder, on JAX's default device.
 
     Args:
       folder: a training run, what `model.convert import` wrote, or a Hugging Face folder.
-      encode, first_token: a tokenizer's `encode_batch`, and what texts began with in training.
+      encode, first_token: a tokenizer's `encode_batch`, and the token that texts began with in training.
       context_tokens: None for the model's `max_length`.
     """
 
@@ -133,14 +133,14 @@ def _token_nats(config: Any) -> Callable:
     def run(params, inputs_BxL, targets_BxL):
         hidden_BxLxD = hidden_states(config, params, inputs_BxL)
         head_DxV = head_weight(config, params).astype(hidden_BxLxD.dtype)
-        # A row at a time: logits of the whole batch need not exist together.
+        # A row at a time, so that the logits of the batch never exist together.
         return jax.lax.map(lambda row: row_nats(row[0], row[1], head_DxV), (hidden_BxLxD, targets_BxL))
 
     return run
 
 
 class TransformersModel:
-    """Any Hugging Face causal model by path or name, through transformers and torch; on a GPU where torch sees one."""
+    """A Hugging Face causal model by path or name, through transformers and torch; on a GPU where torch has one."""
 
     def __init__(self, name: str, *, context_tokens: int | None = None):
         try:
@@ -168,7 +168,7 @@ class TransformersModel:
         self.first_token, self.label = first_token, str(Path(name).name)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids without any special token, and how many each text has."""
+        """Ids without special tokens, and the number of each text's."""
         clean = [text.encode("utf-8", "replace").decode() for text in texts]
         rows = self._tokenizer(clean, add_special_tokens=False, verbose=False)["input_ids"]
         lengths = np.array([len(row) for row in rows], np.int64)
@@ -186,7 +186,7 @@ class TransformersModel:
 
 
 def is_own_llama(folder: str) -> bool:
-    """Whether a folder is a training run, an import, or a Hugging Face folder of a Llama: read here without torch."""
+    """Whether a folder is a training run, an import, or a Hugging Face folder of a Llama, which need no torch."""
     from diversity_jax.model.convert import model_folder
 
     path = model_folder(folder)

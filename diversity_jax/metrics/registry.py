@@ -1,4 +1,4 @@
-"""The settings and the table of baseline metrics. A metric registers itself beside its function, with `stage`."""
+"""Settings and registry of the baseline metrics. A metric registers itself beside its function, with `stage`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _LEAST |= dict.fromkeys(("embedder_dollars_per_million_tokens", "max_dollars"), 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
-    """How the baseline metrics are measured; all corpora of a run by the same settings.
+    """Settings of the baseline metrics, the same for all corpora of a run.
 
     Attributes:
       draws: samples that each figure is measured on; its interval comes from their spread. 1 gives figures without
@@ -97,14 +97,14 @@ class MetricsConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Nats:
-    """What documents cost under a model: `nats`, `tokens` and `utf8_bytes` of each, [documents]."""
+    """Negative log-likelihoods of documents under a model: `nats`, `tokens` and `utf8_bytes` of each, [documents]."""
 
     nats: np.ndarray
     tokens: np.ndarray
     utf8_bytes: np.ndarray
 
     def take(self, documents: np.ndarray) -> "Nats":
-        """These documents, by number."""
+        """The documents of these numbers."""
         return Nats(nats=self.nats[documents], tokens=self.tokens[documents], utf8_bytes=self.utf8_bytes[documents])
 
     def perplexity(self) -> float | None:
@@ -113,27 +113,28 @@ class Nats:
         return float(np.exp(min(self.nats.sum() / tokens, 700.0))) if tokens else None
 
     def bits_per_byte(self) -> float | None:
-        """Bits per byte of UTF-8: comparable between models with different tokenizers; None without a byte."""
+        """Bits per byte of UTF-8, comparable between models with different tokenizers; None without a byte."""
         size = self.utf8_bytes.sum()
         return float(self.nats.sum() / math.log(2) / size) if size else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DocumentFeatures:
-    """Documents with everything that the chosen metrics read of them, made once.
+    """Documents with the features that the chosen metrics read.
 
-    A stage asks only for the part that it registered for; the other parts are None where no chosen stage reads them.
+    A stage reads only the feature that it was registered with; features that no chosen stage reads are None.
 
     Attributes:
       texts: the documents.
-      words: in the form for repetition and n-grams; `folded`: for richness and overlap.
+      words: in the form of `baseline.words`, for repetition and n-grams.
+      folded: words in the form `folded`, for lexical richness and overlap.
       vectors: float32 [documents, D].
-      nats, larger_nats: under the two models.
+      nats, larger_nats: under `baseline.model` and `baseline.larger_model`.
       tokens: tokens of each document, int64 [documents].
     """
 
     texts: list[str]
-    words: Words = None  # type: ignore[assignment]  # set wherever a stage that reads it is chosen
+    words: Words = None  # type: ignore[assignment]  # set where a chosen stage reads it
     folded: Words = None  # type: ignore[assignment]
     vectors: np.ndarray = None  # type: ignore[assignment]
     nats: Nats = None  # type: ignore[assignment]
@@ -141,7 +142,7 @@ class DocumentFeatures:
     tokens: np.ndarray | None = None
 
     def take(self, documents: np.ndarray) -> "DocumentFeatures":
-        """These documents, by number, in this order."""
+        """The documents of these numbers, in this order."""
         parts: dict[str, Any] = {"texts": [self.texts[number] for number in documents.tolist()]}
         for name in ("words", "folded", "nats", "larger_nats"):
             part = getattr(self, name)
@@ -154,12 +155,12 @@ class DocumentFeatures:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StageSettings:
-    """What a stage measures by, the same for all corpora of a run.
+    """Settings of stages, the same for all corpora of a run.
 
     Attributes:
       pairs, seed: of the pairs of documents that are drawn.
-      occupancy: vectors to the number of documents in each of the clusters fitted to all corpora, int64 [clusters].
-      threads: that count and compress at once; None for as many as there are cores.
+      occupancy: returns the documents in each of the clusters fitted to all corpora, int64 [clusters].
+      threads: number of them; None for as many as there are cores.
     """
 
     pairs: int
@@ -175,16 +176,16 @@ Measure = Callable[[DocumentFeatures, StageSettings], Figures]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One figure of a scorecard.
+    """One figure of a report.
 
     Attributes:
-      title: as tables write it.
+      title: in tables.
       group: `lexical`, `embedding` or `perplexity`.
-      stage: what is computed in one go with it, and timed.
-      sign: 1 where more means more diverse, -1 where less does, 0 where the figure says nothing of diversity by itself.
-      note: what it is, in a few words.
+      stage: the stage that computes and times it, maybe with other metrics.
+      sign: 1 where more means more diverse, -1 where less does, 0 where the figure alone says nothing of diversity.
+      note: its definition in a few words.
       needs: fields of `MetricsConfig` that name the models or the tokenizer it cannot be measured without.
-      mergeable: workers can measure it on parts of a corpus, and the parts add up.
+      mergeable: workers can measure it on parts of a corpus and add up the results.
     """
 
     title: str
@@ -198,7 +199,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What computes one or more metrics: the part of a `DocumentFeatures` that it reads, and its function."""
+    """A function that computes one or more metrics, and the field of `DocumentFeatures` that it reads."""
 
     reads: str
     measure: Measure
@@ -214,7 +215,7 @@ def stage(
     """Registers the decorated function as the stage that computes `metrics`.
 
     Args:
-      reads: the field of `DocumentFeatures` that must be there: `texts`, `words`, `folded`, `vectors` or `nats`.
+      reads: the field of `DocumentFeatures` that it needs: `texts`, `words`, `folded`, `vectors` or `nats`.
       metrics: by name, (title, sign, note, *needs) of `Metric`; the function returns a value for each of them.
       mergeable: `metrics.beam` measures these too, except those that need a model or a tokenizer.
     """
@@ -243,7 +244,7 @@ def single_metric(
 
 
 def chosen_metrics(asked: str, config: MetricsConfig) -> tuple[str, ...]:
-    """Names of the metrics that `--config.metrics=...` asks for, in the order of `METRICS`.
+    """Names of the metrics that `--config.metrics=...` selects, in the order of `METRICS`.
 
     Args:
       asked: `all`, or names joined by commas: of metrics, of groups (`lexical`, `embedding`, `perplexity`) or of stages

@@ -1,4 +1,4 @@
-"""The baseline metrics of corpora: figures with intervals, their file, and comparisons between corpora and metrics."""
+"""Reports of baseline metrics: figures with intervals, the file, and comparisons of corpora and of metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,24 +13,23 @@ import numpy as np
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import ShownAsTable, SummaryTable, interval, significant
-from diversity_jax.core.intervals import Estimate
+from diversity_jax.core.intervals import Z95, Estimate, t_quantile
 from diversity_jax.metrics.registry import METRICS, MetricsConfig
 
 VERSION = 1
 KIND = "baseline_metrics"
 FEWEST_CORPORA = 5
-_Z95 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure(Estimate):
-    """One metric on one corpus: the mean over draws, and the 95 % interval for what more text of the same source would
-    give at this draw size. Interval, spread and error are None with a single draw.
+    """One metric on one corpus: the mean over draws, and the 95 % interval of its expectation over corpora of the same
+    source at this draw size. Interval, spread and error are None with a single draw.
 
     Attributes:
       spread: standard deviation over draws, the paper's error bar.
-      standard_error: of `value`; intervals and comparisons are made of it.
-      draws: on how many the metric was defined.
+      standard_error: of `value`, from which intervals and comparisons are computed.
+      draws: the number on which the metric was defined.
     """
 
     spread: float | None = None
@@ -43,15 +42,15 @@ class Figure(Estimate):
 
         Draws of one corpus overlap, so their spread s is less than that of independent ones: for a mean-like statistic
         s^2 = v (1/m - 1/N) with m documents of N. The mean over R draws then has variance v/N + s^2/R = s^2 (share / (1
-        - share) + 1/R): what the corpus is itself a sample of, and what the draws add. At half of a corpus this is the
-        delete-half jackknife (Shao and Wu 1989).
+        - share) + 1/R), since the corpus is itself a sample of its source. At half of a corpus this is the delete-half
+        jackknife (Shao and Wu 1989).
         """
         value, draws = float(np.mean(values, dtype=np.float64)), len(values)
         if draws < 2 or share >= 1:
             return cls(value=value, draws=draws)
         spread = float(np.std(values, ddof=1, dtype=np.float64))
         error = spread * math.sqrt(share / (1 - share) + 1 / draws)
-        reach = _t_quantile(draws - 1) * error
+        reach = t_quantile(0.975, draws - 1) * error
         return cls(value=value, low=value - reach, high=value + reach, spread=spread, standard_error=error, draws=draws)
 
     def to_json(self) -> dict[str, float | None]:
@@ -59,16 +58,10 @@ class Figure(Estimate):
         return dict(vars(self))
 
 
-def _t_quantile(freedom: float) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, freedom))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two corpora on one metric: the difference of the values, its 95 % interval, and which one is more diverse (None:
-    not decided).
+    """Two corpora on one metric: the difference of the values, its 95 % interval, and which is more diverse (None:
+    undecided).
     """
 
     difference: float
@@ -90,7 +83,7 @@ def difference(first: Figure, second: Figure, sign: int) -> Difference | None:
     shared = squares[0] ** 2 / (first.draws - 1) + squares[1] ** 2 / (second.draws - 1)
     freedom = sum(squares) ** 2 / shared if shared else 1.0
     gap = first.value - second.value
-    reach = _t_quantile(freedom) * error
+    reach = t_quantile(0.975, freedom) * error
     decided = sign != 0 and abs(gap) > reach
     return Difference(
         difference=gap, low=gap - reach, high=gap + reach, first_is_more_diverse=(sign * gap > 0) if decided else None
@@ -101,27 +94,27 @@ _NOT_PARAMETERS = ("threads", "embedder_base_url", "seed")
 
 
 def report_parameters(config: MetricsConfig, **derived: Any) -> dict[str, Any]:
-    """`MetricsReport.parameters`: the settings that figures depend on, and what was derived from all corpora."""
+    """`MetricsReport.parameters`: the settings that figures depend on, and values derived from all corpora of a run."""
     return {name: value for name, value in asdict(config).items() if name not in _NOT_PARAMETERS} | derived
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class MetricsReport(ShownAsTable):
-    """The metrics of one corpus. Written once; `content_hash` names it.
+    """The metrics of one corpus, identified by `content_hash`.
 
     Attributes:
       metrics: figures by name, on draws of whole documents.
-      controlled: the same with equal length: see `parameters`' control_words and control_documents; empty where it was
-        not possible.
+      controlled: the same at equal length (`control_words` and `control_documents` of `parameters`); empty where no
+        length is possible.
       compatible: figures of the `diversity` package on the first draw, by that package's names; empty unless asked for.
       dependence: of each metric, by `documents` and by `words`: sizes, values, and the slope of log value over log
         size.
-      cost: one entry a stage and size: stage, documents, seconds, cpu_seconds, memory_bytes, dollars. It is never twice
-        the same, so it is no part of the file and its hash; `save_cost` puts it beside.
-      corpus: name, fingerprint, documents (None where only sampled), words_per_document.
-      parameters: settings that the figures depend on, those derived from all corpora of the run too.
+      cost: a mapping for each stage and size: stage, documents, seconds, cpu_seconds, memory_bytes, dollars. It varies
+        between runs, so it is no part of the file and its hash; `save_cost` writes a file of its own.
+      corpus: name, fingerprint, and documents (None where it was only sampled).
+      parameters: what figures depend on: the settings, and values derived from all corpora of the run.
       seed: of every draw.
-      warnings: what a reader has to know, one line each.
+      warnings: for the reader, one line each.
     """
 
     metrics: Mapping[str, Figure]
@@ -142,7 +135,7 @@ class MetricsReport(ShownAsTable):
         return value | {"version": VERSION, "kind": KIND, "warnings": list(self.warnings)}
 
     def table(self) -> SummaryTable:
-        """Every figure with its interval, and which way it points."""
+        """Every figure with its interval, and whether more of it means more diverse."""
         ways = {1: "more is more diverse", -1: "less is more diverse", 0: ""}
         rows = [
             (METRICS[name].title, significant(figure.value), interval(figure), ways[METRICS[name].sign])
@@ -153,7 +146,7 @@ class MetricsReport(ShownAsTable):
 
     @functools.cached_property
     def content_hash(self) -> str:
-        """SHA-256 of everything in the file."""
+        """SHA-256 of the content of the file."""
         return files.content_hash(self.to_json())
 
     def save(self, path: str | os.PathLike) -> None:
@@ -161,7 +154,7 @@ class MetricsReport(ShownAsTable):
         files.write_json(path, self.to_json() | {"content_hash": self.content_hash})
 
     def save_cost(self, path: str | os.PathLike) -> None:
-        """Writes what it took as JSON."""
+        """Writes `cost` as JSON."""
         files.write_json(path, list(self.cost))
 
     @classmethod
@@ -202,8 +195,8 @@ class MetricsReport(ShownAsTable):
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Two metrics over the same corpora; both signed so that more means more diverse. None where one of them is
-    constant.
+    """Rank correlations of two metrics over the same corpora, both signed so that more means more diverse; None where
+    a metric is constant.
     """
 
     first: str
@@ -214,17 +207,17 @@ class Agreement:
 
 
 def agreements(columns: Mapping[str, Sequence[float | None]]) -> list[Agreement]:
-    """Every pair of columns over the corpora that both have.
+    """The rank correlations of every pair of columns, over the corpora that both have values for.
 
     Args:
       columns: by metric, one value a corpus, signed so that more means more diverse; None where a corpus has none.
 
     Intervals are those of Fieller, Hartley and Pearson (1957): on the scale of the inverse hyperbolic tangent, variance
-    0.437 / (n - 4) for Kendall's tau and 1.06 / (n - 3) for Spearman's rho. A value of +-1 is treated as half a step
-    from it.
+    0.437 / (n - 4) for Kendall's tau and 1.06 / (n - 3) for Spearman's rho. A value of +-1 is moved towards 0 by
+    1 / (n (n - 1)).
 
     Raises:
-      InputError: fewer corpora than 5, for which no interval is known.
+      InputError: fewer than 5 corpora, for which the intervals do not hold.
     """
     from scipy.stats import kendalltau, spearmanr
 
@@ -259,7 +252,7 @@ def _fisher_interval(value: float | None, variance: float, corpora: int) -> Esti
     value = max(-1.0, min(1.0, value))
     step = 1 / (corpora * (corpora - 1))
     centre = math.atanh(max(-1 + step, min(1 - step, value)))
-    reach = _Z95 * math.sqrt(variance)
+    reach = Z95 * math.sqrt(variance)
     low, high = math.tanh(centre - reach), math.tanh(centre + reach)
     return Estimate(value=value, low=min(low, value), high=max(high, value))
 
@@ -267,10 +260,10 @@ def _fisher_interval(value: float | None, variance: float, corpora: int) -> Esti
 def columns_of(
     scorecards: Mapping[str, MetricsReport], judged: Mapping[str, float] | None = None
 ) -> dict[str, list[float | None]]:
-    """Signed values of every metric that says something of diversity, over the scorecards in their order.
+    """Values of every metric with a sign, signed so that more means more diverse, over the scorecards in their order.
 
     Args:
-      judged: effective clusters by corpus, where a judge has scored them too; they make a column of their own.
+      judged: effective clusters by corpus, where a judge has scored them too, as a further column.
     """
     columns: dict[str, list[float | None]] = {}
     if judged:

@@ -1,13 +1,13 @@
-"""Documents as arrays of word ids: split once, then every lexical metric is arithmetic on integers.
+"""Splits documents into arrays of word ids, on which lexical metrics compute.
 
-Text is split at white space first, as `str.split` does. What becomes of each such token is the form:
+Text is split at white space first, as `str.split` does. The form decides how each such token is split further:
 
   written   its written words (see `core.words`), composed (NFC), case and punctuation kept.
   folded    its words as `core.words.words` gives them, composed (NFC): without punctuation, case-folded.
-  pieces    the token as it stands, for comparison with packages that do no more. Not for scripts without spaces.
-  rouge     what the `rouge_score` package takes for a word: lower-case runs of a-z and 0-9; other scripts vanish.
+  pieces    the token unchanged, for comparison with packages that split at white space only.
+  rouge     as the `rouge_score` package: lower-case runs of a-z and 0-9; other scripts are dropped.
 
-A form looks at every DIFFERENT token once, so Unicode costs nothing for the other 99 %.
+Each DIFFERENT token is split once, so that the cost of Unicode rules is small.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,8 +37,8 @@ class Words:
 
     Attributes:
       ids: int32 [words], document after document; equal words have equal ids.
-      offsets: int64 [documents + 1], where each document begins, and the number of words.
-      types: every id is below it.
+      offsets: int64 [documents + 1], where each document begins, and last the number of words.
+      types: a number above every id.
     """
 
     ids: np.ndarray
@@ -47,7 +47,7 @@ class Words:
 
     @property
     def documents(self) -> int:
-        """How many documents, empty ones too."""
+        """Number of documents, empty ones included."""
         return len(self.offsets) - 1
 
     @functools.cached_property
@@ -56,18 +56,19 @@ class Words:
         return np.diff(self.offsets)
 
     def take(self, documents: np.ndarray) -> "Words":
-        """These documents, by number, in this order; one may be taken twice."""
+        """The documents of these numbers, in this order; a number may occur twice."""
         lengths = self.lengths[documents]
         offsets = _offsets(lengths)
         shift = np.repeat(self.offsets[:-1][documents] - offsets[:-1], lengths)
         return Words(ids=self.ids[np.arange(offsets[-1]) + shift], offsets=offsets, types=self.types)
 
     def first(self, length: int) -> "Words":
+        """The first `length` words of every document."""
         offsets = _offsets(np.minimum(self.lengths, length))
         return Words(ids=self.ids[self.positions() < length], offsets=offsets, types=self.types)
 
     def positions(self) -> np.ndarray:
-        """Where in its document each word stands, from 0: int64 [words]."""
+        """Position of each word in its document, from 0: int64 [words]."""
         return np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths)
 
     def document(self, number: int) -> np.ndarray:
@@ -75,7 +76,7 @@ class Words:
         return self.ids[self.offsets[number] : self.offsets[number + 1]]
 
     def document_of_word(self) -> np.ndarray:
-        """Number of the document that each word stands in: int32 [words]."""
+        """Number of each word's document: int32 [words]."""
         return np.repeat(np.arange(self.documents, dtype=np.int32), self.lengths)
 
 
@@ -87,7 +88,7 @@ def _written(token: str) -> list[str]:
     if token.isascii():
         return [token]
     parts = written_words(unicodedata.normalize("NFC", token))
-    return parts if len(parts) == 1 else [part.strip("\u200b") for part in parts]  # a space that is not seen
+    return parts if len(parts) == 1 else [part.strip("\u200b") for part in parts]  # zero-width space
 
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
@@ -127,7 +128,7 @@ class _Tokens:
 
     Attributes:
       different: all different tokens, in the order of their first appearance; an empty one may be among them.
-      numbers: int [tokens], which one each token is.
+      numbers: int [tokens], the position of each token in `different`.
       lengths: int64 [texts], tokens of each.
     """
 
@@ -137,7 +138,7 @@ class _Tokens:
 
 
 def _tokens(texts: Sequence[str]) -> _Tokens:
-    """Arrow's white space is that of `str.split`, at a third of the time and without holding Python's lock."""
+    """Splits by Arrow, whose white space is that of `str.split`, in a third of the time and without the GIL."""
     import pyarrow
     import pyarrow.compute
 
@@ -159,7 +160,7 @@ def _tokens_of_any(texts: Sequence[str]) -> _Tokens:
 
 
 class Vocabulary:
-    """Gives words their ids, the same in every call of one vocabulary."""
+    """Assigns ids to words, the same in all calls of `encode`."""
 
     def __init__(self, form: str = "written"):
         if form not in FORMS:
@@ -178,7 +179,7 @@ class Vocabulary:
         """The words of every text.
 
         Args:
-          threads: that find tokens at once; None for as many as there are cores. Ids do not depend on it.
+          threads: number of them; None for as many as there are cores. Ids do not depend on it.
 
         Raises:
           InputError: more than 2^31 different words.
@@ -198,7 +199,7 @@ class Vocabulary:
         return Words(ids=np.concatenate(ids), offsets=_offsets(lengths), types=len(self))
 
     def _expanded(self, numbers: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Word ids and lengths, from numbers of tokens; tokens may hold no word, one, or several."""
+        """Word ids, and words of each text, from token numbers and the tokens of each text."""
         parts = self._ids.parts
         counts = np.fromiter(map(len, parts), np.int64, len(parts))
         flat = np.fromiter(itertools.chain.from_iterable(parts), np.int32, int(counts.sum()))
@@ -214,9 +215,9 @@ _SPACE = re.compile(r"\s")
 
 
 def _segments(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str]]]:
-    """Documents some at a time, very long ones in parts split at white space: numbers of documents, and texts.
+    """Numbers and texts of some documents at a time; very long documents come in parts, cut at white space.
 
-    Tokens take some times the memory of the text, so a thread splits at most `_CHUNK_CHARACTERS` at once.
+    Tokens take several times the memory of the text, so a thread splits about `_CHUNK_CHARACTERS` at once.
     """
     numbers: list[int] = []
     segments: list[str] = []
@@ -244,6 +245,6 @@ def split_words(texts: Sequence[str], form: str = "written", *, threads: int | N
 
 
 def first_words(text: str, count: int) -> str | None:
-    """The beginning of a text with `count` written words, white space kept; None where it has fewer."""
+    """The beginning of a text up to its `count`-th written word; None where it has fewer words."""
     beginning = core_words.first_words(text, count)
     return beginning if len(beginning) < len(text) or core_words.count_words(text) >= count else None

@@ -21,7 +21,7 @@ import math
 import numpy as np
 
 from diversity_jax.cluster_agent.sequential_test import spent_levels
-from diversity_jax.cluster_agent.uncertainty import t_quantile
+from diversity_jax.core.intervals import t_quantile
 from diversity_jax.synthesis.config import SteeringConfig
 
 _DRAWS = 400
