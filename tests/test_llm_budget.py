@@ -7,7 +7,7 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, PlannedCalls, Price, Request, estimate_tokens, forecast, price_of
-from diversity_jax.llm.budget import SHIPPED_PRICES, Amount, is_loopback, most_it_can_use
+from diversity_jax.llm.budget import SHIPPED_PRICES, Amount, is_loopback, largest_use
 from tests.shared_data import shared_file
 
 
@@ -125,7 +125,7 @@ def test_estimated_tokens_are_near_a_public_tokenizer_and_the_bound_is_above_it(
     )
     actual = len(tokenizer.encode(samples, add_special_tokens=False).ids)
     assert estimate_tokens(samples) == pytest.approx(actual, rel=0.12)
-    bound = most_it_can_use(
+    bound = largest_use(
         Request(stage="s", system="", user=samples, schema=None, max_output_tokens=7), Price(input=1.0, output=2.0)
     )
     assert actual + 7 < bound.tokens

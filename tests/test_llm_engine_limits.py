@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from diversity_jax.llm import BudgetConfig
-from diversity_jax.llm.providers.base import retry_after
+from diversity_jax.llm.providers.outcomes import retry_after
 from tests.llm_answers import tokens_of
 from tests.llm_calls import (
     ask,

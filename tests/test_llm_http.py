@@ -8,7 +8,9 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import Request
-from diversity_jax.llm.providers.base import Transient, open_provider
+from diversity_jax.llm.providers.base import connect
+from diversity_jax.llm.providers.endpoint import Endpoint
+from diversity_jax.llm.providers.outcomes import Transient
 
 BODY = b'{"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}'  # noqa: E501
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -64,9 +66,7 @@ async def _play(script, work, path="v1", prepare=lambda port: None, url="http://
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     prepare(port)
-    provider = open_provider(
-        "openai:m", base_url=url.format(port=port, path=path), max_in_flight=9, deadline_seconds=20.0
-    )
+    provider = connect("client", Endpoint("openai:m", url.format(port=port, path=path), "judge"), deadline_seconds=20.0)
     last = head
     async with server:
         try:
@@ -203,4 +203,4 @@ def test_a_host_that_the_environment_excepts_is_reached_without_the_proxy(monkey
 @pytest.mark.parametrize("url", ["nowhere", "http://", "ftp://host/v1", "http://host:99999999/v1", "http://[::1/v1"])
 def test_what_is_no_address_is_none(url):
     with pytest.raises(InputError, match="is no address"):
-        open_provider("openai:m", base_url=url, max_in_flight=1, deadline_seconds=1.0)
+        Endpoint("openai:m", url, "judge")

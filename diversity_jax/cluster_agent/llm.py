@@ -303,8 +303,8 @@ class LlmJudge:
             return JudgeAnswer(
                 value=None, failure=error.reason, detail=error.detail, ends_run=error.ends_run, **_use(error)
             )
-        value, kept_schema = read_json_answer(completion.text, request.schema)
-        if not kept_schema:
+        value, fits_schema = read_json_answer(completion.text, request.schema)
+        if not fits_schema:
             self.engine.report_broken_schema(request.stage)
         if not isinstance(value, Mapping):
             return JudgeAnswer(

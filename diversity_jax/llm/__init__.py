@@ -1,4 +1,4 @@
-"""Language models: providers, one asynchronous engine, a cache of paid answers, a hard budget."""
+"""Language models: providers, one asynchronous engine, a cache of paid answers, and a budget with caps."""
 
 from typing import TYPE_CHECKING
 

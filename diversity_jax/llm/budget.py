@@ -17,26 +17,26 @@ from diversity_jax.llm.providers.registry import PROVIDERS
 from diversity_jax.llm.types import Outcome, Request, Schema
 
 SHIPPED_PRICES = Path(__file__).with_name("prices.json")
-# Chat templates and the wrapping of a schema add tokens that no text shows.
+# Tokens that chat templates and the wrapping of a schema add.
 _OVERHEAD_TOKENS = 64
 _ANSWERS_TO_ESTIMATE_FROM = 5
-# Vendors pin a model by a date or a number behind its name; the price is that of the name.
+# A date or number that pins a version of a model; its price is that of the name without it.
 _PINNED = re.compile(r"(-\d{4}-\d{2}-\d{2}|-\d{3}|-latest|@\d+)$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """The most that a run may use up, over all its restarts; None is no cap.
+    """Caps on the use of a run, over all its restarts; None is no cap.
 
     Attributes:
       max_dollars: dollars. A command that is expected to cost something asks for a cap, or for `unlimited`.
-      unlimited: pay whatever it takes.
+      unlimited: allow a paid run without a cap.
       max_tokens: prompt and completion tokens together.
       max_calls: requests sent, the failed ones too.
       unpriced: allow a model whose price is not known; its dollars count as zero.
-      prices: path of a price table like the shipped `prices.json`; its entries win over the shipped ones.
-      input_price, output_price: dollars per million prompt and completion tokens of the model; they win over every
-        table.
+      prices: path of a price table like the shipped `prices.json`, which it takes precedence over.
+      input_price, output_price: dollars per million prompt and completion tokens of the model; they take precedence
+        over tables.
     """
 
     max_dollars: float | None = None
@@ -66,14 +66,14 @@ class BudgetConfig:
 
 
 class Amount(NamedTuple):
-    """What calls use up."""
+    """Use of calls."""
 
     dollars: float = 0.0
     tokens: int = 0
     calls: int = 0
 
     def plus(self, other: "Amount", times: int = 1) -> "Amount":
-        """This amount and another one, which counts `times` times."""
+        """The sum of this amount and `times` another."""
         dollars, tokens = self.dollars + times * other.dollars, self.tokens + times * other.tokens
         return Amount(dollars, tokens, self.calls + times * other.calls)
 
@@ -82,7 +82,7 @@ class Amount(NamedTuple):
 
     def passes(self, config: BudgetConfig) -> str | None:
         """Name of the first cap of `config` that this amount exceeds, or None."""
-        # Adding a million small prices leaves a rounding error, which is no overspending.
+        # The factor allows for the rounding error of a sum of a million small prices.
         if config.max_dollars is not None and self.dollars > config.max_dollars * (1 + 1e-9):
             return "max_dollars"
         if config.max_tokens is not None and self.tokens > config.max_tokens:
@@ -99,7 +99,7 @@ def sum_of(amounts: Iterable[Amount]) -> Amount:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """Dollars per million tokens; `cached_input` of prompt tokens from the server's cache, None as all others."""
+    """Dollars per million tokens; `cached_input` for prompt tokens from the server's cache, None if it is `input`."""
 
     input: float
     output: float
@@ -130,7 +130,7 @@ def price_of(provider: str, model: str, base_url: str | None, config: BudgetConf
     """The price of a model; one on this machine that no table lists is free.
 
     Raises:
-      InputError: no table has the model, and the budget does not say that this is fine, or caps dollars.
+      InputError: no table has the model, and the budget does not allow for that, or caps dollars.
     """
     if config.input_price is not None and config.output_price is not None:
         return Price(input=config.input_price, output=config.output_price)
@@ -177,12 +177,12 @@ class Reservation:
     """The result of reserving a call.
 
     Attributes:
-      state: `granted` (send it), `answered` (see `response`), `held` (another process has sent this very request),
-        `over` (it could pass a cap).
+      state: `granted` (send it), `answered` (see `response`), `held` (another process has sent the same request),
+        `over` (it could exceed a cap).
       response: the answer, where there is one.
-      cap: name of the cap in `BudgetConfig`, where it is over.
-      in_flight: whether other calls of the run are in flight, so that waiting for them may free budget.
-      lost: the part of the run's spending that is only the most that lost calls can have used up.
+      cap: name of that cap in `BudgetConfig`.
+      in_flight: whether other calls of the run are in flight, whose end may free budget.
+      lost: the part of the run's spending that is the upper bound of lost calls.
     """
 
     state: str
@@ -192,21 +192,19 @@ class Reservation:
     lost: Amount = NOTHING
 
     def why(self, caps: BudgetConfig) -> str:
-        """Which cap is in the way, and how much of it is set aside for lost calls."""
+        """Which cap is reached, and how much of it is set aside for lost calls."""
         unit, lost = self.cap.removeprefix("max_"), ""
-        if self.lost.calls:
-            lost = (
-                f" ({getattr(self.lost, unit):,} {unit} of it set aside for {self.lost.calls:,} calls that were lost)"
-            )
+        if count := self.lost.calls:
+            lost = f" ({getattr(self.lost, unit):,} {unit} of it set aside for {count:,} calls that were lost)"
         cap = f"budget.{self.cap} = {getattr(caps, self.cap):,}"
         return f"the next call could pass {cap}{lost}; raise it and run again to go on"
 
 
-def most_it_can_use(request: Request, price: Price) -> Amount:
-    """Upper bound of what one attempt can use up.
+def largest_use(request: Request, price: Price) -> Amount:
+    """Upper bound of one attempt's use.
 
-    No tokenizer in use makes more tokens than a text has bytes, and an answer is cut at `max_output_tokens`. The bound
-    is loose, about four times for English, but is reserved only while the call is in flight.
+    A text has at most as many tokens as bytes in every tokenizer in use, and an answer is cut at `max_output_tokens`.
+    For English the bound is about four times the use, but it is reserved only while the call is in flight.
     """
     schema_bytes = request.schema.most_bytes if isinstance(request.schema, Schema) else 0
     prompt_tokens = len((request.system + request.user).encode(errors="replace")) + schema_bytes + _OVERHEAD_TOKENS
@@ -215,8 +213,8 @@ def most_it_can_use(request: Request, price: Price) -> Amount:
 
 @dataclass(kw_only=True)
 class StageCosts:
-    """What the answers of one stage have shown, which bounds what a lost attempt of it can have used up: their number,
-    the largest share that a prompt had of its upper bound, and the longest answer in tokens.
+    """Statistics of a stage's answers, from which lost attempts are estimated: their number, the largest ratio of a
+    prompt's tokens to its upper bound, and the longest answer in tokens.
     """
 
     answers: int = 0
@@ -226,14 +224,15 @@ class StageCosts:
 
 @dataclass(kw_only=True)
 class Overrun:
-    """How far answers have gone beyond what their requests allow: some servers bill thoughts beside the answer, which
-    no limit of the request holds for. Reservations are multiplied by `factor`, twice the most that was seen.
+    """By how much answers have exceeded the upper bound of their requests: some servers bill thoughts beside the
+    answer, to which the request's limit does not apply. Reservations are multiplied by `factor`, twice the largest
+    excess seen.
     """
 
     factor: float = 1.0
 
     def learn(self, used: Amount, most: Amount) -> float:
-        """Learns from an answer; returns by how much the factor has grown."""
+        """Updates `factor` by an answer; returns the ratio by which it has grown."""
         shares = ((used.dollars, most.dollars), (used.tokens, most.tokens))
         seen = 2 * max((part / total for part, total in shares if total > 0), default=0.0)
         grown = max(seen / self.factor, 1.0)
@@ -242,23 +241,22 @@ class Overrun:
 
 
 class CallCosts:
-    """What the attempts of one call use up, where lost ones (sent, but without an answer) have to be estimated.
+    """Bounds and estimates of one call's use, of which lost attempts (sent, but without an answer) have to be
+    estimated.
 
-    A lost attempt counts as the most that the answers of its stage let expect, and before there are a few answers as
-    `most`. Once the call is answered each of its lost attempts counts as the same prompt with twice its answer.
+    A lost attempt counts as the largest use that `stage` suggests, and while that has few answers as `most`. Once the
+    call is answered each of its lost attempts counts as the same prompt with twice its answer.
 
     Args:
-      request: the call.
-      price: of the model.
       stage: shared by all calls of the stage.
       overrun: shared by all calls of the model.
 
     Attributes:
-      allowed: the most that one attempt can use up where the server keeps to the request's limit.
+      allowed: upper bound of one attempt's use where the server keeps to the request's limit.
     """
 
     def __init__(self, request: Request, price: Price, stage: StageCosts, overrun: Overrun):
-        self.allowed = most_it_can_use(request, price)
+        self.allowed = largest_use(request, price)
         self._max_output_tokens, self._overrun = request.max_output_tokens, overrun
         self._most_prompt_tokens = self.allowed.tokens - request.max_output_tokens
         self._price, self._stage = price, stage
@@ -266,17 +264,17 @@ class CallCosts:
 
     @property
     def most(self) -> Amount:
-        """Upper bound of what one attempt can use up, as far as is known of the server."""
+        """Upper bound of one attempt's use, with the server's `overrun`."""
         factor = self._overrun.factor
         return Amount(self.allowed.dollars * factor, math.ceil(self.allowed.tokens * factor), self.allowed.calls)
 
     def lose_attempt(self) -> Amount:
-        """Counts one more lost attempt; returns what it counts as."""
+        """Adds a lost attempt; returns the use that it counts as."""
         self._lost.append(self._most_lost())
         return self._lost[-1]
 
     def answered(self, prompt_tokens: int, completion_tokens: int) -> tuple[Amount, Amount]:
-        """Learns from an answer; returns what the lost attempts count as now, and what they counted as before."""
+        """Adds an answer to `stage`; returns what the lost attempts count as now, and what they counted as before."""
         stage = self._stage
         stage.answers += 1
         stage.prompt_share = max(stage.prompt_share, prompt_tokens / self._most_prompt_tokens)
@@ -286,7 +284,7 @@ class CallCosts:
         return NOTHING.plus(self._amount(prompt_tokens, 2 * completion_tokens), len(lost)), sum_of(lost)
 
     def recount(self) -> Amount:
-        """Counts the lost attempts by what is known of the stage now; returns by how much less that is."""
+        """Estimates the lost attempts anew by `stage`; returns by how much their use has fallen."""
         before, most = self._lost, self._most_lost()
         self._lost = [min(amount, most) for amount in before]
         return sum_of(before).minus(sum_of(self._lost))

@@ -1,8 +1,4 @@
-"""Calls between asking and answer: what they reserve, what they use up, and the end of a run for all of them.
-
-What is known of a server is kept in `ServerNotes`: what it does not take, how far its bills go, which model stands
-behind it, and whether its refusals are about single calls or about all of them.
-"""
+"""State of a run's calls: reservations and spending, refusals, the end of the run, and what is learnt of the server."""
 
 import asyncio
 from collections import defaultdict
@@ -24,24 +20,27 @@ from diversity_jax.llm.budget import (
     sum_of,
 )
 from diversity_jax.llm.cost_forecast import Stats
-from diversity_jax.llm.providers.outcomes import EVIDENCE, Refused, Reply
+from diversity_jax.llm.providers.outcomes import FATAL_REFUSALS, Refused, Reply
 from diversity_jax.llm.rate_limit import PrioritySemaphore, wait
-from diversity_jax.llm.response_cache import ResponseCache
+from diversity_jax.llm.response_cache import ResponseCache, ResponseCacheFile
 from diversity_jax.llm.types import CachedFailure, CachedResponse, CallFailed, Outcome, Request
+
+_logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_POLL_SECONDS = 0.2
 
 
 class ServerNotes:
-    """Notes on one model at one address, kept in the ledger so that they are learnt once.
+    """What runs have learnt of one model at one address, stored in the ledger for later ones.
 
     Args:
-      cache: the ledger.
       name: `provider:model`.
       url: address of the model.
       role: what the model is used as; messages begin with it.
 
     Attributes:
-      without: features that the server does not take.
-      overrun: how far its answers have gone beyond what requests allow.
+      without: features that the server does not support.
+      overrun: by how much its answers have exceeded the limits of their requests.
     """
 
     def __init__(self, cache: ResponseCache, name: str, url: str, role: str):
@@ -54,17 +53,16 @@ class ServerNotes:
         return sorted(value for about, of, value in self._cache.notes if (about, of) == (subject, kind))
 
     def learnt(self, feature: str) -> None:
-        """Keeps that the server does not take a feature."""
+        """Records that the server does not support a feature."""
         self._note(self._address, "without", feature)
 
-    def keep_overrun(self) -> None:
-        """Keeps how far answers have gone beyond what requests allow."""
+    def record_overrun(self) -> None:
         self._note(self._address, "overrun", f"{self.overrun.factor:.3g}")
 
     def served_by(self, kind: str, models: Iterable[str]) -> None:
-        """Keeps what a server says stands behind the model's name, in answers (`answered by`) or in its list of models
-        (`listed as`). A run whose ledger has answers of another model logs that once; a new version of the same model
-        (its fingerprint) only the first time that it is seen.
+        """Records the models that a server names in answers (`answered by`) or in its list of models (`listed as`).
+        Warns once where the ledger has answers of another model, or of another version (fingerprint) of the same model
+        and this version is new.
         """
         for model in models:
             if (kind, model) in self._seen:
@@ -82,15 +80,15 @@ class ServerNotes:
 
     def _note(self, subject: str, kind: str, value: str) -> None:
         written = self._cache.run(lambda file: file.note(subject, kind, value))
-        written.add_done_callback(asyncio.Future.exception)  # a failing ledger shows at the next call
+        written.add_done_callback(asyncio.Future.exception)  # retrieved; a failing ledger shows at the next call
 
 
-# What these say of themselves is not outweighed by answers of an earlier process: a key may have been withdrawn since.
+# Refusals of these scopes count although an earlier process got answers: a key may have been withdrawn since.
 _NEEDS_NEW_SUCCESS = ("key", "model", "settings")
 
 
-class Evidence:
-    """What has been seen of calls that were sent.
+class RefusalTracker:
+    """Counts attempts and refusals, to tell a refusal of single calls from one of all calls.
 
     Attributes:
       successes: calls answered by the server in this process, usable or not.
@@ -100,7 +98,7 @@ class Evidence:
         self.successes = 0
         self._sent = 0
         self._in_flight: dict[int, None] = {}  # numbers of attempts, in the order of sending
-        self._suspected_at: dict[str, int] = {}  # attempts sent when enough calls had been refused, by scope
+        self._suspected_at: dict[str, int] = {}  # by scope: attempts sent when `FATAL_REFUSALS` was reached
         self._refused: defaultdict[str, set[str]] = defaultdict(set)  # keys of calls, by scope
 
     def sent(self) -> int:
@@ -116,13 +114,15 @@ class Evidence:
     def is_about_all(self, refused: Refused, key: str, *, answered_before: bool) -> bool:
         """Notes a refusal of the call under `key`; whether it shows that no call can succeed.
 
+        That needs `FATAL_REFUSALS` refused calls, no answer, and the end of all attempts sent before the last of them.
+
         Args:
           answered_before: whether calls of the run were answered in an earlier process.
         """
         if refused.scope == "account":
             return True
         self._refused[refused.scope].add(key)
-        if len(self._refused[refused.scope]) < EVIDENCE[refused.scope]:
+        if len(self._refused[refused.scope]) < FATAL_REFUSALS[refused.scope]:
             return False
         suspected_at = self._suspected_at.setdefault(refused.scope, self._sent)
         if self.successes or (answered_before and refused.scope not in _NEEDS_NEW_SUCCESS):
@@ -131,12 +131,8 @@ class Evidence:
 
     @property
     def refused(self) -> int:
+        """Number of calls that were refused."""
         return len(set[str]().union(*self._refused.values()))
-
-
-_logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
-_POLL_SECONDS = 0.2
 
 
 @dataclass(kw_only=True, eq=False)
@@ -145,9 +141,9 @@ class Call:
 
     Attributes:
       reserved: whether an attempt holds a reservation in the cache.
-      spent: what the attempt under way used up; None where it may have used up anything up to `costs.most`.
-      failures, rate_limits, denials: attempts that failed, that met the server's limit, that were turned away.
-      batched: whether it goes out in a batch.
+      spent: use of the attempt under way; None while it may be anything up to `costs.most`.
+      failures, rate_limits, denials: attempts that failed, that got a 429, that were refused for want of access.
+      batched: whether it is sent in a batch.
     """
 
     key: str
@@ -162,7 +158,7 @@ class Call:
 
 
 def used_by(reply: Reply, price: Price) -> Amount:
-    """What a reply has used up: the larger of what its tokens cost and what the server says that it bills."""
+    """Use of a reply: its dollars are the larger of its tokens' price and what the server says that it bills."""
     dollars = price.cost(reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens)
     return Amount(max(dollars, reply.billed_dollars), reply.prompt_tokens + reply.completion_tokens, 1)
 
@@ -188,11 +184,11 @@ class RunEnd:
         self._hooks: list[Callable[[Callable[[], Exception]], None]] = []
 
     def on_end(self, hook: Callable[[Callable[[], Exception]], None]) -> None:
-        """Calls `hook` when the run ends, with a function that makes an exception for one call."""
+        """Registers `hook`, which is called when the run ends, with a function that makes an exception for one call."""
         self._hooks.append(hook)
 
     def stop(self, ending: Exception) -> None:
-        """Lets no new call go out; those in flight end by themselves and are recorded."""
+        """Ends the run: no new call is sent; those in flight end by themselves and are recorded."""
         if self._ending is None:
             self._ending = ending
             self.event.set()
@@ -215,12 +211,15 @@ class RunEnd:
 
 
 class CallAccounts:
-    """Reserves what calls can use up, and records what they did.
+    """Reserves the most that calls can use, and records what they used.
 
     Args:
       cache, notes: the response cache of the run, and what is known of its server.
       budget, stats, end, role: of the engine.
-      poll_seconds: between two looks for budget that other processes free.
+      poll_seconds: interval of looking for budget that other processes free.
+
+    Attributes:
+      retrying: calls that have failed and are asked again, by key.
     """
 
     def __init__(
@@ -234,12 +233,12 @@ class CallAccounts:
         poll_seconds: float = _POLL_SECONDS,
     ):
         self.cache, self.notes = cache, notes
-        self._budget, self._stats, self._end, self._role = budget, stats, end, role
+        self._budget, self.stats, self.end, self._role = budget, stats, end, role
         self._poll_seconds = poll_seconds
         self._budget_lock = PrioritySemaphore(1)
         self._committed = asyncio.Event()
         self._stage_costs: defaultdict[str, StageCosts] = defaultdict(StageCosts)
-        self.retrying: dict[str, Call] = {}  # calls that have failed and are asked again
+        self.retrying: dict[str, Call] = {}
 
     def costs_of(self, request: Request, price: Price) -> CallCosts:
         return CallCosts(request, price, self._stage_costs[request.stage], self.notes.overrun)
@@ -249,12 +248,12 @@ class CallAccounts:
         return call.request.urgent or call.key in self.retrying
 
     async def reserve(self, call: Call) -> Outcome | None:
-        """Reserves the most that a call can use up; returns the answer instead if another process has it by now."""
+        """Waits until the most that a call can use is reserved; returns the answer instead where the cache has it."""
         reservation = await self._reserve_once(call)
         if reservation.state != "over":
             return reservation.response
-        # One call at a time, or hundreds would ask again at every call that ends. Calls with priority come first, and
-        # keep their turn until there is budget for them.
+        # One call asks at a time, since otherwise hundreds would at every call that ends. Calls with priority come
+        # first, and hold the lock until there is budget for them.
         priority = self.has_priority(call)
         while True:
             await self._budget_lock.enter(first=priority)
@@ -263,7 +262,7 @@ class CallAccounts:
                     if reservation.in_flight:
                         await wait(self._committed, self._poll_seconds)  # other processes' calls are seen by polling
                     elif not await self._recount_lost():
-                        self._end.stop(CallFailed("budget", f"{self._role}: {reservation.why(self._budget)}"))
+                        self.end.stop(CallFailed("budget", f"{self._role}: {reservation.why(self._budget)}"))
                     if not priority:
                         break
                 else:
@@ -273,7 +272,7 @@ class CallAccounts:
 
     async def _reserve_once(self, call: Call) -> Reservation:
         while True:
-            self._end.raise_if_ended()
+            self.end.raise_if_ended()
             self._committed.clear()
             reservation = await self.guard(self.cache.reserve(call.key, call.costs.most))
             call.reserved = reservation.state == "granted"
@@ -282,13 +281,11 @@ class CallAccounts:
             await asyncio.sleep(self._poll_seconds)
 
     async def _recount_lost(self) -> bool:
-        """Counts the lost attempts of calls that are still to be asked again by what is known now of their stage;
-        whether that frees budget.
-        """
+        """Estimates the lost attempts of calls under `retrying` anew; whether that frees budget."""
         regained = sum_of(call.costs.recount() for call in self.retrying.values())
         if regained == NOTHING:
             return False
-        self._stats.spent = self._stats.spent.minus(regained)
+        self.stats.spent = self.stats.spent.minus(regained)
         await self.guard(self.cache.commit("", NOTHING, None, regained=regained))
         return True
 
@@ -299,7 +296,7 @@ class CallAccounts:
         return error
 
     async def commit(self, call: Call, outcome: Outcome | None) -> None:
-        """Records what an attempt used up, and the call's outcome if it has one."""
+        """Records an attempt's use, and the call's outcome if it has one."""
         spent, regained, lost = call.spent, NOTHING, call.spent is None
         if spent is None:
             spent = call.costs.lose_attempt()
@@ -307,26 +304,30 @@ class CallAccounts:
             again, regained = call.costs.answered(outcome.prompt_tokens, outcome.completion_tokens)
             spent = spent.plus(again)
         call.spent, call.reserved = NOTHING, False
-        self._stats.spent = self._stats.spent.plus(spent).minus(regained)
+        self.stats.spent = self.stats.spent.plus(spent).minus(regained)
         await self.guard(self.cache.commit(call.key, spent, outcome, lost=lost, regained=regained))
         self._committed.set()
 
     async def learn(self, used: Amount, allowed: Amount, served_by: str) -> None:
-        """Keeps what a reply shows of its server: what it used up, what a request allows, and who answered."""
+        """Records what a reply shows of its server: use beyond what the request allowed, and which model answered."""
         self.notes.served_by("answered by", [served_by] if served_by else [])
         grown = self.notes.overrun.learn(used, allowed)
         if grown > 1:
-            self.notes.keep_overrun()
-            await self.guard(self.cache.run(lambda file: file.scale_reservations(grown)))
+            self.notes.record_overrun()
+            await self.run(lambda file: file.scale_reservations(grown))
 
     def freed(self) -> None:
         """Wakes calls that wait for budget."""
         self._committed.set()
 
+    async def run(self, work: Callable[[ResponseCacheFile], _T]) -> _T:
+        """Runs other work on the cache's file; when that fails the run ends."""
+        return await self.guard(self.cache.run(work))
+
     async def guard(self, work: Awaitable[_T]) -> _T:
-        """Awaits work of the cache; when that fails the run cannot go on."""
+        """Awaits work of the cache; when that fails the run ends."""
         try:
             return await work
         except InputError as error:
-            self._end.stop(error)
-            raise self._end.error() from None
+            self.end.stop(error)
+            raise self.end.error() from None

@@ -1,4 +1,4 @@
-"""Forecasts of calls, tokens and dollars, before and during a run; what an engine has done so far, and its display."""
+"""Forecasts of calls, tokens and dollars before and during a run; an engine's statistics and their display."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ class PlannedCalls:
       stage: the `Request.stage` of these calls.
       calls: their number.
       prompt_tokens, completion_tokens: means over the calls.
-      least, most: means with the tersest and the wordiest model; None where they equal the expected means.
+      least, most: bounds of the means, with the tersest and the wordiest model; None where they equal the means.
     """
 
     stage: str
@@ -50,7 +50,7 @@ class PlannedCalls:
 
 @dataclass(kw_only=True)
 class StageUsage:
-    """What the answered calls of one stage have used so far."""
+    """Use of the answered calls of one stage so far."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -64,14 +64,14 @@ class StageUsage:
 
 @dataclass(frozen=True, kw_only=True)
 class CostForecast:
-    """What calls are expected to use, in total.
+    """Expected total use of calls.
 
     Attributes:
       calls: number of calls.
       prompt_tokens, completion_tokens, dollars: the expected totals.
       least_tokens, most_tokens, least_dollars, most_dollars: totals (prompt and completion tokens together) with the
         tersest and the wordiest model.
-      passes: name of the cap in `BudgetConfig` that the expected totals exceed, or None.
+      passes: name of the cap of `BudgetConfig` that the expected totals exceed, or None.
     """
 
     calls: int = 0
@@ -108,16 +108,13 @@ class CostForecast:
 
 
 def require_cap(cost: CostForecast, budget: BudgetConfig, base_urls: Iterable[str | None]) -> None:
-    """Stops a run that would pay without anybody having said how much, before its first call.
+    """Refuses a run that is expected to cost something, where the budget has neither a cap nor `unlimited`.
 
-    Servers on this machine charge nothing, whatever their models are called, unless the budget gives a price.
+    Servers on this machine cost nothing, whatever their models are called, unless the budget gives a price.
 
     Args:
+      cost: the forecast; infinite dollars where the cost of a paid model is not known beforehand.
       base_urls: of the models that are asked.
-      cost: what is expected; infinite dollars where a paid model is asked for an amount that cannot be told before.
-
-    Raises:
-      InputError: it is expected to cost something, and the budget has no cap and is not said to be unlimited.
     """
     priced = budget.input_price is not None or budget.prices is not None
     if cost.dollars <= 0 or budget.capped or budget.unlimited or (not priced and all(map(is_loopback, base_urls))):
@@ -155,7 +152,7 @@ def forecast(planned: Iterable[PlannedCalls], price: Price, config: BudgetConfig
 
 
 def _total(means: Iterable[tuple[int, Tokens]]) -> tuple[int, int]:
-    """Prompt and completion tokens of numbers of calls with their means."""
+    """Total prompt and completion tokens of pairs (number of calls, means)."""
     means = list(means)
     prompt, completion = (sum(calls * tokens[part] for calls, tokens in means) for part in range(2))
     return round(prompt), round(completion)
@@ -166,8 +163,8 @@ def reforecast(
 ) -> CostForecast:
     """The forecast during a run: answered calls count as what they used, calls to come as the mean of their stage.
 
-    While a stage has few answers its planned mean still weighs in. Planned means are first corrected by how far the
-    plans of all answered stages were off, since a tokenizer that cuts shorter does so in every stage.
+    That mean is over the answered calls and `_PLAN_WEIGHT` calls as planned. Planned means are first corrected by the
+    ratio of use to plan over all answered stages, since a tokenizer that cuts shorter does so in every stage.
     """
     stages: dict[str, list[PlannedCalls]] = {}
     for plan in planned:
@@ -195,7 +192,7 @@ def _mean(plans: Sequence[PlannedCalls]) -> Tokens:
 def _correction(answered: Sequence[tuple[Tokens, StageUsage]], part: int) -> float:
     """Tokens used over tokens planned, of prompts (part 0) or completions (1), damped while few calls are answered.
 
-    Of the completion factor the square root is taken: a model that writes twice as much as planned in one stage does
+    The factor of completions is the square root of that: a model that writes twice as much as planned in one stage does
     not do so in every stage.
     """
     planned = sum(usage.calls * means[part] for means, usage in answered)
@@ -206,14 +203,14 @@ def _correction(answered: Sequence[tuple[Tokens, StageUsage]], part: int) -> flo
     return math.sqrt(factor) if part == 1 else factor
 
 
-# Kinds of characters: runs of one kind are counted together.
+# Kinds of characters; runs of one kind are counted together.
 _SPACE, _WORD, _DIGIT, _MARK, _LINE_END, _OTHER = range(6)
-# First code point of each script, and tokens of one of its characters, between the counts of small and large
-# vocabularies. Latin letters with marks cost this beside their share of the word.
+# First code point of each script and tokens per character, between the counts of small and large vocabularies. For
+# Latin letters with diacritics this is added to the count of the word.
 _SCRIPTS = (
     (0x0, 0.0),  # ASCII, counted by kind
     (0x80, 1.0),  # signs: quotes, degrees, currencies
-    (0xC0, 0.5),  # Latin letters with marks
+    (0xC0, 0.5),  # Latin letters with diacritics
     (0x250, 0.6),
     (0x370, 0.45),  # Greek, Cyrillic
     (0x530, 0.7),  # Armenian, Hebrew
@@ -234,11 +231,11 @@ _CHARACTERS_PER_TOKEN = 4  # of English in a byte-pair encoding
 def estimate_tokens(text: str) -> int:
     """Estimates the number of tokens of a text without a tokenizer.
 
-    A word costs one token plus `_TOKENS_PER_FURTHER_LETTER` for letters beyond the sixth, digits one per three,
-    punctuation one per two in a row, a line end one, other scripts by character. Where this is less than one token in
-    four characters (text of long words) the geometric mean of both is taken. Within 10 % of GPT-NeoX's tokenizer on
-    English prose, JSON lines, code and LaTeX, up to 20 % below Llama 2's smaller vocabulary; for other scripts
-    tokenizers differ among themselves by a factor of two.
+    A word counts as one token plus `_TOKENS_PER_FURTHER_LETTER` for each letter beyond the sixth, digits as one per
+    three, punctuation as one per two in a row, a line end as one, other scripts by character. Where this is less than
+    one token in four characters (text of long words) the geometric mean of both is taken. Measured: within 10 % of
+    GPT-NeoX's tokenizer on English prose, JSON lines, code and LaTeX, up to 20 % below Llama 2's smaller vocabulary;
+    for other scripts tokenizers differ from each other by a factor of two.
     """
     if not text:
         return 0
@@ -281,7 +278,7 @@ def _character_tables() -> tuple[Any, Any, Any]:
 
 @dataclass(kw_only=True)
 class Stats:
-    """What the engine has done so far in this process.
+    """Counts of an engine's calls in this process.
 
     Attributes:
       done: calls with an answer.
@@ -289,10 +286,10 @@ class Stats:
       failed: calls without a usable answer.
       attempts: requests sent.
       prompt_tokens, completion_tokens, cost_usd: of all answers, cached ones included.
-      spent: what was newly paid for.
-      spent_before: what the run had used up in earlier processes.
+      spent: use of new calls.
+      spent_before: use of the run in earlier processes.
       expected: how many calls the run will make, where that is known.
-      planned: what they will be, where that is known.
+      planned: these calls, where they are known.
       used: usage of the answered calls by stage, cached ones included.
     """
 
@@ -326,9 +323,7 @@ class CallProgress:
     Args:
       name: `provider:model`.
       mode: as `EngineConfig.progress`.
-      stats: read at every update.
-      throttle: gives the calls in flight.
-      projected: what the run will use up in all; None without a plan.
+      projected: forecast of the run's total use; None without a plan.
     """
 
     def __init__(
@@ -344,7 +339,7 @@ class CallProgress:
         self._task = asyncio.create_task(self._show())
 
     async def close(self) -> None:
-        """Stops showing; a panel stays on the screen with its last figures."""
+        """Ends the display; a panel remains on the screen with its last figures."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -357,7 +352,7 @@ class CallProgress:
             self.figures()
 
     def figures(self) -> dict[str, str]:
-        """The latest figures by name, as they are shown."""
+        """Updates the display; returns the figures by name, as they are shown."""
         stats, throttle = self._stats, self._throttle
         finished = stats.done + stats.failed
         dollars = stats.spent_before.dollars + stats.spent.dollars

@@ -1,4 +1,4 @@
-"""The engine: hundreds of calls in flight, none paid twice, none beyond the cap."""
+"""The engine: sends hundreds of calls at once to one model, pays for no answer twice, and keeps to a budget's caps."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_json
 from diversity_jax.llm.batching import BatchQueue
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, price_of
-from diversity_jax.llm.calls import Call, CallAccounts, Evidence, RunEnd, ServerNotes
+from diversity_jax.llm.calls import Call, CallAccounts, RefusalTracker, RunEnd, ServerNotes
 from diversity_jax.llm.cost_forecast import CallProgress, CostForecast, PlannedCalls, Stats, reforecast
 from diversity_jax.llm.live_calls import LiveCalls
 from diversity_jax.llm.providers.base import Provider, connect
@@ -32,17 +32,16 @@ from diversity_jax.llm.types import (
 
 _logger = logging.getLogger(__name__)
 # Calls beyond those in flight that may be under way through the cache, so that no slot waits for the disk even when all
-# answers come at once. A killed run counts them as used up like those in flight; under a cap, where that matters, they
-# are few.
+# answers come at once. A killed run counts their reservations as spent; under a cap, where that matters, they are few.
 _PREFETCH_LEAST, _PREFETCH_SHARE, _PREFETCH_SHARE_CAPPED = 8, 1, 1 / 4
-# Requests prepared at once, in slots: hashing thousands first would keep the first ones from going out.
+# Requests prepared at once, for each slot: hashing thousands first would delay the first ones.
 _ADMITTED_PER_SLOT = 4
-# A call may be refused with 429 more often than it may fail, because that is how the limit is learnt.
+# Factor of `max_attempts` for 429s, of which a call may get more: they are how the limit is learnt.
 _RATE_LIMITED_FACTOR = 10
-# Attempts at a call that is turned away (401, 403, 404, a redirect), which a broken gateway does now and then.
+# Attempts at a call that is refused access (401, 403, 404, a redirect), which a faulty gateway may do at random.
 _ATTEMPTS_TURNED_AWAY = 3
 _IDENTIFY_SECONDS = 10.0
-_MOST_WAITING = 1_000_000  # calls that wait for batches at once
+_MOST_WAITING = 1_000_000  # calls begun at once where batches gather them
 _BATCHES_PER_CALL = 3  # that may leave a request out before the run ends
 
 
@@ -52,14 +51,14 @@ class Engine:
         async with Engine("openai:gpt-4o-mini", config=EngineConfig(ledger="runs/a/ledger.sqlite")) as engine:
             completion = await engine.complete(request)
 
-    Start as many calls at once as you like: at most `max_in_flight` are sent.
+    Any number of calls may be started at once; at most `max_in_flight` are sent.
 
     Args:
       model: `provider:model`, of the providers in `providers.registry`.
-      base_url: address of a server of one's own, such as `http://127.0.0.1:8000/v1`.
-      endpoint: headers, query and body that the server wants.
+      base_url: address of another server than the provider's, such as `http://127.0.0.1:8000/v1`.
+      endpoint: extra headers, query and body fields.
       config: how calls are made.
-      budget: the cap.
+      budget: the caps.
       role: what the model is used as, `judge` or `generator`; messages begin with it.
 
     Raises:
@@ -100,9 +99,9 @@ class Engine:
         self._end = RunEnd()
         self._end.on_end(self._throttle.stop)
         self._end.on_end(self._prefetch_semaphore.stop)
-        self._evidence = Evidence()
-        self._first_answer: asyncio.Lock | None = None  # where calls go one by one until one is answered
-        self._broken_schemas = 0  # answers that broke the schema they were asked in
+        self._refusals = RefusalTracker()
+        self._first_answer: asyncio.Lock | None = None  # held by each call until one is answered
+        self._broken_schemas = 0  # answers that did not fit the schema of their request
 
     async def __aenter__(self) -> "Engine":
         config = self.config
@@ -123,7 +122,7 @@ class Engine:
         return self
 
     async def _begin(self, cache: ResponseCache) -> None:
-        """Takes up what the ledger knows of the server, and batches that are under way."""
+        """Reads what the ledger knows of the server, and resumes batches that are under way."""
         endpoint, config = self._endpoint, self.config
         url = endpoint.url if endpoint else self._base_url or ""
         notes = ServerNotes(cache, self.name, url, self.role)
@@ -132,20 +131,21 @@ class Engine:
         if endpoint is None or self._provider is None:
             return
         endpoint.without, endpoint.learnt = notes.without, notes.learnt
-        engine = (config, self.stats, self._end, self._throttle, self._evidence)
-        self._live = LiveCalls(self._provider, endpoint, self._accounts, *engine, self._live_price)
+        self._live = LiveCalls(
+            self._provider, endpoint, self._accounts, config, self._throttle, self._refusals, self._live_price
+        )
         subject = f"{self._provider_name}:{self._asked_model} at {url}"
-        under_way = await self._accounts.guard(cache.run(lambda file: file.open_batches(subject)))
+        under_way = await self._accounts.run(lambda file: file.open_batches(subject))
         if config.batch or under_way:
-            who = {"name": self.name, "model": self._model, "role": self.role, "subject": subject}
+            names = {"model": self._model, "role": self.role, "subject": subject}
             price, provider = self._live_price.times(config.batches.price_share), open_batches(endpoint)
-            self._batches = BatchQueue(provider, self._accounts, self.stats, self._end, config.batches, price, **who)
+            self._batches = BatchQueue(provider, self._accounts, config.batches, price, **names)
             self._batches.take_up(under_way)
         self._identifying = asyncio.create_task(self._identify(self._provider, notes))
         dollars_or_tokens = (self.budget.max_dollars, self.budget.max_tokens) != (None, None)
         if dollars_or_tokens and cache.began_empty and not config.batch:
-            # One answer shows whether the server bills thoughts beyond the limit of a request; hundreds in flight would
-            # have passed the cap by then.
+            # The first answer shows whether the server bills thoughts beyond the limit of a request; hundreds in flight
+            # could exceed the cap by then.
             self._first_answer = asyncio.Lock()
 
     async def _identify(self, provider: Provider, notes: ServerNotes) -> None:
@@ -157,7 +157,7 @@ class Engine:
     async def __aexit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         tasks = [*self._calls.values(), *filter(None, [self._identifying])]
         if self._identifying is not None and kind is None:
-            await asyncio.wait([self._identifying], timeout=_IDENTIFY_SECONDS)  # a run from the cache is over at once
+            await asyncio.wait([self._identifying], timeout=_IDENTIFY_SECONDS)  # a run from the cache ends at once
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -167,7 +167,7 @@ class Engine:
         try:
             await self._open_accounts.cache.close()
         except InputError:
-            if kind is None:  # otherwise the first error is the one to show
+            if kind is None:  # otherwise the first error is raised
                 raise
         finally:
             await self._close_provider()
@@ -193,7 +193,7 @@ class Engine:
 
     @property
     def most_at_once(self) -> int:
-        """How many calls to begin at once: all of them where they go out in batches, which gather what waits."""
+        """How many calls to begin at once: all of them where batches gather them."""
         return _MOST_WAITING if self.config.batch else self.config.max_in_flight
 
     @property
@@ -204,15 +204,15 @@ class Engine:
 
     @property
     def enforces_schema(self) -> bool:
-        """Whether the server holds answers to the schema of their request, as far as is known: False once it has
-        refused schemas, or an answer that was reported has broken one.
+        """Whether the server enforces the schemas of requests: False once it has refused one, or an answer that did not
+        fit its schema was reported.
         """
-        # Where nothing is asked it is what an earlier process has learnt.
+        # In replay there is no endpoint, but what an earlier process has learnt.
         known = self._endpoint or (self._accounts and self._accounts.notes)
         return not self._broken_schemas and not (known and "json_schema" in known.without)
 
     def report_broken_schema(self, stage: str) -> None:
-        """Notes that an answer did not fit the schema of its request; the first time this is logged."""
+        """Notes that an answer did not fit the schema of its request; logs the first."""
         if self.enforces_schema:
             what = f"does not hold answers to their schema (an answer of {stage} broke it); they are checked here"
             _logger.info("%s: %s %s", self.role, self.name, what)
@@ -223,12 +223,12 @@ class Engine:
         self.stats.expected = calls
 
     def plan(self, planned: Sequence[PlannedCalls]) -> None:
-        """Sets what the calls will be, for a projection that is right from the start."""
+        """Sets what the calls will be, for `projected`."""
         self.stats.planned = tuple(planned)
 
     @property
     def projected(self) -> CostForecast | None:
-        """What the run will use up in all, from what its calls have used so far; None without a plan."""
+        """Forecast of the run's total use from its calls so far; None without a plan."""
         return reforecast(self.stats.planned, self.stats.used, self.price, self.budget) if self.stats.planned else None
 
     async def answers_other(self, request: Request, other: Request) -> bool:
@@ -242,12 +242,12 @@ class Engine:
         return not accounts.cache.began_empty and await accounts.guard(accounts.cache.find(key)) is not None
 
     async def complete(self, request: Request) -> Completion:
-        """The answer to `request`, from the cache or from the server. Equal requests at once share one call.
+        """The answer to `request`, from the cache or the server. Equal requests at the same time share a call.
 
         Raises:
           CallFailed: this call has no usable answer; see its `reason` and `ends_run`.
-          InputError: no call can succeed: a wrong key, an unknown model, an unreachable server, an unusable ledger, in
-            replay an answer that is missing.
+          InputError: no call can succeed: a wrong key, an unknown model, an unreachable server, an unusable ledger; or
+            in replay the answer is missing.
         """
         await self._admission_semaphore.enter(first=request.urgent)
         try:
@@ -283,8 +283,8 @@ class Engine:
         accounts = self._open_accounts
         attempts, limits = self.config.max_attempts, self.config.max_attempts * _RATE_LIMITED_FACTOR
         while True:
-            # Calls that wait for budget may fill this semaphore; those that complete begun work, and so free budget, go
-            # past them.
+            # Calls that wait for budget may fill this semaphore. Those with priority complete begun work and so free
+            # budget; they do not wait for it.
             semaphore = contextlib.nullcontext() if accounts.has_priority(call) else self._prefetch_semaphore
             try:
                 async with semaphore:
@@ -305,7 +305,7 @@ class Engine:
             await live.pause(call, failure)
 
     def _fall_back(self, call: Call, failure: Transient) -> None:
-        """Decides how a request goes on that a batch left out."""
+        """Prepares the next attempt at a request that a batch left out, or ends the run."""
         fallback = self.config.batches.fallback
         if fallback == "live":
             call.batched, call.costs = False, self._open_accounts.costs_of(call.request, self._live_price)
@@ -316,10 +316,10 @@ class Engine:
         self._end.raise_if_ended()
 
     async def _attempt(self, call: Call, live: LiveCalls) -> Completion:
-        """Sends a call once, and records how it ended before anyone sees it."""
+        """Makes one attempt, of which the outcome is stored before it is returned."""
         if self._first_answer is not None:
             async with self._first_answer:
-                if not self._evidence.successes:
+                if not self._refusals.successes:
                     return await self._attempt_now(call, live)
         return await self._attempt_now(call, live)
 
@@ -334,7 +334,7 @@ class Engine:
             raise await self._refused(call, error) from None
 
     async def _batch_attempt(self, call: Call, batches: BatchQueue, live: LiveCalls) -> Completion:
-        """Waits for what a batch brings, which is recorded by then."""
+        """Waits for the outcome in a batch, which stores it."""
         response = None if batches.holds(call.key) else await self._open_accounts.reserve(call)
         if response is not None:
             return self._completion(response, cached=True)
@@ -346,14 +346,14 @@ class Engine:
         except Refused as error:
             live.weigh(call, error)
             raise
-        self._evidence.successes += 1
+        self._refusals.successes += 1
         if isinstance(outcome, CachedFailure) and outcome.reason == "interrupted":
             call.failures += 1
             raise Transient("unanswered", outcome.detail)
         return self._completion(outcome, cached=False)
 
     async def _refused(self, call: Call, error: Refused) -> Exception:
-        """What a refusal means for its call."""
+        """The exception for a refused call: `Transient` where it is to be sent again."""
         self._end.raise_if_ended()
         call.denials += 1
         if error.scope in ("access", "key", "model") and call.denials < _ATTEMPTS_TURNED_AWAY and not call.batched:

@@ -1,8 +1,8 @@
-"""The SQLite file under the response cache: opened, explained when it fails, and what it holds beside paid answers.
+"""The SQLite file of the response cache: opening, error messages, and its tables `notes` and `batches`.
 
-`notes` says what has been learnt of servers: what they do not take, and which version answered. `batches` says which
-requests were handed in together, from before they are sent until their answers are stored. Their reservations in
-`claims` belong to the batch and not to a process, so that one that is killed leaves them as they are.
+`notes` holds what is learnt of servers: features that they do not support, and which model answered. `batches` holds
+the requests of each batch, from before it is submitted until its answers are stored. Their reservations in `claims`
+belong to the batch and not to a process, so that they outlast a killed one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ import urllib.parse
 
 from diversity_jax.core.errors import InputError
 
-_APPLICATION_ID = 0x64697631  # "div1", so that no other database is taken for a cache
+_APPLICATION_ID = 0x64697631  # "div1", by which other databases are told apart
 _VERSION = 1
 _LOCK_SECONDS = 60.0
 
@@ -35,7 +35,7 @@ TABLES = (
     "batches (tag TEXT PRIMARY KEY, subject TEXT, name TEXT, state TEXT, stages TEXT, at INTEGER) WITHOUT ROWID",
 )
 KEYS = "(SELECT value FROM json_each(?))"
-# Words of SQLite's error messages, and what they mean for the user; the last entry is for all others.
+# Words of SQLite's error messages, and the messages for the user; the last one is for all others.
 _ERRORS = (
     (("readonly", "unable to open"), "the ledger may not be written ({0}); check permissions, or name another file in "
      "engine.ledger"),
@@ -53,8 +53,8 @@ class OpenBatch:
     """A batch whose answers are not stored yet.
 
     Attributes:
-      tag: under which it was handed in.
-      name: the provider's; None where the process ended before it was written down.
+      tag: name under which it was submitted.
+      name: the provider's name for it; None where the process ended before it was stored.
       stages: stage of each request, by key.
     """
 
@@ -64,11 +64,11 @@ class OpenBatch:
 
 
 class LedgerFile:
-    """The file as one thread of one process uses it.
+    """The file, for one thread of one process.
 
     Args:
-      path: the file, made if missing; None keeps everything in memory.
-      replay: read only.
+      path: made if missing; None is a database in memory.
+      replay: open it read-only.
 
     Raises:
       InputError: the file is no ledger, damaged, full, or may not be written; also from every method.
@@ -95,15 +95,15 @@ class LedgerFile:
                 self._connection.execute("INSERT OR IGNORE INTO notes VALUES (?, ?, ?, ?)", row)
 
     def open_batches(self, subject: str) -> list[OpenBatch]:
-        """The batches of a subject that are not closed, in the order in which they were handed in."""
+        """The batches of a subject that are not closed, in the order in which they were submitted."""
         query = "SELECT tag, name, stages FROM batches WHERE subject = ? AND state = 'open' ORDER BY at, tag"
         with self._explained_errors():
             rows = self._connection.execute(query, (subject,)).fetchall()
         return [OpenBatch(tag=tag, name=name, stages=json.loads(stages)) for tag, name, stages in rows]
 
     def open_batch(self, tag: str, subject: str, stages: Mapping[str, str]) -> str:
-        """Writes down that requests are about to be handed in, whose reservations are the batch's from now on; returns
-        the tag, with a number behind it where that one was used before.
+        """Stores a batch before it is submitted, and makes it the owner of its requests' reservations; returns the tag,
+        with a number appended where it was used before.
         """
         with self._explained_errors(), self._transaction("FULL"):
             used = self._connection.execute(
@@ -117,7 +117,7 @@ class LedgerFile:
         return tag
 
     def name_batch(self, tag: str, name: str) -> None:
-        """Writes down the provider's name of a batch."""
+        """Stores the provider's name of a batch."""
         with self._explained_errors(), self._transaction("FULL"):
             self._connection.execute("UPDATE batches SET name = ? WHERE tag = ?", (name, tag))
 
@@ -128,7 +128,7 @@ class LedgerFile:
         except sqlite3.Error as error:
             advice = next(advice for words, advice in _ERRORS if any(word in str(error) for word in words))
             raise InputError(f"{self.path}: {advice.format(error)}") from None
-        except UnicodeDecodeError:  # SQLite's own words quote the file
+        except UnicodeDecodeError:  # of SQLite's message, which quotes the file
             raise InputError(
                 f"{self.path}: is not a readable ledger (it holds bytes that are no text); restore it, or move it away "
                 "and pay its answers again"
@@ -151,7 +151,7 @@ class LedgerFile:
                 raise InputError("engine.offline_replay: needs a ledger to replay from; name one in engine.ledger")
             if not os.path.isfile(self.path):
                 raise InputError(f"{self.path}: no such ledger to replay from; run with a judge first, or correct it")
-            # Without a write-ahead file nobody is writing, and then the folder itself need not be writable either.
+            # Without a write-ahead file nobody is writing; then the folder need not be writable.
             mode = "mode=ro" if os.path.exists(self.path + "-wal") else "immutable=1"
             target = f"file:{urllib.parse.quote(self.path)}?{mode}"
         elif self.path != ":memory:":
@@ -171,8 +171,8 @@ class LedgerFile:
         for table in TABLES:
             self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
 
-    # Statements take all their rows from one JSON array, and give them as one: every statement waits for Python's
-    # global lock when the event loop is busy, so a batch of any size is a handful of statements.
+    # Statements take and return all their rows as one JSON array, so that a batch of any size is a handful of them:
+    # each waits for Python's global lock when the event loop is busy.
 
     def _rows(self, table: str, columns: Sequence[str], keys: Sequence[str]) -> list[dict[str, Any]]:
         row = ", ".join(f"'{column}', {column}" for column in columns)
@@ -187,5 +187,5 @@ class LedgerFile:
 
 
 def batch_owner(tag: str) -> str:
-    """Under which name a batch holds reservations."""
+    """The owner of a batch's reservations."""
     return f"batch|{tag}"

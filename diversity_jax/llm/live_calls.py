@@ -1,4 +1,4 @@
-"""Calls sent one by one: at most as many at once as the server takes, each attempt recorded before anyone sees it."""
+"""Calls that are sent singly: as many at once as the server takes, each attempt recorded before its answer is used."""
 
 import asyncio
 import datetime
@@ -6,8 +6,7 @@ import random
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.budget import Amount, Price
-from diversity_jax.llm.calls import Call, CallAccounts, Evidence, RunEnd, outcome_of, used_by
-from diversity_jax.llm.cost_forecast import Stats
+from diversity_jax.llm.calls import Call, CallAccounts, RefusalTracker, outcome_of, used_by
 from diversity_jax.llm.providers.base import Provider
 from diversity_jax.llm.providers.endpoint import Endpoint
 from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
@@ -15,7 +14,7 @@ from diversity_jax.llm.rate_limit import Slot, Throttle, wait
 from diversity_jax.llm.types import CachedFailure, CallFailed, EngineConfig, Outcome
 
 _LONGEST_BACKOFF_SECONDS = 30.0
-_LEAST_TOLD_SECONDS = 60.0  # shorter hints beside a quota of a day are of another quota
+_SHORTEST_HINT_SECONDS = 60.0  # shorter hints beside a daily quota are of another quota
 _ATTEMPTS_TO_REACH_A_SERVER = 3
 _FAILURES_OF_A_PROBE = 3
 
@@ -25,7 +24,7 @@ class LiveCalls:
 
     Args:
       provider, endpoint: the model.
-      ledger, config, stats, end, throttle, evidence: of the engine.
+      accounts, config, throttle, refusals: of the engine.
       price: of a token.
     """
 
@@ -35,18 +34,17 @@ class LiveCalls:
         endpoint: Endpoint,
         accounts: CallAccounts,
         config: EngineConfig,
-        stats: Stats,
-        end: RunEnd,
         throttle: Throttle,
-        evidence: Evidence,
+        refusals: RefusalTracker,
         price: Price,
     ):
         self._provider, self._endpoint, self._accounts, self._config = provider, endpoint, accounts, config
-        self._stats, self._end, self._throttle, self._evidence, self._price = stats, end, throttle, evidence, price
+        self._stats, self._end, self._throttle = accounts.stats, accounts.end, throttle
+        self._refusals, self._price = refusals, price
         self._reached = False  # whether the server has answered anything
 
     async def attempt(self, call: Call) -> tuple[Outcome, bool]:
-        """Sends a call once and records how it ended; returns the outcome, and whether another process had it.
+        """Sends a call once and records how it ended; returns the outcome, and whether it came from another process.
 
         Raises:
           Transient: another attempt may succeed.
@@ -61,10 +59,10 @@ class LiveCalls:
             slot = await self._throttle.acquire()
             if most == call.costs.most:
                 break
-            self._throttle.abandoned(slot)  # an answer has cost more than its request allowed; so may this one
+            self._throttle.abandoned(slot)  # the bound has grown meanwhile: reserve the larger one
             await accounts.commit(call, None)
         self._stats.attempts += 1
-        call.spent = None  # until it is known what this attempt used up
+        call.spent = None  # unknown until the attempt ends
         try:
             reply = await self._send(slot, call)
         except Transient as error:
@@ -85,21 +83,22 @@ class LiveCalls:
         return outcome, False
 
     def _weight_of_failure(self, slot: Slot) -> int:
-        """As how many failures one counts. A server that is down answers no call, and none uses up its attempts; one
-        that has answered others is asked by the very calls that always fail, which must not go on for ever.
+        """How many failures one failed attempt counts as. While the circuit is open it counts as none, so that calls
+        outlast a server that is down; but as several for a probe where the server has answered other calls, since the
+        probe may be a call that always fails and would be repeated without end.
         """
         if not self._throttle.opened:
             return 1
-        return _FAILURES_OF_A_PROBE if slot.probe and self._evidence.successes else 0
+        return _FAILURES_OF_A_PROBE if slot.probe and self._refusals.successes else 0
 
     def weigh(self, call: Call, error: Refused) -> None:
         """Ends the run where a refusal shows that no call can succeed."""
-        if self._evidence.is_about_all(error, call.key, answered_before=self._stats.cached > 0):
-            self._end.stop(self._endpoint.explain(error, self._evidence.refused))
+        if self._refusals.is_about_all(error, call.key, answered_before=self._stats.cached > 0):
+            self._end.stop(self._endpoint.explain(error, self._refusals.refused))
 
     async def _send(self, slot: Slot, call: Call) -> Reply:
         """Sends one attempt, and tells the throttle how it went."""
-        throttle, seconds, number = self._throttle, self._config.deadline_seconds, self._evidence.sent()
+        throttle, seconds, number = self._throttle, self._config.deadline_seconds, self._refusals.sent()
         try:
             async with asyncio.timeout(seconds):
                 reply = await self._provider.ask(call.request)
@@ -117,7 +116,7 @@ class LiveCalls:
             raise failure from None
         except Refused as error:
             self._reached = True
-            self._evidence.ended(number)
+            self._refusals.ended(number)
             self.weigh(call, error)  # before the slot is free for another call that may have to fail
             throttle.answered(slot)
             raise
@@ -127,26 +126,26 @@ class LiveCalls:
             throttle.abandoned(slot)
             raise
         finally:
-            self._evidence.ended(number)
+            self._refusals.ended(number)
         self._reached = True
-        self._evidence.successes += 1
+        self._refusals.successes += 1
         throttle.answered(slot)
         return reply
 
     def _stop_if_used_up(self, failure: Transient) -> None:
-        """Ends a run whose quota will not be there again while it waits."""
+        """Ends a run whose quota is renewed only after longer than it may stall."""
         seconds = failure.retry_after_seconds
         if not failure.used_up and (seconds or 0.0) <= self._config.stall_seconds:
             return
         when = "on the provider's next day"
-        if seconds is not None and seconds > _LEAST_TOLD_SECONDS:
+        if seconds is not None and seconds > _SHORTEST_HINT_SECONDS:
             moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
             when = f"in {seconds:.0f} s, at {moment:%Y-%m-%d %H:%M} UTC"
         what = f"{self._endpoint.name} takes no more requests ({failure.detail})"
         self._end.stop(CallFailed("stalled", f"{self._endpoint.role}: {what}; run again {when} to go on"))
 
     async def pause(self, call: Call, error: Transient) -> None:
-        """Full jitter: up to a bound that doubles, so that calls that failed together do not return together."""
+        """Waits for a random time below a bound that doubles (full jitter), so that failed calls spread out again."""
         if error.kind not in ("adapted", "unanswered"):
             doublings = max(call.failures + call.rate_limits - 1, 0)
             bound = min(self._config.backoff_seconds * 2**doublings, _LONGEST_BACKOFF_SECONDS)

@@ -1,7 +1,7 @@
-"""How many calls may be in flight: additive increase, multiplicative decrease, and a circuit breaker.
+"""Limit of calls in flight: additive increase, multiplicative decrease, and a circuit breaker.
 
-Up to a tenth of 429s in a round (as many outcomes as the limit) leaves the limit alone, because a server may send some
-at random, and a limit that fell at each of them would end near one call at a time.
+The limit does not fall while at most a tenth of a round (as many outcomes as the limit) are 429s: servers send some at
+random, and a limit that fell at each would end near one call at a time.
 """
 
 import asyncio
@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 _TOLERATED_SHARE = 0.1
 _DECREASE = 0.7
-_STEEP_DECREASE = 0.5  # when most of a round was turned away
+_STEEP_DECREASE = 0.5  # where most of a round were 429s
 _TRIP_FAILURES = 20
 _TRIP_UNREACHABLE = 3
-_LEAST_FAILING = 3  # calls, before their failures say anything of a server that has answered others
+_LEAST_FAILING = 3  # different calls have to fail for the failures to be the server's, where it has answered others
 _PROBE_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
 class PrioritySemaphore:
-    """Admits a limited number at once, first come first served, and priority waiters before all others.
+    """Admits a limited number at once: waiters with priority first, then in order of arrival.
 
     `async with` enters without priority. `inside` is the number admitted now.
     """
@@ -65,7 +65,7 @@ class PrioritySemaphore:
         self._wake()
 
     def stop(self, error: Callable[[], Exception]) -> None:
-        """Refuses all waiters, and all who come later, with what `error` makes."""
+        """Makes `enter` raise what `error` returns, for all waiters and all later calls."""
         self._closed = error
         while self._waiting:
             future = self._waiting.popleft()
@@ -89,14 +89,16 @@ class PrioritySemaphore:
 class Slot(NamedTuple):
     """The state of the throttle when a call was admitted."""
 
-    era: int  # a 429 to a call sent before the last decrease says nothing new
+    era: int  # number of decreases so far: a 429 to a call of an earlier era is ignored
     probe: bool  # whether the circuit was open
 
 
 class Throttle(PrioritySemaphore):
     """A semaphore that learns the server's limit from its 429s.
 
-    After many failures in a row its circuit opens: one call at a time probes the server until one is answered.
+    After many failures in a row its circuit opens: one call at a time, the probe, is sent until one is answered.
+
+    `answered`, `limited`, `failed` and `abandoned` end a call and give its slot back.
 
     Args:
       most: calls in flight at most, and at first.
@@ -122,12 +124,12 @@ class Throttle(PrioritySemaphore):
         self._probing = False
 
     async def acquire(self) -> Slot:
-        """Waits for a slot; give it back by the method that says how the call ended."""
+        """Waits for a slot."""
         await self.enter()
         return Slot(self._era, self.opened)
 
     def answered(self, slot: Slot) -> None:
-        """A call got an answer of any kind: the server works."""
+        """The server answered a call in any way."""
         self._failing_since, self._ever_answered = None, True
         self._close()
         self._answers += 1
@@ -135,7 +137,7 @@ class Throttle(PrioritySemaphore):
         self.leave()
 
     def limited(self, slot: Slot, retry_after_seconds: float | None) -> None:
-        """A call was refused with a 429."""
+        """A call got a 429."""
         self._note_failure("429: too many requests")
         self._close()
         if slot.era == self._era:
@@ -146,19 +148,19 @@ class Throttle(PrioritySemaphore):
         self.leave()
 
     def failed(self, slot: Slot, why: str, *, unreachable: bool, again: bool = False) -> None:
-        """A call failed without an answer; `again` if it has before: one that always fails says nothing of others."""
+        """A call failed without an answer; `again`: it has failed before, so that it does not count as another call."""
         self._failures += 1
         self._failing_calls += not again
         self._note_failure(why)
         self._unreachable = self._unreachable + 1 if unreachable else 0
         trips = (self._failures >= _TRIP_FAILURES and not self._is_few_calls) or self._unreachable >= _TRIP_UNREACHABLE
-        # Calls that were in flight when the circuit opened say nothing new; only the probe does.
+        # Once the circuit is open only failures of the probe count, not those of calls sent before.
         if slot.probe if self.opened else trips:
             self._open()
         self.leave()
 
     def abandoned(self, slot: Slot) -> None:
-        """A call was cancelled; it says nothing about the server."""
+        """A call ended in a way that shows nothing of the server."""
         if slot.probe:
             self._probing = False
         self.leave()
@@ -191,11 +193,11 @@ class Throttle(PrioritySemaphore):
 
     @property
     def _is_few_calls(self) -> bool:
-        """Whether what fails may be one or two calls that always do, with a server that answers others."""
+        """Whether fewer than `_LEAST_FAILING` calls have failed in a row, and the server has answered others."""
         return self._ever_answered and 0 < self._failing_calls < _LEAST_FAILING
 
     def _check_stall(self, since: float, why: str) -> None:
-        """Ends a run whose probe hangs. A single failed call that is never tried again is no stall."""
+        """Stops a run whose probe hangs; not where the circuit is closed, as after a single failed call."""
         if self._failing_since == since and self.opened:
             self._stalled(why)
 

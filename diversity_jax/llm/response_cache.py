@@ -1,10 +1,10 @@
-"""Paid answers, kept so that none is paid twice: an SQLite file shared by several processes.
+"""Cache of paid answers, so that none is paid twice: an SQLite file that several processes share.
 
-Four tables are for calls. `answers` holds finished calls by the hash of their request. `failures` holds how failed
-calls ended, for replay only: a failure is never given as an answer. `claims` holds the reservations of calls in flight,
-with the most that each can use up, so that two processes neither send the same request nor pass a cap together;
-`owners` says which processes live. `spent` holds what every run has used up, with a row of its own for calls lost by a
-kill or a dropped connection, which count as the most they can have used up.
+Its tables of calls: `answers` holds finished calls by the hash of their request. `failures` holds how failed calls
+ended, for replay only. `claims` holds the reservations of calls in flight, with an upper bound of each call's use, so
+that two processes neither send the same request nor exceed a cap together; `owners` holds the processes that run.
+`spent` holds every run's use, with a separate row for calls lost by a kill or a dropped connection, which count with
+their upper bound.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _RESPONSE = tuple(name for name in CachedResponse.__dataclass_fields__ if name !
 
 
 class Reserve(NamedTuple):
-    """Asks to send the call under `key`, which can use up `most`."""
+    """Asks to send the call under `key`, with the upper bound `most` of its use."""
 
     key: str
     most: Amount
@@ -47,9 +47,9 @@ class Commit(NamedTuple):
     """Ends the call under `key`.
 
     Attributes:
-      spent: what it used up, or if `lost` the most that it can have.
-      outcome: what is to be kept of it, if anything.
-      regained: what had been counted as lost before and no longer is.
+      spent: its use, or if `lost` the upper bound.
+      outcome: what is to be stored of it, if anything.
+      regained: use that was counted as lost before and no longer is.
     """
 
     key: str
@@ -59,12 +59,12 @@ class Commit(NamedTuple):
     regained: Amount = NOTHING
 
 
-# A key to find, a call to reserve, a call to end, other work on the file; None only shows life.
+# A key to find, a call to reserve, a call to end, other work on the file; None closes it.
 Job = str | Reserve | Commit | Callable[["ResponseCacheFile"], Any] | None
 
 
 class ResponseCacheFile(LedgerFile):
-    """The file as one thread of one process uses it; see `ResponseCache` for arguments, attributes and errors."""
+    """The file, for one thread of one process; see `ResponseCache` for arguments, attributes and errors."""
 
     def __init__(self, path: str | None, *, run: str, caps: BudgetConfig, replay: bool):
         super().__init__(path, replay=replay)
@@ -79,7 +79,7 @@ class ResponseCacheFile(LedgerFile):
                 self._prepare()
 
     def find(self, keys: Sequence[str]) -> dict[str, Outcome]:
-        """What is known of `keys`: answers, and in replay also failures."""
+        """Outcomes by key: answers, and in replay also failures."""
         outcomes: dict[str, Outcome] = {}
         with self._explained_errors():
             answers = self._rows("answers", ("key", "answer", "checksum", *_RESPONSE), keys)
@@ -96,16 +96,16 @@ class ResponseCacheFile(LedgerFile):
         return outcomes
 
     def process(self, jobs: Sequence[Job]) -> list[Any]:
-        """Finds keys, then ends calls and reserves new ones in one transaction, which also shows other processes that
-        this one lives. Returns for each key its outcome or None, for each `Reserve` a `Reservation`, for other work
-        what it returns, otherwise None.
+        """Finds keys, then ends calls and reserves new ones in one transaction, which also renews this process's
+        heartbeat. Returns for each key its outcome or None, for each `Reserve` a `Reservation`, for other work what it
+        returns, otherwise None.
         """
         finds = [job for job in jobs if isinstance(job, str)]
         reserves = [job for job in jobs if isinstance(job, Reserve)]
         commits = [job for job in jobs if isinstance(job, Commit)]
         outcomes: dict[Any, Outcome] = {**self.find(finds)} if finds else {}
         reservations: Iterator[Reservation] = iter(())
-        # A lost reservation is released with its owner; a lost answer would be paid twice. So only answers are synced.
+        # Only answers are synced to disk: a lost one would be paid twice, and a reservation ends with its process.
         if not self._replay and (reserves or commits or not jobs):
             with self._explained_errors(), self._transaction("FULL" if commits else "NORMAL"):
                 if time.time() - self._last_beat > _BEAT_SECONDS:
@@ -123,8 +123,8 @@ class ResponseCacheFile(LedgerFile):
         ]
 
     def close_batch(self, tag: str, commits: Sequence[Commit]) -> None:
-        """Ends a batch in one transaction: stores its outcomes, and gives back what it had reserved. Of two processes
-        that collect one batch the first counts its spending.
+        """Ends a batch in one transaction: stores its outcomes and releases its reservations. Where two processes
+        collect one batch, the first counts its use.
         """
         owner = batch_owner(tag)
         with self._explained_errors(), self._transaction("FULL"):
@@ -135,20 +135,20 @@ class ResponseCacheFile(LedgerFile):
             execute("UPDATE batches SET state = 'closed' WHERE tag = ?", (tag,))
 
     def scale_reservations(self, factor: float) -> None:
-        """Raises what this process has reserved for calls in flight."""
+        """Multiplies this process's reservations for calls in flight."""
         with self._explained_errors(), self._transaction("NORMAL"):
             changed = "dollars = dollars * ?, tokens = CAST(tokens * ? AS INTEGER)"
             self._connection.execute(f"UPDATE claims SET {changed} WHERE owner = ?", (factor, factor, self._owner))
 
     def close(self) -> None:
-        """Counts what is still in flight as used up, and closes the file."""
+        """Counts calls still in flight as lost, and closes the file."""
         if not self._replay:
             with self._explained_errors(), self._transaction("FULL"):
                 self._release(self._owner)
         self._connection.close()
 
     def _prepare(self) -> None:
-        """Creates what is missing, registers this process, and reads what the run has spent before."""
+        """Creates missing tables, registers this process, and reads the run's use so far."""
         execute = self._connection.execute
         execute("PRAGMA journal_mode=WAL")
         execute("PRAGMA wal_autocheckpoint=8000")  # pages; calls wait for the disk at each checkpoint
@@ -170,7 +170,7 @@ class ResponseCacheFile(LedgerFile):
                 answers.append(row)
             elif outcome is not None:
                 failures.append(row)
-        # The first answer stays: another process may have used it already.
+        # An earlier answer stays, since another process may have used it.
         self._insert("OR IGNORE INTO answers", answers)
         self._insert("OR REPLACE INTO failures", failures)
         keys = json.dumps([commit.key for commit in commits])
@@ -207,7 +207,7 @@ class ResponseCacheFile(LedgerFile):
         return results
 
     def _sum(self, rows: str) -> Amount:
-        """What rows of this run add up to."""
+        """Sum of the amounts in rows of this run."""
         sums = "ifnull(sum(dollars), 0.0), ifnull(sum(tokens), 0), ifnull(sum(calls), 0)"
         return Amount(*self._connection.execute(f"SELECT {sums} FROM {rows}", (self._run,)).fetchone())
 
@@ -220,7 +220,7 @@ class ResponseCacheFile(LedgerFile):
             )
 
     def _release_dead_owners(self) -> bool:
-        """Releases the reservations of processes that are gone; whether there were any."""
+        """Releases the reservations of processes that have ended; whether there were any."""
         owners = self._connection.execute("SELECT owner, beat FROM owners").fetchall()
         dead = [owner for owner, beat in owners if not _is_alive(owner, beat)]
         for owner in dead:
@@ -228,7 +228,7 @@ class ResponseCacheFile(LedgerFile):
         return bool(dead)
 
     def _release(self, owner: str) -> None:
-        """Ends an owner's reservations, counting each as the most it can have used up."""
+        """Ends an owner's reservations, counting each as lost."""
         lost = "SELECT run, sum(dollars), sum(tokens), sum(calls) FROM claims WHERE owner = ? GROUP BY run"
         for run, *amount in self._connection.execute(lost, (owner,)).fetchall():
             self._spend(run, True, Amount(*amount))
@@ -239,7 +239,7 @@ class ResponseCacheFile(LedgerFile):
 def _is_alive(owner: str, beat: float) -> bool:
     host, process, started, _ = owner.split("|")
     if host == machine_id():
-        # A process that slept for long still owns its calls; for other machines the heartbeat is all there is to see.
+        # On this machine by process, since a suspended one still owns its calls; on others only the heartbeat is seen.
         return start_time(int(process)) == started
     return time.time() - beat < _DEAD_AFTER_SECONDS
 
@@ -249,20 +249,20 @@ def _checksum(key: str, answer: str, prompt_tokens: int, completion_tokens: int)
 
 
 class ResponseCache:
-    """A response cache as the event loop uses it. Make it inside that loop.
+    """The response cache, for an event loop; make it inside that loop.
 
-    All work on the file happens in one thread, in batches: while one batch is written, the next one gathers.
+    All work on the file is done in one thread, in batches: while one is written, jobs for the next are collected.
 
     Args:
-      path: the file, made if missing; None keeps answers in memory only.
-      run: under which name this run's spending is added up.
-      caps: caps that hold for the run.
-      replay: read only; nothing is reserved or written.
+      path: the file, made if missing; None holds answers in memory only.
+      run: name under which this run's use is added up.
+      caps: of the run.
+      replay: open it read-only.
 
     Attributes:
-      began_empty: whether it held no answer when it was opened for writing: later ones are found by reserving.
-      spent_before: what the run had used up when the file was opened.
-      notes: subject, kind and value of what was known of servers then.
+      began_empty: whether it held no answer when it was opened for writing; later ones are found by reserving.
+      spent_before: use of the run when the file was opened.
+      notes: subject, kind and value of the table `notes` then.
 
     Raises:
       InputError: the file is no cache, damaged, full, or may not be written; also from every method.
@@ -282,7 +282,7 @@ class ResponseCache:
         return self._submit(key)
 
     def reserve(self, key: str, most: Amount) -> Awaitable[Reservation]:
-        """Asks to send the call under `key`, which can use up `most`."""
+        """Asks to send the call under `key`, with the upper bound `most` of its use."""
         return self._submit(Reserve(key, most))
 
     def commit(self, *arguments: Any, **settings: Any) -> Awaitable[None]:
@@ -290,11 +290,11 @@ class ResponseCache:
         return self._submit(Commit(*arguments, **settings))
 
     def run(self, work: Callable[[ResponseCacheFile], _T]) -> asyncio.Future[_T]:
-        """Other work on the file, in its thread."""
+        """Does other work on the file, in its thread."""
         return self._submit(work)
 
     async def close(self) -> None:
-        """Writes what is waiting and closes the file."""
+        """Does the waiting jobs and closes the file."""
         await self._submit(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -306,7 +306,7 @@ class ResponseCache:
     def _work(self) -> None:
         closing = False
         while not closing:
-            # The jobs that wait, or none after a while, so that the file shows that this process lives.
+            # The waiting jobs, or none after a while, which renews the heartbeat.
             batch: list[tuple[Job, asyncio.Future]] = []
             with contextlib.suppress(queue.Empty):
                 batch.append(self._jobs.get(timeout=_IDLE_BEAT_SECONDS))

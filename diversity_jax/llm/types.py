@@ -1,4 +1,4 @@
-"""The types that pass between callers and the engine: settings, requests, completions, failures."""
+"""Types that callers and the engine exchange: settings, requests, completions, failures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_json
 
-# After these a run cannot go on: every later call would fail for the same reason.
+# Reasons of `CallFailed` after which every later call of the run would fail too.
 RUN_ENDING_REASONS = ("budget", "stalled")
 _FALLBACKS = ("wait", "live", "stop")
-# What every request sets itself, and what would change the form of its answer.
-_OWN_FIELDS = {
+# Fields that every request sets itself, or that would change the form of its answer.
+_REQUEST_FIELDS = {
     *("model", "messages", "contents", "stream", "n", "max_tokens", "max_completion_tokens", "max_output_tokens"),
     *("response_format", "generationConfig"),
 }
@@ -26,15 +26,15 @@ _OWN_FIELDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """How a model's address is talked to, beyond what its provider does anyway; see docs/providers.md for examples.
+    """Extra headers, query and body fields for a model's server; docs/providers.md has examples.
 
     Attributes:
-      headers: `Name: value` each, sent with every request. `${VARIABLE}` stands for a variable of the environment, so
-        that no secret need stand in a configuration.
-      query: `name=value` joined by `&`, sent with every request behind what the base URL has.
-      body: a JSON object whose fields are sent with every request, such as `{"reasoning_effort": "low"}`. They change
-        what is answered, and so what counts as the same question.
-      key_variable: variable of the environment that holds the API key; None is the provider's.
+      headers: `Name: value` each, sent with every request. `${VARIABLE}` is replaced by that environment variable, so
+        that a configuration need not hold secrets.
+      query: `name=value` pairs joined by `&`, added to the base URL's own query in every request.
+      body: a JSON object whose fields are added to every request, such as `{"reasoning_effort": "low"}`. They are part
+        of the key under which an answer is cached.
+      key_variable: environment variable that holds the API key; None is the provider's.
       key_header: header that carries it: `authorization` (as `Bearer KEY`) or another, such as `api-key`; None is
         `api-key` for Azure's addresses and `authorization` for all others.
     """
@@ -53,11 +53,7 @@ class EndpointConfig:
         self.body_fields()
 
     def header_items(self) -> dict[str, str]:
-        """Headers by name, with the variables of the environment in their values.
-
-        Raises:
-          InputError: a variable is not set.
-        """
+        """Headers by lower-case name, with environment variables filled in; InputError where one is not set."""
 
         def value_of(match: re.Match[str]) -> str:
             if not (value := os.environ.get(match.group(1), "").strip()):
@@ -74,22 +70,22 @@ class EndpointConfig:
             raise InputError(f"endpoint.body: is not JSON ({error}); write an object of fields") from None
         if not isinstance(fields, dict):
             raise InputError('endpoint.body: is no JSON object; write one such as {"reasoning_effort": "low"}')
-        if own := sorted(_OWN_FIELDS & set(fields)):
-            raise InputError(f"endpoint.body: {', '.join(own)} is set by the request itself; leave it out")
+        if reserved := sorted(_REQUEST_FIELDS & set(fields)):
+            raise InputError(f"endpoint.body: {', '.join(reserved)} is set by the request itself; leave it out")
         return fields
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """Batch interfaces of providers: requests are handed in together, answered within a day, and cost about half.
+    """Providers' batch APIs: requests are submitted together, answered within a day, and cost about half.
 
     Attributes:
-      poll_seconds: between two looks at a batch.
-      wait_seconds: after which the command ends, to be run again later; None waits without end.
-      price_share: of the ordinary price that a batch costs.
-      fallback: what becomes of requests that a batch leaves unanswered: `wait` hands them in again, `live` asks them at
-        once at the full price, `stop` ends the run.
-      gather_seconds: without a new request, after which those that wait are handed in.
+      poll_seconds: pause between two queries of a batch's state.
+      wait_seconds: longest wait for a batch, after which the command ends, to be run again later; None is no limit.
+      price_share: price of a call in a batch, as a share of the ordinary price.
+      fallback: what happens to requests that a batch leaves unanswered: `wait` submits them again, `live` sends them
+        singly at the full price, `stop` ends the run.
+      gather_seconds: a batch is submitted once no new request has come for so long.
     """
 
     poll_seconds: float = 60.0
@@ -109,22 +105,21 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How calls are made and kept.
+    """How calls are made and cached.
 
     Attributes:
-      max_in_flight: requests at once, at most; the server's 429s may lower it.
-      deadline_seconds: after so long without an answer an attempt is given up.
+      max_in_flight: most requests at once; the server's 429s may lower it.
+      deadline_seconds: time-out of one attempt.
       max_attempts: attempts a call, over failures of the server or the network.
-      backoff_seconds: the first pause between attempts is at most this, every next one at most twice the one before.
+      backoff_seconds: longest first pause between attempts; the limit doubles with every further pause.
       stall_seconds: a run whose calls have failed for so long without one answer is stopped.
-      ledger: path of the file that keeps paid answers; None keeps them in memory only, so that a second run pays again.
-      run: under which name spending is added up in the ledger; runs that share a ledger but not a cap need names of
-        their own.
+      ledger: path of the SQLite file of paid answers; None holds them in memory only, so that a second run pays again.
+      run: name under which the ledger adds up spending; runs that share a ledger but not a cap need different names.
       offline_replay: answer from the ledger alone; a missing answer is an error.
       progress: `panel`, `lines`, `off`, or `auto` (a panel on a terminal, else a line now and then).
-      batch: send all calls through the provider's batch interface: about half the price, and up to a day for each step
-        of the run. It may be stopped and run again at any time.
-      batches: how.
+      batch: send all calls through the provider's batch API: about half the price, and up to a day for each step of the
+        run, which may be stopped and run again at any time.
+      batches: settings of that.
     """
 
     max_in_flight: int = 256
@@ -153,21 +148,21 @@ class EngineConfig:
 
     @property
     def price_share(self) -> float:
-        """The share of the ordinary price that calls cost."""
+        """Price of a call, as a share of the ordinary price."""
         return self.batches.price_share if self.batch else 1.0
 
 
 class Schema(dict):
-    """A JSON schema that is never changed, so that what is derived from it is computed once for all its requests."""
+    """A JSON schema that must not be changed: what is derived from it is computed once for all its requests."""
 
     @functools.cached_property
     def canonical(self) -> str:
-        """Canonical JSON, as it enters a key."""
+        """Canonical JSON, for `Request.key`."""
         return canonical_json(self)
 
     @functools.cached_property
     def most_bytes(self) -> int:
-        """Upper bound of its length as servers write it down for a model."""
+        """Upper bound of its length in bytes in a prompt."""
         return len(str(self).encode(errors="replace"))
 
 
@@ -176,16 +171,16 @@ class Request:
     """One question to a model.
 
     Attributes:
-      stage: what is asked, as letters, digits and underscores; also the name under which a server sees the schema.
-      system: the instructions; kept apart from `user` because servers cache equal beginnings.
+      stage: kind of question, in letters, digits and underscores; also the schema's name for the server.
+      system: the instructions; apart from `user`, because servers cache equal beginnings of prompts.
       user: the material, usually with samples, one JSON object a line.
       schema: JSON schema of the answer, or None for free text. Servers that enforce schemas want closed objects
         (`additionalProperties: false`, every property required).
-      replicate: which of several equal questions this is. Two requests that differ only here are two calls; otherwise
-        ten equal requests would all get the first one's answer.
+      replicate: number of this request among equal ones: requests that differ only here are separate calls, where equal
+        requests share one answer.
       max_output_tokens: longest answer, in tokens; a longer one fails as `truncated`.
       temperature: sampling temperature, 0 to 2.
-      urgent: whether it goes before other waiting calls, because it completes begun work; no part of its key.
+      urgent: whether it is sent before other waiting calls, because it completes begun work; no part of its key.
     """
 
     stage: str
@@ -210,12 +205,12 @@ class Request:
             object.__setattr__(self, "schema", Schema(self.schema))
 
     def key(self, provider: str, model: str) -> str:
-        """SHA-256 under which the answer is kept: equal exactly when the same model is asked the same thing."""
+        """SHA-256 under which the answer is cached: equal exactly when the same model is asked the same thing."""
         decoding = f'{{"max_output_tokens":{self.max_output_tokens},"temperature":{float(self.temperature)!r}}}'
         schema = "null"
         if isinstance(self.schema, Schema):
             schema = f'{{"name":"{self.stage}","schema":{self.schema.canonical}}}'
-        # `content_hash` of these fields, with what calls have in common written out once.
+        # The canonical JSON of these fields, in which the parts that calls share are encoded once.
         fields = (
             f'"decoding":{decoding}',
             f'"messages":[{{"content":{canonical_json(self.user)},"role":"user"}}]',
@@ -235,13 +230,13 @@ def _quoted(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A whole answer: the model stopped by itself, and the answer is on disk.
+    """A complete answer, which has been stored in the response cache.
 
     Attributes:
       text: the answer; JSON in the request's schema where the server enforces it, so check it all the same.
       prompt_tokens, completion_tokens: as the server counted them (thinking tokens count as completion).
-      cost_usd: dollars paid for it when it was asked, also where it now comes from the ledger.
-      cached: whether it came from the ledger.
+      cost_usd: dollars paid when it was asked for, also where it now comes from the cache.
+      cached: whether it came from the cache.
       model: the model's name without its provider.
     """
 
@@ -254,14 +249,14 @@ class Completion:
 
 
 class CallFailed(Exception):
-    """A call without a usable answer. The run goes on without it, unless `ends_run`.
+    """A call without a usable answer. The run continues without it, unless `ends_run`.
 
     Attributes:
       reason: `refused` (by the model or a content filter), `truncated` (cut at `max_output_tokens`), `empty` (no text),
         `rejected` (the server calls this request malformed or too long), `gave_up` (every attempt failed),
-        `budget` (it could have passed the cap), `stalled` (nothing has been answered for long).
-      detail: one line more, without prompt, key or header.
-      prompt_tokens, completion_tokens, cost_usd: what the failed answer used up, as far as the server said.
+        `budget` (it could have exceeded the cap), `stalled` (no answer for `stall_seconds`).
+      detail: one further line, without prompt, key or header.
+      prompt_tokens, completion_tokens, cost_usd: use of the failed answer, as far as the server reported it.
     """
 
     def __init__(
@@ -282,7 +277,7 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """How a call ended, and what it used up."""
+    """How a call ended, and what it used."""
 
     stage: str
     prompt_tokens: int

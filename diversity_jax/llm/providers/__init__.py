@@ -1,1 +1,1 @@
-"""Providers of language models: one entry in `registry` each, and the modules that the entries name."""
+"""Providers of language models: the table in `registry`, and the modules that it names."""

@@ -1,9 +1,7 @@
-"""One reader of what models answer, of both dialects, live and in batches: liberal in everything but the answer.
+"""Reads models' answers from responses in OpenAI's and Gemini's formats, and JSON from answers.
 
-Servers differ in how they write a text, why they stopped and what they counted; none of it is worth losing an answer
-that was paid for.
-
-`read_json_answer` reads JSON in answers, for judges and generators alike.
+Servers differ in how they write texts, reasons for stopping and token counts. All forms are accepted, since an answer
+has been paid for.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,8 +11,8 @@ import math
 import re
 from typing import Any, NamedTuple
 
-# Why a model stopped, in the words of all servers in lower case. What is no word of these and came with a text is taken
-# as whole: a text that was cut is no JSON, and is seen then.
+# Servers' words for why a model stopped, in lower case. An answer with another word counts as complete; where it was
+# cut it is not valid JSON, which is noticed later.
 _CUT = re.compile("length|max.?tokens|max_output_tokens|token_limit|incomplete")
 _REFUSED = re.compile(
     "content.?filter|safety|refus|recitation|prohibited|blocklist|spii|guardrail|sensitive|moderation|language"
@@ -27,11 +25,11 @@ _SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens as a server counted them; None where it did not, or not with a number.
+    """Tokens as a server counted them; None where it reported no number.
 
     Attributes:
-      prompt, completion: tokens; the completion with its reasoning.
-      cached: prompt tokens of the server's cache.
+      prompt, completion: tokens; the completion includes reasoning.
+      cached: prompt tokens from the server's cache.
       dollars: what the server says it bills, or 0.
     """
 
@@ -47,10 +45,9 @@ class ModelAnswer:
 
     Attributes:
       text: the answer, without thoughts.
-      thoughts: characters of thoughts beside it, where they are shown.
-      ending: `whole`, `cut`, `refused`, `interrupted`, `none` (no answer at all) or `blocked` (the prompt was).
-      word: why it ended, in the server's word.
-      usage: what it used up.
+      thoughts: text of thoughts beside it, where the server sends them.
+      ending: `complete`, `cut`, `refused`, `interrupted`, `none` (no answer at all) or `blocked` (the prompt was).
+      word: the server's word for why it ended.
       served_by: the model and its version as the server names them.
     """
 
@@ -63,58 +60,51 @@ class ModelAnswer:
 
 
 def read_chat(value: Any) -> ModelAnswer:
-    """Reads a chat completion of OpenAI's dialect.
-
-    Raises:
-      ValueError: it is none.
-    """
-    body = _mapping(value)
+    """Reads a chat completion in OpenAI's format; ValueError where it is none."""
+    body = as_mapping(value)
     if "choices" not in body:
         raise ValueError("no choices")
     choices = body["choices"]
-    usage, served_by = _chat_usage(_mapping(body.get("usage"))), _served_by(body, "model", "system_fingerprint")
+    usage, served_by = _chat_usage(as_mapping(body.get("usage"))), _served_by(body, "model", "system_fingerprint")
     if not isinstance(choices, list) or not choices:
         ending = "none" if isinstance(choices, list) else "interrupted"
         return ModelAnswer(text="", ending=ending, word="no choices", usage=usage, served_by=served_by)
-    choice = _mapping(choices[0])
-    message = _mapping(choice.get("message"))
+    choice = as_mapping(choices[0])
+    message = as_mapping(choice.get("message"))
     text = _text(message.get("content", choice.get("text")))
     thoughts = _text(message.get("reasoning_content") or message.get("reasoning"))
     word = _word(choice.get("finish_reason"))
-    ending = _ending(word, text)
-    if error := choice.get("error"):  # as OpenRouter says that the model behind it failed
-        ending, word = "interrupted", _word(_mapping(error).get("message") or error)[:_SHOWN_CHARACTERS]
+    ending = _ending(word)
+    if error := choice.get("error"):  # OpenRouter's report that the model behind it failed
+        ending, word = "interrupted", _word(as_mapping(error).get("message") or error)[:_SHOWN_CHARACTERS]
     if message.get("refusal") and ending != "cut":
         ending, word = "refused", "refusal"
     return ModelAnswer(text=text, thoughts=thoughts, ending=ending, word=word, usage=usage, served_by=served_by)
 
 
 def read_gemini(value: Any) -> ModelAnswer:
-    """Reads a response of Gemini's `generateContent`.
-
-    Raises:
-      ValueError: it is none.
-    """
-    body = _mapping(value)
+    """Reads a response of Gemini's `generateContent`; ValueError where it is none."""
+    body = as_mapping(value)
     if not {"candidates", "promptFeedback", "usageMetadata"} & set(body):
         raise ValueError("no candidates")
-    usage, served_by = _gemini_usage(_mapping(body.get("usageMetadata"))), _served_by(body, "modelVersion")
+    usage, served_by = _gemini_usage(as_mapping(body.get("usageMetadata"))), _served_by(body, "modelVersion")
     candidates = body.get("candidates")
-    blocked = _mapping(body.get("promptFeedback")).get("blockReason")
+    blocked = as_mapping(body.get("promptFeedback")).get("blockReason")
     if not isinstance(candidates, list) or not candidates:
         ending = "blocked" if blocked else "none"
         return ModelAnswer(text="", ending=ending, word=_word(blocked), usage=usage, served_by=served_by)
-    candidate = _mapping(candidates[0])
-    parts = _mapping(candidate.get("content")).get("parts")
-    parts = [_mapping(part) for part in parts] if isinstance(parts, list) else []
+    candidate = as_mapping(candidates[0])
+    parts = as_mapping(candidate.get("content")).get("parts")
+    parts = [as_mapping(part) for part in parts] if isinstance(parts, list) else []
     text = "".join(_text(part.get("text")) for part in parts if not part.get("thought"))
     thoughts = "".join(_text(part.get("text")) for part in parts if part.get("thought"))
     word = _word(candidate.get("finishReason"))
-    ending = _ending(word, text)
+    ending = _ending(word)
     return ModelAnswer(text=text, thoughts=thoughts, ending=ending, word=word, usage=usage, served_by=served_by)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """A JSON object as it is; an empty one for any other value."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -135,11 +125,11 @@ def _word(reason: Any) -> str:
     return "" if reason is None else str(reason).strip().lower()
 
 
-def _ending(word: str, text: str) -> str:
+def _ending(word: str) -> str:
     for ending, words in (("cut", _CUT), ("refused", _REFUSED), ("interrupted", _INTERRUPTED)):
         if words.search(word):
             return ending
-    return "whole"
+    return "complete"
 
 
 def _served_by(body: Mapping[str, Any], *names: str) -> str:
@@ -147,8 +137,8 @@ def _served_by(body: Mapping[str, Any], *names: str) -> str:
 
 
 def _chat_usage(usage: Mapping[str, Any]) -> Usage:
-    details = _mapping(usage.get("completion_tokens_details") or usage.get("output_tokens_details"))
-    prompt_details = _mapping(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
+    details = as_mapping(usage.get("completion_tokens_details") or usage.get("output_tokens_details"))
+    prompt_details = as_mapping(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
     cached = (prompt_details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cached_tokens"))
     dollars = _number(usage.get("cost"))
     return _usage(
@@ -158,7 +148,7 @@ def _chat_usage(usage: Mapping[str, Any]) -> Usage:
         _count(details.get("reasoning_tokens")) or _count(usage.get("reasoning_tokens")),
         max(_count(number) or 0 for number in cached),
         dollars or 0.0,
-        reasoning_apart=False,
+        reasoning_is_separate=False,
     )
 
 
@@ -170,7 +160,7 @@ def _gemini_usage(usage: Mapping[str, Any]) -> Usage:
         _count(usage.get("thoughtsTokenCount")),
         _count(usage.get("cachedContentTokenCount")) or 0,
         0.0,
-        reasoning_apart=True,
+        reasoning_is_separate=True,
     )
 
 
@@ -182,12 +172,12 @@ def _usage(
     cached: int,
     dollars: float,
     *,
-    reasoning_apart: bool,
+    reasoning_is_separate: bool,
 ) -> Usage:
-    """The larger of what is said: reasoning tokens stand inside the completion's count, beside it, or in the total
-    alone.
+    """Usage with the larger of contradicting counts: servers count reasoning tokens in the completion, beside it, or
+    only in the total.
     """
-    if reasoning and (reasoning_apart or reasoning > (completion or 0)):
+    if reasoning and (reasoning_is_separate or reasoning > (completion or 0)):
         completion = (completion or 0) + reasoning
     if prompt is None and None not in (total, completion):
         prompt = max((total or 0) - (completion or 0), 0)
@@ -218,8 +208,8 @@ def _number(value: Any) -> float | None:
 
 _decoder = json.JSONDecoder(strict=False)  # line breaks inside strings are common, and do not make them ambiguous
 _THOUGHTS_END = "</think>"
-# Objects that are tried at most, and text read for objects that turn out to be none, in lengths of the answer: formulas
-# and code in thoughts are full of braces.
+# Limits of the search for objects: braces tried, and text read in vain, in lengths of the answer. Formulas and code in
+# thoughts are full of braces.
 _OBJECTS_TRIED, _LENGTHS_READ = 10_000, 20
 _MOST_RANK = 3
 _FIRST_NAME = re.compile(r'\{\s*"([^"\\]*)"\s*:')
@@ -238,18 +228,18 @@ class JsonAnswer(NamedTuple):
     """An answer as JSON.
 
     Attributes:
-      value: the object that is meant, or another JSON value where the text is that alone; None where there is none, or
-        where it breaks off.
-      kept_schema: whether the text is that object alone and fits the schema, as every answer of a server does that
-        enforces schemas.
+      value: the object chosen by `read_json_answer`, or the text's JSON value of another type; None where there is
+        none, or where it is cut off.
+      fits_schema: whether the text is JSON alone and fits the schema, as every answer of a server that enforces
+        schemas.
     """
 
     value: Any
-    kept_schema: bool
+    fits_schema: bool
 
 
 def read_json_answer(text: str, schema: Mapping[str, Any] | None = None) -> JsonAnswer:
-    """Reads an answer; without a schema the last object is meant.
+    """Reads the JSON of an answer, which may stand among other text.
 
     The value need not fit the schema: it is the last object that has all required properties, else the last that has
     one of the properties, else the last one.
@@ -285,15 +275,15 @@ def _is_kind(value: Any, kind: str) -> bool:
 
 
 def _last_object(text: str, schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The object that is meant in a text that is not JSON alone; see `read_json_answer`."""
-    answer_begins = text.rfind(_THOUGHTS_END)  # an object that ends before is a thought
+    """The answer's object in a text that is not JSON alone; see `read_json_answer`."""
+    answer_begins = text.rfind(_THOUGHTS_END)  # objects that end before are thoughts
     best, best_rank = None, 1
     names = schema.get("properties", {})
     for start, end, value in _objects(text):
         if end <= answer_begins:
             continue
         if value is None:
-            # An answer that breaks off: no draft before it is meant, nor a part of it, only a whole one after it.
+            # An answer that is cut off: drafts before it do not count, nor do its parts; a complete one after it does.
             first = _FIRST_NAME.match(text, start)
             if first and (not names or first.group(1) in names):
                 best, best_rank = None, _MOST_RANK
@@ -306,7 +296,7 @@ def _last_object(text: str, schema: Mapping[str, Any]) -> Mapping[str, Any] | No
 
 
 def _objects(text: str) -> Iterator[tuple[int, int, Mapping[str, Any] | None]]:
-    """Start, end and value of the outermost objects in a text; the value is None where one breaks off."""
+    """Start, end and value of the outermost objects in a text; the value of one that is cut off is None."""
     start, left = text.find("{"), _LENGTHS_READ * len(text)
     for _ in range(_OBJECTS_TRIED):
         if start < 0 or left < 0:

@@ -1,4 +1,4 @@
-"""What all providers share: the protocol, how one is opened, and connections."""
+"""The provider protocol, how a provider is opened, and HTTP sessions."""
 
 import logging
 import os
@@ -10,7 +10,6 @@ import urllib.request
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.endpoint import Endpoint
 from diversity_jax.llm.providers.outcomes import Reply, Transient
-from diversity_jax.llm.providers.outcomes import retry_after as retry_after
 from diversity_jax.llm.providers.registry import load
 from diversity_jax.llm.types import Request
 
@@ -31,28 +30,15 @@ class Provider(Protocol):
         """
 
     async def identify(self) -> str:
-        """What the server says it serves under the model's name, or empty where it does not say; asks for nothing that
-        is paid.
-        """
+        """The server's description of the model behind its name, or empty; from a request that costs nothing."""
 
     async def close(self) -> None:
-        """Closes its connections."""
-
-
-def open_provider(
-    name: str, *, base_url: str | None, max_in_flight: int, deadline_seconds: float, role: str = "judge"
-) -> Provider:
-    """Opens the connection to `provider:model`; call it inside the event loop.
-
-    Raises:
-      InputError: unknown provider, bad address, missing SDK or API key.
-    """
-    settings = {"max_in_flight": max_in_flight, "deadline_seconds": deadline_seconds}
-    return connect("client", Endpoint(name, base_url, role), **settings)
+        """Closes the connections."""
 
 
 def connect(kind: str, endpoint: Endpoint, **settings: Any) -> Any:
-    """Makes the class that `kind` of the provider's `ProviderInfo` names: `client` or `batches`.
+    """An instance of the class that `kind` (`client` or `batches`) of the `ProviderInfo` names; make a client inside
+    the event loop.
 
     Raises:
       InputError: its package is missing.
@@ -74,7 +60,7 @@ def http_session(url: str, **settings: Any) -> Any:
     proxy = None if urllib.request.proxy_bypass(parts.hostname or "") else proxies.get(parts.scheme, proxies.get("all"))
     verified: ssl.SSLContext | bool = True
     if parts.scheme == "https" and not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
-        import certifi  # as the SDKs do: not every machine has certificates of its own
+        import certifi  # as the SDKs do: not every machine has CA certificates
 
         verified = ssl.create_default_context(cafile=certifi.where())
     return aiohttp.ClientSession(
@@ -87,7 +73,7 @@ def http_session(url: str, **settings: Any) -> Any:
 
 
 def transport_failure(error: Exception, url: str) -> Transient:
-    """What an exception of aiohttp's means for the run."""
+    """The failure of an attempt that an exception of aiohttp stands for."""
     import aiohttp
 
     unreached = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
@@ -99,7 +85,7 @@ def transport_failure(error: Exception, url: str) -> Transient:
 
 
 def quieten(*loggers: str) -> None:
-    """Keeps HTTP libraries from logging every request with its URL at the level at which this project logs."""
+    """Raises loggers of HTTP libraries to WARNING, since at INFO they log the URL of every request."""
     for name in loggers:
         if logging.getLogger(name).level == logging.NOTSET:
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Batch APIs: many requests handed in together, answered within a day at a lower price."""
+"""Batch APIs of OpenAI and Gemini: many requests submitted together, answered within a day at a lower price."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 import contextlib
@@ -7,7 +7,7 @@ import json
 from typing import Any, Protocol
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm.providers.answers import ModelAnswer, read_chat, read_gemini
+from diversity_jax.llm.providers.answers import ModelAnswer, as_mapping, read_chat, read_gemini
 from diversity_jax.llm.providers.base import connect, quieten, transport_failure
 from diversity_jax.llm.providers.endpoint import FEATURES, Endpoint
 from diversity_jax.llm.providers.google_genai import generation_config, open_client
@@ -16,21 +16,21 @@ from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient, pars
 from diversity_jax.llm.types import Request
 
 _BATCHES_PER_PAGE, _MOST_BATCHES = 100, 1000  # looked through for a tag
-_TIMEOUT_SECONDS = 300.0  # a batch of Gemini goes out and comes back in one piece
+_TIMEOUT_SECONDS = 300.0  # a batch of Gemini is one request and one response
 _STATES = {
     **dict.fromkeys(("completed", "expired"), "done"),
     **dict.fromkeys(("failed", "cancelled", "cancelling"), "failed"),
     **dict.fromkeys(("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED"), "done"),
     **dict.fromkeys(("FAILED", "CANCELLED"), "failed"),
 }  # all other states are of a running batch
-Outcome = Reply | Refused | Transient
-# What a batch is taken to have been sent with where another process handed it in.
+Result = Reply | Refused | Transient  # of one request in a batch
+# Features that a batch of another process is taken to have been sent with.
 _SENT_UNKNOWN = frozenset(FEATURES) - {"max_tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchState:
-    """The state of a batch: `running`, `done` (also in part), or `failed` with the provider's reason."""
+    """State of a batch: `running`, `done` (also in part), or `failed` with the provider's reason."""
 
     state: str
     detail: str = ""
@@ -39,8 +39,7 @@ class BatchState:
 class BatchProvider(Protocol):
     """The batches of one model.
 
-    Every method raises InputError where the provider refuses for good, and `Transient` where another attempt may
-    succeed.
+    Every method raises InputError where the provider refuses it, and `Transient` where another attempt may succeed.
 
     Attributes:
       most_requests, most_bytes: of one batch.
@@ -50,27 +49,27 @@ class BatchProvider(Protocol):
     most_bytes: int
 
     async def submit(self, tag: str, requests: Mapping[str, Request]) -> str:
-        """Hands in requests by id under a tag; returns the provider's name of the batch."""
+        """Submits requests by id under a tag; returns the provider's name of the batch."""
 
     async def find(self, tag: str) -> str | None:
-        """Name of the batch that was handed in under a tag, or None: so that a process killed before it wrote the name
-        down pays once.
+        """Name of the batch that was submitted under a tag, or None: for a process that was killed before the name was
+        stored.
         """
 
     async def poll(self, name: str) -> BatchState:
-        """The state of a batch."""
+        """State of a batch."""
 
-    async def collect(self, name: str, requests: Mapping[str, Request]) -> dict[str, Outcome]:
-        """Outcomes by id; what is missing was not answered, and not paid for. `requests` are those that are known, from
-        which missing token counts are estimated.
+    async def collect(self, name: str, requests: Mapping[str, Request]) -> dict[str, Result]:
+        """Results by id; missing ones were not answered, and not paid for. `requests` serve to estimate missing token
+        counts, as far as they are known.
         """
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Closes the connections."""
 
 
 def open_batches(endpoint: Endpoint) -> BatchProvider:
-    """Opens the batches of a model; both Gemini providers go through google-genai.
+    """The batches of a model; those of both Gemini providers go through google-genai.
 
     Raises:
       InputError: missing SDK or API key, or a bad name.
@@ -109,8 +108,8 @@ class _Lines:
         self._endpoint, self._reader = endpoint, reader
         self.sent: dict[str, frozenset[str]] = {}  # features, by name of the batch
 
-    def read(self, name: str, request: Request | None, status: int, body: Any) -> Outcome:
-        """What a line says; features that it refuses are left out from now on."""
+    def read(self, name: str, request: Request | None, status: int, body: Any) -> Result:
+        """The result in a line; features that it refuses are left out from now on."""
         try:
             sent = self.sent.get(name, _SENT_UNKNOWN)
             return self._endpoint.read(request, sent, status, {}, body, self._reader)
@@ -157,7 +156,7 @@ class OpenAIBatches:
         return batch.id
 
     async def find(self, tag: str) -> str | None:
-        """Looks through the latest thousand batches of the account."""
+        """Searches the latest thousand batches of the account."""
         with self._explained_errors():
             async for batch in _latest(self._client.batches.list(limit=_BATCHES_PER_PAGE)):
                 if (batch.metadata or {}).get("tag") == tag and _STATES.get(batch.status) != "failed":
@@ -171,9 +170,9 @@ class OpenAIBatches:
         errors = batch.errors.data if batch.errors and batch.errors.data else []
         return _state(batch.status, errors[0].message if errors else None)
 
-    async def collect(self, name: str, requests: Mapping[str, Request]) -> dict[str, Outcome]:
+    async def collect(self, name: str, requests: Mapping[str, Request]) -> dict[str, Result]:
         """Reads the answer file and the error file."""
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, Result] = {}
         with self._explained_errors():
             batch = await self._client.batches.retrieve(name)
             files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
@@ -182,7 +181,7 @@ class OpenAIBatches:
         for line in b"\n".join(contents).split(b"\n"):
             row = parse_body(line)
             if not isinstance(row, dict) or not isinstance(response := row.get("response"), dict):
-                continue  # not answered: expired, or cut by the provider
+                continue  # not answered: expired, or cut off by the provider
             key, status = str(row.get("custom_id")), response.get("status_code")
             if isinstance(status, int):
                 outcomes[key] = self._lines.read(name, requests.get(key), status, response.get("body") or {})
@@ -213,14 +212,14 @@ class GeminiBatches:
         import aiohttp
         from google.genai import errors, types
 
-        endpoint.refuse("body")  # it would go into the batch, and not into its requests
+        endpoint.refuse("body")  # the SDK would put it into the batch, not into its requests
         self._errors, self._types, self._transport_errors = errors, types, (aiohttp.ClientError, OSError, ValueError)
         self._endpoint = endpoint
         self._lines = _Lines(endpoint, read_gemini)
         self._client, self._session = open_client(endpoint, _TIMEOUT_SECONDS)
 
     async def submit(self, tag: str, requests: Mapping[str, Request]) -> str:
-        """Hands in the requests, with the tag as the batch's display name; each carries its id in its metadata."""
+        """Submits the requests, with the tag as the batch's display name and each id in its request's metadata."""
         types, sent, inlined = self._types, frozenset[str](), []
         for name, request in requests.items():
             features = self._endpoint.features(request)
@@ -236,7 +235,7 @@ class GeminiBatches:
         return job.name
 
     async def find(self, tag: str) -> str | None:
-        """Looks through the latest thousand batches."""
+        """Searches the latest thousand batches."""
         with self._explained_errors():
             pager = await self._client.aio.batches.list(config={"page_size": _BATCHES_PER_PAGE})
             async for job in _latest(pager):
@@ -248,19 +247,19 @@ class GeminiBatches:
     async def poll(self, name: str) -> BatchState:
         """`EXPIRED` and `PARTIALLY_SUCCEEDED` count as done in part."""
         batch = await self._get(name)
-        state = str(_mapping(batch.get("metadata")).get("state") or batch.get("state") or "")
-        error = _mapping(batch.get("error")).get("message")
+        state = str(as_mapping(batch.get("metadata")).get("state") or batch.get("state") or "")
+        error = as_mapping(batch.get("error")).get("message")
         return _state(state.removeprefix("BATCH_STATE_").removeprefix("JOB_STATE_"), error)
 
-    async def collect(self, name: str, requests: Mapping[str, Request]) -> dict[str, Outcome]:
-        """Outcomes by the id in their metadata."""
+    async def collect(self, name: str, requests: Mapping[str, Request]) -> dict[str, Result]:
+        """Results by the id in their metadata."""
         batch = await self._get(name)
-        output = _mapping(batch.get("response")) or _mapping(_mapping(batch.get("metadata")).get("output"))
+        output = as_mapping(batch.get("response")) or as_mapping(as_mapping(batch.get("metadata")).get("output"))
         rows = output.get("inlinedResponses")
         rows = rows.get("inlinedResponses") if isinstance(rows, dict) else rows
-        outcomes: dict[str, Outcome] = {}
-        for row in map(_mapping, rows if isinstance(rows, list) else ()):
-            key = str(_mapping(row.get("metadata")).get("id"))
+        outcomes: dict[str, Result] = {}
+        for row in map(as_mapping, rows if isinstance(rows, list) else ()):
+            key = str(as_mapping(row.get("metadata")).get("id"))
             if row.get("response") or row.get("error"):
                 outcomes[key] = self._lines.read(name, requests.get(key), 200, row.get("response") or row)
         return outcomes
@@ -270,7 +269,7 @@ class GeminiBatches:
         await self._session.close()
 
     async def _get(self, name: str) -> Mapping[str, Any]:
-        """A batch as it came: the SDK's types refuse all of its answers for one odd field of one of them."""
+        """A batch as JSON: the SDK's types refuse all of its answers for one unknown field of one of them."""
         url = f"{self._endpoint.url}/v1beta/{name}"
         headers = {"x-goog-api-key": self._endpoint.key} | self._endpoint.headers
         with self._explained_errors():
@@ -292,7 +291,3 @@ class GeminiBatches:
             raise _refused(self._endpoint, int(error.code), headers, error.details) from None
         except self._transport_errors as error:
             raise transport_failure(error, self._endpoint.url) from None
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -1,4 +1,4 @@
-"""A model at an address: how it is reached, what its server takes, and what its answers and failures mean."""
+"""A model at an address: its URL and headers, the features that its server supports, and how its responses are read."""
 
 from collections.abc import Callable, Iterable, Mapping
 import json
@@ -29,17 +29,17 @@ _KEY_LIKE = re.compile(r"(sk-|AIza|Bearer )[\w*.-]{6,}")
 _SHOWN_CHARACTERS = 160
 _LEAST_SECRET_CHARACTERS = 6
 _AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com")
-_LIMITS = ("max_tokens", "max_completion_tokens")
+LIMITS = ("max_tokens", "max_completion_tokens")  # names of the token limit
 
 
 class _Feature(NamedTuple):
-    """Something that not every server takes: how a refusal names it, and what is done instead."""
+    """A field of requests that not every server supports: words of a refusal of it, and what is done instead."""
 
     words: re.Pattern[str]
     instead: str
 
 
-# In the order in which a refusal is searched for them.
+# In the order in which a refusal is searched for their words.
 FEATURES: Mapping[str, _Feature] = {
     "system": _Feature(
         re.compile(
@@ -65,7 +65,7 @@ _REFUSES = re.compile(
     "|unexpected|invalid|unavailable|only the default|must alternate|does not (accept|take)|extra (input|field)"
     "|deprecated|no longer|response_format.{0,80}must be"
 )
-_LOOKED_THROUGH = 400  # characters of a refusal; further on it may quote the prompt
+_SEARCHED_CHARACTERS = 400  # of a refusal; further on it may quote the prompt
 _MAY_NAME_A_FEATURE = (400, 404, 415, 422, 500, 501)
 
 
@@ -74,14 +74,12 @@ class Endpoint:
 
     Args:
       name: `provider:model`.
-      base_url: address of a server of one's own, which may need no key; None for the provider's own.
+      base_url: address of another server than the provider's, which may need no key; None for the provider's.
       role: what the model is used as, such as `judge`; messages begin with it.
-      config: headers, query, body and key header.
-      without: names in `FEATURES` that the server is known not to take.
-      key_needed: False where nothing will be asked, as in a forecast.
+      key_needed: False where no request will be sent, as in a forecast.
 
     Attributes:
-      without: those names, more of them once it has refused more.
+      without: names in `FEATURES` that the server does not support, as far as is known; grows with its refusals.
       learnt: called with every name that is added.
 
     Raises:
@@ -94,7 +92,6 @@ class Endpoint:
         base_url: str | None,
         role: str,
         config: EndpointConfig = EndpointConfig(),
-        without: Iterable[str] = (),
         *,
         key_needed: bool = True,
     ):
@@ -116,13 +113,13 @@ class Endpoint:
             raise InputError(f"{info.url_variable}: {url!r} is no address; correct it or unset it")
         parts = urllib.parse.urlsplit(url)
         self.query = "&".join(filter(None, (parts.query, config.query)))
-        path = parts.path.rstrip("/").removesuffix("/chat/completions")  # as it is often pasted
+        path = parts.path.rstrip("/").removesuffix("/chat/completions")  # often pasted with it
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=path, query="", fragment="")
-        self.url = urllib.parse.urlunsplit(bare)  # without a password, and without what a query may hold
+        self.url = urllib.parse.urlunsplit(bare)  # without password and query
         self.headers = config.header_items()
         self.body = config.body_fields()
         self._secrets = [self.key, *self.headers.values(), *(value for _, value in urllib.parse.parse_qsl(self.query))]
-        self.without = frozenset(without)
+        self.without: frozenset[str] = frozenset()
         self.learnt: Callable[[str], None] = lambda name: None
         self._estimates_announced = False
 
@@ -136,19 +133,19 @@ class Endpoint:
         return f"{self.url}/{path}" + (f"?{self.query}" if self.query else "")
 
     def key_headers(self) -> dict[str, str]:
-        """The headers that carry the key, and those of the configuration."""
+        """The header of the key, and those of the configuration."""
         host = urllib.parse.urlsplit(self.url).hostname or ""
         name = self.config.key_header or ("api-key" if host.endswith(_AZURE_HOSTS) else "authorization")
         value = f"Bearer {self.key}" if name.lower() == "authorization" else self.key
         return {name: value} | self.headers
 
     def bad_address(self) -> InputError:
-        """The error for a base URL that is none."""
+        """The error for a malformed base URL."""
         example = "http://127.0.0.1:8000/v1"
         return InputError(f"{self.role} base_url: {self.base_url!r} is no address; write one such as {example}")
 
     def refuse(self, *fields: str) -> None:
-        """Raises an InputError where one of these fields is set, which the provider could not pass on."""
+        """Raises InputError where one of these fields is set; for providers that cannot pass it on."""
         values = {"query": self.query, "body": self.body, "key_header": self.config.key_header}
         if given := [name for name in fields if values[name]]:
             what = f"{self.name} takes no {' and no '.join(given)}"
@@ -161,12 +158,11 @@ class Endpoint:
                 message = message.replace(secret, "***")
         return " ".join(_KEY_LIKE.sub("***", message).split())[:_SHOWN_CHARACTERS]
 
-    def features(self, request: Request, *, limits: Iterable[str] = _LIMITS) -> frozenset[str]:
+    def features(self, request: Request, *, limits: Iterable[str] = LIMITS) -> frozenset[str]:
         """The names in `FEATURES` that a request is sent with.
 
         Args:
-          request: the request.
-          limits: names of the limit of tokens, the first one that the server takes is sent.
+          limits: names of the token limit, of which the first that the server supports is sent.
         """
         sent = {"system", "temperature", next(name for name in limits if name not in self.without)}
         if request.schema is not None:
@@ -174,7 +170,7 @@ class Endpoint:
         return frozenset(sent) - self.without
 
     def instructions(self, request: Request, sent: frozenset[str]) -> tuple[str, str]:
-        """System and user text: the schema in words where it is not sent, all as user text without a system role."""
+        """System and user text; with the schema in words where it is not sent, and all in one without a system role."""
         system, user = request.system, request.user
         if request.schema is not None and "json_schema" not in sent:
             wish = "Answer with one JSON value and nothing around it. It must fit this JSON schema, named"
@@ -193,8 +189,8 @@ class Endpoint:
         """The reply in a response of the server.
 
         Args:
-          request: from which missing token counts are estimated; None counts them as 0.
-          sent: what it was sent with, of `FEATURES`.
+          request: for estimates of missing token counts; None counts them as 0.
+          sent: the features that it was sent with.
           status, headers: of the response.
           content: its body as bytes or text, or its JSON value.
           reader: `answers.read_chat` or `answers.read_gemini`.
@@ -212,7 +208,7 @@ class Endpoint:
             raise self.garbled() from None
 
     def failure(self, error: ServerError, sent: frozenset[str] = frozenset()) -> Exception:
-        """What a failure means; where it refuses a feature that was sent, that one is left out from now on."""
+        """The exception for a server's error; a feature that was sent and is refused is left out from now on."""
         shown = self.shown(error.message)
         if error.status in _MAY_NAME_A_FEATURE and not error.about_content:
             refused = self._refused_features(error, sent)
@@ -223,13 +219,13 @@ class Endpoint:
         return classify(error, shown, self.model.lower())
 
     def _refused_features(self, error: ServerError, sent: frozenset[str]) -> frozenset[str]:
-        words = f"{error.code} {error.param} {error.message[:_LOOKED_THROUGH]}".lower()
+        words = f"{error.code} {error.param} {error.message[:_SEARCHED_CHARACTERS]}".lower()
         if not _REFUSES.search(words):
             return frozenset()
         for name, feature in FEATURES.items():
             if name in sent and feature.words.search(words):
-                if name in _LIMITS and not set(_LIMITS) - self.without - {name}:
-                    return frozenset()  # an answer without a limit could pass every cap
+                if name in LIMITS and not set(LIMITS) - self.without - {name}:
+                    return frozenset()  # an answer without a limit could exceed every cap
                 no_format = name == "json_schema" and (error.param == "response_format" or _NO_FORMAT.search(words))
                 typed = re.search("json_schema|type|schema", words.replace("'type'", ""))
                 return frozenset({name, "json_object"} if no_format and not typed else {name})
@@ -244,7 +240,7 @@ class Endpoint:
         _logger.warning("%s: %s does not take %s (%s); %s", self.role, self.name, what, why, instead)
 
     def explain(self, refused: Refused, calls: int) -> InputError:
-        """Why no call can succeed, in the server's words."""
+        """The error that ends a run, because no call can succeed; quotes the server."""
         server, words, of_calls = f"{self.role}: {self.url}", refused.detail, f"every call, {calls:,} so far"
         line = {
             "account": f"{server} says the account is out of credit or quota ({words}); add some, then run again",
@@ -259,13 +255,13 @@ class Endpoint:
         return InputError(line)
 
     def garbled(self) -> Transient:
-        """The failure of an attempt whose answer cannot be read."""
+        """The failure of an attempt whose response cannot be read."""
         return Transient("garbled", f"{self.url} sent something that is no answer of a model")
 
     def _reply(self, request: Request | None, answer: ModelAnswer) -> Reply:
         usage, text = answer.usage, answer.text
         prompt, completion = usage.prompt, usage.completion
-        # Nothing counted for something said is no count.
+        # A count of 0 for a text that is not empty is no count.
         prompt, completion = prompt or None, completion if completion or not text else None
         if request is not None and (prompt is None or completion is None):
             if text and not self._estimates_announced:
@@ -283,7 +279,7 @@ class Endpoint:
             billed_dollars=usage.dollars,
             served_by=answer.served_by,
             failure=_failure(answer, completion or 0),
-            worth_a_second_try=answer.ending == "whole" and not text.strip(),
+            worth_a_second_try=answer.ending == "complete" and not text.strip(),
         )
 
 

@@ -1,10 +1,9 @@
-"""Gemini: the `google-genai` library, and its predecessor `google-generativeai`, a thread a call.
+"""Gemini through `google-genai`, and through its predecessor `google-generativeai`.
 
-Responses are read from their JSON and not from the SDK's types, which refuse a whole answer, or a whole batch, for one
-field that they do not know.
+Responses are read from their JSON, since the SDK's types refuse a response, or a batch of them, for one unknown field.
 
-google-generativeai goes over REST, in a thread per call, since its REST transport is synchronous. The package has
-reached the end of its life and stays supported here.
+google-generativeai uses REST in a thread per call, since its REST transport is synchronous. The package is no longer
+developed and stays supported here.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ _KEYWORDS = ("description", "format", "minItems", "maxItems", "required", "prope
 
 
 class GoogleGenai:
-    """A `Provider`. The key comes from GEMINI_API_KEY or GOOGLE_API_KEY; an address of one's own may need none."""
+    """The `Provider` `google-genai`."""
 
     def __init__(self, endpoint: Endpoint, *, deadline_seconds: float, **_: Any):
         import aiohttp
@@ -54,7 +53,7 @@ class GoogleGenai:
         return endpoint.read(request, sent, 200, {}, response.sdk_http_response.body, read_gemini)
 
     async def identify(self) -> str:
-        """Nothing: answers say which version gave them; see `Provider.identify`."""
+        """Empty, since answers name their version; see `Provider.identify`."""
         return ""
 
     async def close(self) -> None:
@@ -63,7 +62,7 @@ class GoogleGenai:
 
 
 def open_client(endpoint: Endpoint, deadline_seconds: float) -> tuple[Any, Any]:
-    """The SDK's client, which waits for an answer up to the deadline, and the aiohttp session under it.
+    """The SDK's client, with the deadline as its time-out, and the aiohttp session under it.
 
     Raises:
       InputError: the SDK cannot use the address.
@@ -74,8 +73,7 @@ def open_client(endpoint: Endpoint, deadline_seconds: float) -> tuple[Any, Any]:
     endpoint.refuse("query", "key_header")
     quieten("httpx", "httpx2", "httpcore", "google_genai")
     session = http_session(endpoint.url, read_bufsize=4 << 20)  # batches come back in one piece
-    # Without `retry_options` the library sends a request whose connection was dropped again, uncounted and after up to
-    # ten seconds.
+    # Without `retry_options` the library repeats a request whose connection was dropped, uncounted, after up to 10 s.
     options = types.HttpOptions(
         base_url=endpoint.base_url and endpoint.url,
         headers=endpoint.headers,
@@ -114,9 +112,9 @@ def decoding_of(request: Request, sent: frozenset[str]) -> dict[str, Any]:
 
 
 def gemini_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts a JSON schema to the part of OpenAPI 3.0 that Gemini takes: upper-case type names, `nullable` for a null
-    among the types, references written out. What Gemini does not know (`additionalProperties`, `minimum`, `pattern`,
-    `title`, ...) is left out, so check answers against the full schema.
+    """Converts a JSON schema to the part of OpenAPI 3.0 that Gemini supports: upper-case type names, `nullable` for a
+    null among the types, references written out. Other keywords (`additionalProperties`, `minimum`, `pattern`, `title`,
+    ...) are left out, so check answers against the full schema.
 
     Raises:
       InputError: the schema refers to itself or has alternatives, which Gemini cannot express.
@@ -142,7 +140,7 @@ def _convert(schema: Mapping[str, Any], root: Mapping[str, Any], open_references
         converted["nullable"] = True
     converted |= {name: schema[name] for name in _KEYWORDS if name in schema}
     values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if values is not None and kind == "string":  # Gemini has enumerations of strings only
+    if values is not None and kind == "string":  # Gemini supports enumerations of strings only
         converted |= {"enum": list(values), "format": "enum"}
     if kind == "object":
         properties = schema.get("properties", {})
@@ -153,7 +151,7 @@ def _convert(schema: Mapping[str, Any], root: Mapping[str, Any], open_references
 
 
 def _single_kind(schema: Mapping[str, Any]) -> tuple[str, bool, Mapping[str, Any]]:
-    """A schema's type, whether null is allowed too, and the part that describes it."""
+    """A schema's type, whether null is allowed too, and the alternative that describes it."""
     alternatives = schema.get("anyOf", schema.get("oneOf", schema.get("type", "object")))
     alternatives = [alternatives] if isinstance(alternatives, str) else alternatives
     kinds = [part if isinstance(part, str) else part.get("type", "object") for part in alternatives]
@@ -171,16 +169,16 @@ _MODELS_CACHED = 64  # one per system instruction
 
 
 class Gemini:
-    """A `Provider`. The key comes from GEMINI_API_KEY or GOOGLE_API_KEY; an address of one's own may need none."""
+    """The `Provider` `gemini`, through google-generativeai."""
 
     def __init__(self, endpoint: Endpoint, *, max_in_flight: int, deadline_seconds: float):
         endpoint.refuse("query", "body", "key_header")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # it announces its successor at every import
+                warnings.simplefilter("ignore", FutureWarning)  # printed at every import, of its successor
                 import google.generativeai as sdk
                 from google.generativeai import client
-        except ImportError as error:  # requirements.newest.lock is without it, since it holds protobuf below 6
+        except ImportError as error:  # not in requirements.newest.lock, since it needs protobuf below 6
             raise InputError(
                 f"gemini:{endpoint.model}: google-generativeai cannot be imported ({error}); pip install "
                 f"'google-generativeai>=0.8.6' 'protobuf<6', or name the model google-genai:{endpoint.model}"
@@ -190,21 +188,21 @@ class Gemini:
         quieten("urllib3", "google", "google.auth", "google.api_core")
         self._requests, self._sdk = requests, sdk
         self._endpoint, self._deadline_seconds = endpoint, deadline_seconds
-        # `configure` is global, so the client is taken before anyone else configures.
+        # `configure` is global, so the client is taken at once, before another call of it.
         options = {"api_endpoint": endpoint.url} if endpoint.base_url else None
         sdk.configure(api_key=endpoint.key, transport="rest", client_options=options)
         self._client = client.get_default_generative_client()
         session: Any = vars(self._client.transport)["_session"]
         session.headers.update(endpoint.headers)
         self._received = threading.local()  # the response of the call of this thread
-        session.hooks["response"].append(self._keep)
-        # The session's own pool keeps ten connections and opens a new one for every call beyond.
+        session.hooks["response"].append(self._store_response)
+        # The default pool holds ten connections and opens a new one for every further call.
         pool = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=max_in_flight)
         for scheme in ("http://", "https://"):
             session.mount(scheme, pool)
         self._model = functools.lru_cache(_MODELS_CACHED)(self._model_with)
 
-    def _keep(self, response: Any, **_: Any) -> None:
+    def _store_response(self, response: Any, **_: Any) -> None:
         self._received.response = response
 
     def _model_with(self, system: str) -> Any:
@@ -223,12 +221,12 @@ class Gemini:
             except BaseException as error:
                 outcome.set_exception(error)
 
-        # A daemon thread of its own, so that a call that hangs does not keep the interpreter from ending.
+        # A daemon thread, so that a call that hangs does not keep the interpreter from exiting.
         threading.Thread(target=work, name="gemini", daemon=True).start()
         return await asyncio.wrap_future(outcome)
 
     async def identify(self) -> str:
-        """Nothing: answers say which version gave them; see `Provider.identify`."""
+        """Empty, since answers name their version; see `Provider.identify`."""
         return ""
 
     async def close(self) -> None:
@@ -241,7 +239,7 @@ class Gemini:
         decoding, received = decoding_of(request, sent), self._received
         received.response = None
         try:
-            # Left to itself the library retries a 503, even past the timeout.
+            # By default the library retries a 503, even beyond the time-out.
             self._model(system).generate_content(
                 user,
                 generation_config=decoding,

@@ -1,7 +1,7 @@
-"""Chat completions of OpenAI and of every server that speaks its protocol: vLLM, llama.cpp, Ollama, SGLang, ...
+"""Chat completions of OpenAI and compatible servers: vLLM, llama.cpp, Ollama, SGLang, ...
 
-By aiohttp alone: the `openai` package costs 0.75 s of CPU to import at the start of every run, and more CPU a call than
-the rest of the engine.
+They go through aiohttp, because the `openai` package costs 0.75 s of CPU to import at the start of every run, and more
+CPU a call than the rest of the engine.
 """
 
 import json
@@ -10,29 +10,29 @@ from typing import Any
 
 from diversity_jax.llm.providers.answers import read_chat
 from diversity_jax.llm.providers.base import http_session, transport_failure
-from diversity_jax.llm.providers.endpoint import Endpoint
+from diversity_jax.llm.providers.endpoint import LIMITS, Endpoint
 from diversity_jax.llm.providers.outcomes import Reply, parse_body
 from diversity_jax.llm.types import Request
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
-# As the `openai` package reads them.
+# Read as the `openai` package does.
 _ACCOUNT_HEADERS = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
-# OpenAI's own models all take the newer name of the limit, and the latest ones only that.
-_LIMITS = ("max_tokens", "max_completion_tokens")
-# Of a model in a list of models: what tells two models of one name apart, and does not change with every start.
+# Fields of a model in a list of models that differ between models of one name, and not between starts of a server.
 _IDENTITY = ("root", "parent", "max_model_len", "owned_by", "meta", "quantization", "digest")
 
 
 def limits_of(endpoint: Endpoint, *, batch: bool = False) -> tuple[str, ...]:
-    """Names of the limit of tokens in the order in which they are tried."""
-    return _LIMITS[::-1] if batch or endpoint.is_public else _LIMITS
+    """Names of the token limit in the order in which they are tried: all of OpenAI's own models take the newer name,
+    and the latest ones only that.
+    """
+    return LIMITS[::-1] if batch or endpoint.is_public else LIMITS
 
 
 def chat_body(endpoint: Endpoint, request: Request, sent: frozenset[str]) -> dict[str, Any]:
     """The body of a chat completion with features of `Endpoint.features`."""
     system, user = endpoint.instructions(request, sent)
     body: dict[str, Any] = {"model": endpoint.model}
-    body |= {name: request.max_output_tokens for name in _LIMITS if name in sent}
+    body |= {name: request.max_output_tokens for name in LIMITS if name in sent}
     if "temperature" in sent:
         body["temperature"] = request.temperature
     if "json_schema" in sent:
@@ -45,7 +45,7 @@ def chat_body(endpoint: Endpoint, request: Request, sent: frozenset[str]) -> dic
 
 
 class OpenAIChat:
-    """A `Provider`. The key comes from OPENAI_API_KEY; other addresses than OpenAI's may need none."""
+    """The `Provider` `openai`."""
 
     def __init__(self, endpoint: Endpoint, **_: Any):
         import aiohttp
@@ -76,7 +76,7 @@ class OpenAIChat:
         return endpoint.read(request, sent, status, headers, content, read_chat)
 
     async def identify(self) -> str:
-        """From the list of models of a server of one's own; see `Provider.identify`."""
+        """From the list of models of a server other than OpenAI's; see `Provider.identify`."""
         if self._endpoint.is_public:
             return ""
         try:

@@ -1,6 +1,4 @@
-"""How an attempt ends, with a reply, a refusal, or in a way that another may not; and one classifier of what a server
-says of failures, for live calls and lines of batches.
-"""
+"""How an attempt ends: a reply, a refusal or a transient failure; and the classifier of servers' error messages."""
 
 from collections.abc import Mapping
 import contextlib
@@ -11,26 +9,26 @@ import re
 import time
 from typing import Any
 
-# How many calls have to be refused, without one answer, before the evidence is about all calls. A bad key or an
-# unknown model says so by itself; a refusal that could be of one text's making needs company, and a content filter's
-# the most. An empty account is none of the call's making: it ends a run at once, whatever was answered before.
-EVIDENCE = {"account": 0, "key": 1, "model": 1, "settings": 3, "access": 10, "request": 10, "content": 50}
+# By scope of a refusal, how many calls have to be refused, without one answer, before it is taken to be of all calls. A
+# bad key or an unknown model is named by the server; a refusal that may be due to one text needs several, most so a
+# content filter's. An account without credit ends a run at once, whatever was answered before.
+FATAL_REFUSALS = {"account": 0, "key": 1, "model": 1, "settings": 3, "access": 10, "request": 10, "content": 50}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a model answered, and what the server said of it.
+    """A model's answer, with what the server reported of it.
 
     Attributes:
       text: the answer; may be unusable, see `failure`.
-      prompt_tokens, completion_tokens: as the server counted them, reasoning included; the larger where it contradicts
-        itself.
-      cached_tokens: prompt tokens of its cache, which cost less.
-      billed_dollars: what the server says it bills, as OpenRouter does; 0 where it says nothing.
+      prompt_tokens, completion_tokens: as the server counted them, reasoning included; the larger of contradicting
+        counts.
+      cached_tokens: prompt tokens from the server's cache, which cost less.
+      billed_dollars: what the server says it bills, as OpenRouter does; otherwise 0.
       served_by: the model and its version as the server names them, or empty.
-      failure: why the answer is unusable, as reason and detail of a `CallFailed`; None for a whole answer. The reason
-        `interrupted` is of a server that broke off, which another attempt may not.
-      worth_a_second_try: whether the answer is one that a model gives now and then: nothing at all.
+      failure: why the answer is unusable, as reason and detail of a `CallFailed`; None for a complete answer. The
+        reason `interrupted` means that the server broke off, and calls for another attempt.
+      worth_a_second_try: whether the answer is empty, which models give at random.
     """
 
     text: str
@@ -44,14 +42,14 @@ class Reply:
 
 
 class Transient(Exception):
-    """An attempt failed in a way that another may not.
+    """An attempt failed, and another may succeed.
 
     Attributes:
       kind: `rate_limited`, `server`, `timeout`, `dropped`, `garbled`, `unreachable` (not even sent), `interrupted` (the
-        server broke off its answer), `unanswered` (a batch left the request out), or `adapted` (the provider has learnt
-        what the server does not take and leaves it out from now on: ask again at once).
+        server broke off its answer), `unanswered` (a batch left the request out), or `adapted` (the server does not
+        support a feature, which is left out from now on: ask again at once).
       retry_after_seconds: the pause that the server asks for, if it does.
-      used_up: whether a quota of a day is used up, so that waiting in this run is no use.
+      used_up: whether a daily quota is used up, so that waiting in this run is no use.
       billed: whether the attempt may have been paid for; a server that dropped a connection may have answered.
     """
 
@@ -68,11 +66,11 @@ class Refused(Exception):
     """The server refuses a request.
 
     Attributes:
-      scope: what its words are about, a key of `EVIDENCE`: `account` (out of credit), `key` (a bad one), `model`
-        (unknown), `settings` (a field that every request has), `access` (401, 403, 404 or a redirect for no reason that
-        is named; another attempt may succeed), `request` (no reason named), `content` (a filter, or a text too long).
-      detail: the server's words, as one short line.
-      reason: of the `CallFailed` where it is the call's own.
+      scope: what the refusal is about, a key of `FATAL_REFUSALS`: `account` (out of credit), `key` (a bad one), `model`
+        (unknown), `settings` (a field that every request has), `access` (401, 403, 404 or a redirect without a reason;
+        another attempt may succeed), `request` (no reason named), `content` (a filter, or a text too long).
+      detail: the server's message, as one short line.
+      reason: of the `CallFailed`, where the refusal is of this call alone.
     """
 
     def __init__(self, scope: str, detail: str, reason: str = "rejected"):
@@ -86,16 +84,16 @@ _SHOWN_BYTES = 500  # of a refusal that is no JSON
 # Statuses below 500 after which another attempt may succeed: gateway time-outs and locks.
 _TRANSIENT_STATUSES = (408, 409, 425)
 _ACCESS_STATUSES = (401, 403, 404, 405, 407, *range(300, 400))
-# Of Google's status codes in lines of batches; all others are failures of the server.
+# HTTP statuses of Google's status codes in lines of batches; all others are failures of the server.
 _RPC_STATUSES = {3: 400, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 16: 401}
-_LEAST_USED_UP_SECONDS = 60.0  # a quota of a day that rolls may be free again in a moment
+_LEAST_USED_UP_SECONDS = 60.0  # a daily quota over a sliding window may be free again sooner
 
 
 def _words(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(patterns))
 
 
-# Codes and messages by what they are about; both are looked through in lower case, first come first served.
+# Codes and messages by what they are about, searched in lower case; `classify` has the order.
 _ACCOUNT = _words(
     "insufficient[_ ](quota|balance|user_quota|credit|funds)", "billing_(hard_limit|not_active)", "payment_required",
     "out of credit", "credit balance is too low", "requires more credits",
@@ -127,22 +125,22 @@ _UNIT = "(?:days?|hours?|minutes?|min|seconds?|sec|ms|[dhms])"
 _HINT = re.compile(
     rf"(?:again|retry|available|resets?)\D{{0,20}}?((?:\d+(?:\.\d+)?\s*{_UNIT}(?![a-z])[\s,]*(?:and\s+)?)+)"
 )
-_PAGE_CHARACTERS = 8_000  # of an error page that are looked at: tags that never end take the square of its length
+_PAGE_CHARACTERS = 8_000  # of an error page: tags that never end take the square of its length
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[dhms])")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerError:
-    """What a server says of a failure.
+    """A server's report of a failure.
 
     Attributes:
-      status: HTTP status, or the one in the body of an answer that says 200.
-      message: its words.
+      status: HTTP status, or that in the body of a response with status 200.
+      message: its message.
       code: its code, type and status by name, in lower case.
       param: the field that it names, or empty.
-      retry_after_seconds: the pause that it asks for in its headers, details or words, or None.
-      daily: whether a quota of a day is named, and not as one that is free again in a moment.
+      retry_after_seconds: the pause that it asks for in its headers, details or message, or None.
+      daily: whether it names a daily quota that is not free again within a minute.
     """
 
     status: int
@@ -159,12 +157,12 @@ class ServerError:
 
     @property
     def about_content(self) -> bool:
-        """Whether it is about the text of one request: its length, or what it says."""
+        """Whether it is about the text of one request: its length or its content."""
         return self.status == 413 or bool(_LENGTH.search(self.words) or _CONTENT.search(self.words))
 
 
 def parse_body(content: bytes | str) -> Any:
-    """The JSON value of a body; None where it is none."""
+    """The JSON value of a body; None where it is not JSON."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -172,7 +170,7 @@ def parse_body(content: bytes | str) -> Any:
 
 
 def error_of(value: Any) -> Any:
-    """The error in a body that came with 200, or None."""
+    """The error in the body of a response with status 200, or None."""
     value = value[0] if isinstance(value, list) and value else value
     return value.get("error") if isinstance(value, Mapping) else None
 
@@ -217,10 +215,9 @@ def read_error(status: int, headers: Mapping[str, str], content: Any) -> ServerE
 
 
 def classify(error: ServerError, shown: str, model: str) -> Refused | Transient:
-    """What a failure means for the run.
+    """The exception for a server's error.
 
     Args:
-      error: what the server says.
       shown: its message as one short line without secrets.
       model: the model's name as it was asked for.
     """
@@ -232,7 +229,7 @@ def classify(error: ServerError, shown: str, model: str) -> Refused | Transient:
         return Transient("rate_limited", detail, retry_after_seconds=seconds, used_up=error.daily)
     if status >= 500 or status in _TRANSIENT_STATUSES:
         return Transient("server", detail, retry_after_seconds=error.retry_after_seconds)
-    # Gemini answers 400 to a wrong key; other 400s speak of tokens of the text.
+    # Gemini answers 400 to a wrong key; other 400s may name tokens of the text.
     if _KEY.search(words) and (status in (401, 403) or (status == 400 and re.search("api.?key", words))):
         return Refused("key", detail)
     if error.about_content:
@@ -265,7 +262,7 @@ def _retry_delay(details: Any) -> float | None:
 
 
 def _hint_in(message: str) -> float | None:
-    """Seconds after which the words of a message say to ask again: "try again in 7h12m3.5s"."""
+    """Seconds after which a message says to ask again, such as "try again in 7h12m3.5s"."""
     hint = _HINT.search(message.lower())
     return _seconds(hint.group(1)) if hint else None
 

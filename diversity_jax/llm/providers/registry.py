@@ -1,4 +1,4 @@
-"""Every provider of language models: add one here, and nowhere else."""
+"""The providers of language models by name; an entry of `PROVIDERS` adds one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +10,14 @@ from diversity_jax.core.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderInfo:
-    """What the library knows of a provider without importing its SDK.
+    """A provider, without its SDK being imported.
 
     Attributes:
-      client: `module:class` in this package of its `Provider`.
-      batches: `module:class` in this package of its `BatchProvider`.
+      client, batches: `module:class` in this package of its `Provider` and of its `BatchProvider`.
       key_variables: environment variables that may hold its API key; the first one that is set counts.
-      public_url: the address asked where none is given.
+      public_url: the default address.
       url_variable: environment variable that replaces `public_url`, or None.
-      price_family: its part of the price table.
+      price_family: key of its models in the price table.
     """
 
     client: str
