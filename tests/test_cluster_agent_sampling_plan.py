@@ -123,7 +123,7 @@ def test_the_interval_holds_the_population_that_the_documents_were_drawn_from(na
     for _ in range(150):
         labels = draw_labels(shares, 300, generator)
         groupings = groupings_of_labels(labels[draw_rows(300, 200, 20, generator)])
-        with_documents, without = e.collision(groupings, documents=300), e.collision_of_documents(groupings)
+        with_documents, without = e.collision(groupings, documents=300), e.collision(groupings)
         held += [estimate.low <= theta <= estimate.high for estimate in (with_documents, without)]
         assert with_documents.value == without.value
     assert held[0] / 150 > 0.89

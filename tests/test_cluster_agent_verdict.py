@@ -9,7 +9,7 @@ import pytest
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, NothingUsable, Scorecard, examination, score_corpus
 from diversity_jax.cluster_agent.canaries import ErrorRates
 from diversity_jax.cluster_agent.examination import recheck, traits
-from diversity_jax.cluster_agent.verdict import Evidence, Verdict, verdict
+from diversity_jax.cluster_agent.verdict import JudgeEvidence, Verdict, verdict
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import Engine, EngineConfig
 from diversity_jax.scoring.config import ScoreConfig
@@ -109,7 +109,7 @@ def test_no_test_accuses_random_samples(shares, k):
     accused = 0
     for seed in range(20):
         rows = rows_of(multinomial(shares), k, seed=seed)
-        evidence = examination.evidence_of(rows, k)
+        evidence = examination.partition_checks(rows, k)
         assert not evidence["cluster_counts"]["held"]
         assert evidence["length"] is None or evidence["length"]["low"] < 0.6
         accused += evidence["position"]["follows"] and evidence["position"]["effect"] > 0.3
@@ -186,7 +186,7 @@ CLEAN = ErrorRates(shown=300, merged=0, split=0, merged_pairs=0, drawn_pairs=300
 
 def evidence(**changes):
     """Of a judge without a fault."""
-    return Evidence(
+    return JudgeEvidence(
         **{"groupings": 300, "drops": {}, "rates": CLEAN, "collision": 0.02, "relative_half_width": 0.1} | changes
     )
 

@@ -1,4 +1,4 @@
-"""Measures how diverse a corpus is by letting a judge group small random samples of it, with intervals that hold."""
+"""Measures how diverse a corpus is: a judge groups small random samples of it, and estimators give intervals."""
 
 from typing import TYPE_CHECKING
 

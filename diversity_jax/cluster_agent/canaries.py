@@ -1,13 +1,13 @@
-"""Planted samples whose right grouping is known: a copy of a shown sample, and a text that is foreign to it.
+"""Canaries: planted samples whose right grouping is known, a copy of a shown sample and a text foreign to the corpus.
 
 The copy belongs with its original and the foreign text with none of the drawn samples, whatever the criteria. A
-grouping that gets either wrong was not made by reading (a judge out of its depth, or a document that told it to split
-or to merge everything) and is discarded. Over all groupings the rates measure the judge. Planted samples never enter a
-figure.
+grouping that gets either wrong does not reflect the texts (the judge is too weak, or a document told it to split or to
+merge everything) and is discarded. Over all groupings the rates measure the judge's errors. Planted samples never enter
+a figure.
 
 A judge that merges two unrelated samples with probability a and splits two alike ones with probability b gives
 E[T] = theta (1 - b) + (1 - theta) a (docs/statistics.md, "The judge's own mistakes"). However diverse the corpus, T
-stays above a: nothing above 1 / a effective clusters can be told apart.
+stays above a, so more than 1 / a effective clusters cannot be measured.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from diversity_jax.cluster_agent.types import Cluster, Sample
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.lazy import special_functions
 
-_LEAST_MISS = 0.05
-_WIDEST_CORRECTION = 2.0
+_LEAST_MISS = 0.05  # rate of misses that `ErrorRates.passing` assumes at least
+_WIDEST_CORRECTION = 2.0  # of the width of the interval of log T, by which `corrected` may widen it
 
-FOREIGN = "canary"  # the document that planted foreign texts are said to be from
+FOREIGN = "canary"  # document id of planted foreign texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,15 @@ class Canary:
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryResult:
-    """What a judge made of a grouping's canary.
+    """How a judge grouped and verified the canary of one grouping.
 
     Attributes:
       merged: whether the foreign text was put with any drawn sample; merged_with: with how many of `drawn`.
-      kept: whether verification left the foreign text with a drawn sample; None where it was not asked, or not merged.
+      kept: whether verification left the foreign text with a drawn sample; None where nothing was verified or merged.
       split: whether the copy was put apart from its original; moved: and one of the two with other samples, which is a
-        sample put in the wrong place and not a grouping that was split as a whole.
-      denied: whether verification called the cluster of the two invalid, or one of them misplaced; None without one.
+        single misplaced sample and not a grouping in which everything is split.
+      denied: whether verification called the cluster of the two invalid, or one of them misplaced; None where nothing
+        was verified.
       missed: whether it called a cluster valid that holds the foreign text; None likewise.
     """
 
@@ -62,14 +63,13 @@ class CanaryResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the grouping counts: both pairs were grouped rightly, and a text was not denied to be its copy's
-        like. A control cluster that was missed does not discard a grouping, since the partition may well be right; it
-        says what verification is worth.
+        """Whether the grouping counts: copy and foreign text were grouped rightly, and verification did not deny the
+        copy. A missed control cluster does not discard it, since the partition may be right; it measures verification.
         """
         return not (self.merged or self.split or self.denied)
 
     def with_controls(self, checked: Sequence[Cluster]) -> "CanaryResult":
-        """With what verification said of the control clusters: the valid and the invalid one."""
+        """This result with the verification of the control clusters, the valid and the invalid one."""
         valid, invalid = checked
         return replace(self, denied=not valid.valid, missed=invalid.valid)
 
@@ -86,12 +86,12 @@ def plant(samples: Sequence[Sample], ids: Sequence[str], generator: random.Rando
 
 
 def cluster_numbers(clusters: Sequence[Cluster]) -> dict[str, int]:
-    """The position of each sample's cluster, by its id."""
+    """The index of each sample's cluster, by sample id."""
     return {sample_id: number for number, cluster in enumerate(clusters) for sample_id in cluster.sample_ids}
 
 
 def canary_result(clusters: Sequence[Cluster], canary: Canary) -> CanaryResult:
-    """Whether a partition split the duplicate pair, and with which drawn samples it put the foreign text."""
+    """Whether a partition split the copy from its original, and with how many drawn samples it put the foreign text."""
     cluster_of = cluster_numbers(clusters)
     planted = {canary.copy, canary.foreign}
     drawn = cluster_of.keys() - planted
@@ -115,10 +115,10 @@ def without_planted(
 
 
 def with_controls(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[tuple[Cluster, ...], tuple[int, ...]]:
-    """Clusters for verification, with two inserted whose verdict is certain, and their positions.
+    """Clusters for verification with two control clusters inserted, and the positions of the valid and the invalid one.
 
-    A text and its copy are valid: this catches a document that has every cluster called invalid, which the partition
-    alone would not show. The two with the foreign text are invalid: this catches a verifier that says yes to all.
+    A text and its copy are valid: this exposes a document that has every cluster called invalid, which the partition
+    alone would not show. The two with the foreign text are invalid: this exposes a judge that calls all valid.
     """
     if canary is None:
         return tuple(clusters), ()
@@ -128,23 +128,22 @@ def with_controls(clusters: Sequence[Cluster], canary: Canary | None) -> tuple[t
     if (seed := child_seed(canary.copy, canary.foreign)) % 2:
         controls.reverse()
     shown = list(clusters)
-    # The later one first, so that the position of the other stays as it is.
+    # The later one first, so that the index of the other does not change.
     second, first = sorted((seed // 2 % (len(clusters) + 1), seed // 997 % (len(clusters) + 1)), reverse=True)
     shown.insert(second, controls[1])
     shown.insert(first, controls[0])
-    places = (second + 1, first) if seed % 2 else (first, second + 1)
-    return tuple(shown), places
+    return tuple(shown), (second + 1, first) if seed % 2 else (first, second + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorRates:
-    """What a judge made of all canaries, by stage.
+    """Counts over the canaries of all groupings, and error rates from them.
 
     Attributes:
       shown: groupings with a canary that were partitioned.
       merged: those whose foreign text lay with any drawn sample; merged_pairs: with how many samples, of drawn_pairs.
       split: those whose copy lay apart from its original; moved: and one of the two with other samples.
-      asked: merged groupings whose clusters were verified; kept: those whose foreign text was left where it was.
+      asked: merged groupings whose clusters were verified; kept: those whose foreign text verification left there.
       controls: groupings whose control clusters were checked; denied, missed: those whose valid one was called invalid,
         and whose invalid one valid.
     """
@@ -163,7 +162,7 @@ class ErrorRates:
 
     @classmethod
     def of(cls, results: Sequence[CanaryResult]) -> "ErrorRates":
-        """Over the results of all groupings."""
+        """Counts the results of all groupings."""
         checked = [result for result in results if result.denied is not None]
         return cls(
             shown=len(results),
@@ -188,25 +187,25 @@ class ErrorRates:
 
     @property
     def false_merge(self) -> Estimate | None:
-        """Share of the groupings whose foreign text lay with a drawn sample."""
+        """Share of the groupings whose foreign text was put with a drawn sample."""
         return binomial(self.merged, self.shown)
 
     @property
     def false_split(self) -> Estimate | None:
-        """Share of the groupings whose copy lay apart from its original."""
+        """Share of the groupings whose copy was put apart from its original."""
         return binomial(self.split, self.shown)
 
     @property
     def misplacement(self) -> Estimate | None:
-        """Share of the groupings whose copy or its original was put in the wrong place."""
+        """Share of the groupings whose copy or original was put with other samples."""
         return binomial(self.moved, self.shown)
 
     @property
     def passing(self) -> Estimate | None:
         """Share of wrongly merged samples that verification lets pass; None where nothing was verified.
 
-        Where foreign texts were merged and verified, that of these. Otherwise the rate of misses, of which at least
-        `_LEAST_MISS` is taken: a cluster made up to be wrong is easier to refuse than one that a judge made.
+        Where foreign texts were merged and verified, the share of these. Otherwise the rate of misses, at least
+        `_LEAST_MISS`: a control cluster is easier to recognise as wrong than a judge's own.
         """
         if self.asked:
             return binomial(self.kept, self.asked)
@@ -228,11 +227,11 @@ class ErrorRates:
 
     @property
     def pair_merge(self) -> Estimate | None:
-        """a, the chance that two unrelated samples are together in what T counts: put together by the partition, and
-        kept together by verification where there is one.
+        """a, the probability that two unrelated samples are together in T: put together by the partition, and left
+        together by verification where there is one.
 
-        The rate of merges, times the mean share of the drawn samples that the foreign text then lay with (one of them
-        where it never did), times the share that verification lets pass.
+        The rate of merges, times the mean share of the drawn samples that the foreign text was then put with (one of
+        them where it never was), times the share that verification lets pass.
         """
         merged = self.false_merge
         if merged is None:
@@ -250,7 +249,7 @@ class ErrorRates:
 
     @property
     def pair_split(self) -> Estimate | None:
-        """b, the chance that two like samples are apart in what T counts: split by the partition or denied later."""
+        """b, the probability that two like samples are apart in T: split by the partition or denied by verification."""
         split, denial = self.false_split, self.denial
         if split is None or denial is None:
             return split
@@ -260,12 +259,12 @@ class ErrorRates:
 
     @property
     def pair_split_beside_misplacement(self) -> Estimate | None:
-        """The part of `pair_split` that `without_misplacement` does not take out of the figure."""
+        """The part of `pair_split` that `without_misplacement` does not correct for."""
         return replace(self, split=self.split - self.moved).pair_split
 
     @property
     def ceiling(self) -> dict[str, float | None] | None:
-        """The most effective clusters this judge can tell apart: 1 / a, None without a merge; `low` at the upper a."""
+        """The most effective clusters this judge can measure: 1 / a, None without a merge; `low` at the upper a."""
         merge = self.pair_merge
         if merge is None:
             return None
@@ -285,21 +284,20 @@ def binomial(events: int, trials: int, confidence: float = 0.95) -> Estimate | N
 
 
 def without_misplacement(theta: Estimate, rates: ErrorRates, samples_per_grouping: int) -> Estimate:
-    """T / (1 - b), where each like pair has the chance 1 - b to be found together, since one of the two may have been
-    put in the wrong place: verification can name such a sample, but not tell where it belongs.
+    """T corrected for misplaced samples: T / (1 - b), where a like pair is together with probability 1 - b, since one
+    of the two may be misplaced. Verification can name such a sample, but not its right cluster.
 
-    b is the share of planted copies that were put elsewhere than their originals, so measured at the stage of T, in as
-    many groupings; less 2 / K of it, because in a grouping that counts the original was not misplaced itself, and lies
-    in a larger cluster than a sample on average (bias measured in docs/statistics.md). The two intervals are joined on
-    the logarithmic scale by their distances to each side.
+    b is `misplacement`, which is measured on the groupings of T, times 1 - 2 / K: in a grouping that counts the
+    original was not misplaced itself, and is in a larger cluster than a sample on average (bias measured in
+    docs/statistics.md). The two intervals are joined on the logarithmic scale by their distances to each side.
     """
-    placed = rates.misplacement
-    if placed is None or not placed.value or placed.value >= 1 or not theta.value:
+    rate = rates.misplacement
+    if rate is None or not rate.value or rate.value >= 1 or not theta.value:
         return theta
-    others = 1 - 2 / samples_per_grouping
-    placed = Estimate(**{name: others * (rate or 0.0) for name, rate in vars(placed).items()})
-    (low_b, high_b), (low, high) = placed.bounds, theta.bounds
-    factor = 1 - placed.value
+    share = 1 - 2 / samples_per_grouping
+    low_b, high_b = (share * bound for bound in rate.bounds)
+    low, high = theta.bounds
+    factor = 1 - share * rate.value
     value = theta.value / factor
     down, up = math.log((1 - low_b) / factor), math.log(factor / max(1 - high_b, 1e-9))
     below = value * math.exp(-math.hypot(math.log(theta.value / low), down)) if low > 0 else 0.0
@@ -307,20 +305,20 @@ def without_misplacement(theta: Estimate, rates: ErrorRates, samples_per_groupin
     return Estimate(value=min(1.0, value), low=min(1.0, below), high=min(1.0, above))
 
 
-def corrected(groupings: Groupings, rates: ErrorRates, confidence: float = 0.95) -> tuple[Estimate | None, str | None]:
-    """Effective clusters without the judge's errors, theta = (T - a) / (1 - a - b), or None and why there are none.
+def corrected(groupings: Groupings, rates: ErrorRates) -> tuple[Estimate | None, str | None]:
+    """Effective clusters corrected for the judge's errors, theta = (T - a) / (1 - a - b); or None and the reason.
 
-    a and b are measured at the stage of T, after verification. The three intervals are joined by their distances to
-    each side (the method of variance estimates recovery, Zou and Donner 2008), since that of a rate seen a few times is
-    far from symmetric. A correction is refused that leaves (0, 1), or that more than doubles the width of the interval
-    of log T: it would say less than the figure that it corrects.
+    a and b are measured after verification, as T is. The three intervals are joined by their distances to each side
+    (the method of variance estimates recovery, Zou and Donner 2008), since those of rare events are far from symmetric.
+    There is no correction where the result leaves (0, 1), or where it more than doubles the width of the interval of
+    log T.
     """
     merge, split = rates.pair_merge, rates.pair_split
     if merge is None or split is None:
         return None, "not corrected for the judge's mistakes: no canaries measured them"
     if merge.value + split.value >= 1:
         return None, "not corrected for the judge's mistakes: it errs on most canaries"
-    measured = collision(groupings, confidence)
+    measured = collision(groupings)
     (low_t, high_t), (low_a, high_a), (low_b, high_b) = (part.bounds for part in (measured, merge, split))
     gain = 1 - merge.value - split.value
     theta = (measured.value - merge.value) / gain

@@ -1,4 +1,4 @@
-"""Stages 5 and 6: one grouping is partitioned, its clusters are verified, and a half of it may be grouped again."""
+"""Stages 5 and 6: partitions one grouping, verifies the clusters, and may partition half of the samples again."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +27,8 @@ from diversity_jax.cluster_agent.types import (
 )
 
 _EXAMPLE_CHARACTERS = 400
-_ANSWER_CHARACTERS = 1500  # of an unusable answer that is kept to be looked at
-_RECHECK_REPLICATES = 10_000_000  # added to a grouping's number, so that its second partition is another question
+_ANSWER_CHARACTERS = 1500  # of an unusable answer, stored as an example
+_RECHECK_REPLICATES = 10_000_000  # added to a grouping's number, so that its recheck is a separate question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,16 @@ class JudgedGrouping:
     """One grouping after it was judged.
 
     Attributes:
-      planned: what was shown.
-      usage: its calls.
-      clusters: the partition of the drawn samples without planted ones; empty where there was no usable answer.
-      canary: what the judge made of the planted samples; None where none were planted or no partition came.
-      verified: whether the clusters were checked by a second call; verified_share: in what share of the groupings.
-      prices: of clustering and of verifying, in dollars, or in tokens where they are free.
-      traits: what the examination of the judge takes from the partition; None where none came.
-      recheck: the pairs of a half that was grouped twice; None where none was.
+      planned: the grouping as it was shown.
+      usage: of its calls.
+      clusters: the partition of the drawn samples; empty where there was no usable answer.
+      canary: how the planted samples were grouped; None where none were planted or no partition came.
+      verified: whether a second call checked the clusters; verified_share: in what share of the groupings one does.
+      prices: of clustering and of verifying, as `CallTotals.price`.
+      traits: of the partition, for `examination`; None where none came.
+      recheck: counts of the half that was partitioned again; None where none was.
       dropped: why it does not count; None where it does.
-      detail: the message of the server or the check; answer: the beginning of an answer that was not usable.
+      detail: message of the server or the check; answer: the beginning of an unusable answer.
     """
 
     planned: PlannedGrouping
@@ -66,15 +66,15 @@ class JudgedGrouping:
         sizes = [len(cluster.sample_ids) for cluster in self.clusters]
         placed = [size - len(cluster.misplaced) for size, cluster in zip(sizes, self.clusters, strict=True)]
         counts = count_partition(sizes, [cluster.valid for cluster in self.clusters], placed)
-        clusters, keeps, pairs, triples = counts
+        clusters, samples, pairs, triples = counts
         _, _, claimed_pairs, _ = count_partition(sizes, [True] * len(sizes))
         weight = 1.0 / self.verified_share if self.verified else float(not self.verified_share)
-        numbers = {"criteria_set": self.planned.criteria_set, "clusters": clusters, "kept": keeps}
+        numbers = {"criteria_set": self.planned.criteria_set, "clusters": clusters, "kept": samples}
         claimed = {"claimed_clusters": len(sizes), "claimed_pairs": claimed_pairs, "weight": weight}
         return numbers | {"pairs": pairs, "triples": triples} | claimed
 
     def to_json(self) -> dict[str, Any]:
-        """One line of groupings.jsonl: samples and their documents, the canary, the partition and its verdicts."""
+        """One line of groupings.jsonl: samples and their documents, the canary, the partition and its verification."""
         canary = self.planned.canary and {**vars(self.planned.canary), "verdict": self.canary and vars(self.canary)}
         samples = [{"sample_id": sample.sample_id, "document": sample.document} for sample in self.planned.samples]
         clusters = [
@@ -93,7 +93,7 @@ class JudgedGrouping:
         return numbers | {"samples": samples, "canary": canary, "dropped": self.dropped, "clusters": clusters}
 
     def example(self) -> dict[str, Any]:
-        """The grouping for people: its clusters with the beginnings of their texts."""
+        """The grouping for a page: its clusters with the beginnings of their texts."""
         texts = {sample.sample_id: sample.text[:_EXAMPLE_CHARACTERS] for sample in self.planned.samples}
         clusters = [
             {
@@ -115,20 +115,19 @@ async def judge_grouping(
     config: AgentConfig,
     verified_share: Callable[[int], Awaitable[float]] | None = None,
 ) -> JudgedGrouping:
-    """Clusters the samples of one grouping, verifies the clusters, and groups a half of the samples again, where the
-    configuration chose this grouping for either.
+    """Partitions the samples of one grouping; where the configuration chooses this grouping for it, verifies the
+    clusters and partitions half of the samples again.
 
-    Groupings that a canary discards are not judged again, and verified only where the foreign text was merged: whether
-    verification finds it is what T's own merges depend on. The figures rest on the survivors. A judge whose mistakes
-    are independent of each other errs in these as it did in all: that moves no figure, and the rates of the canaries
-    hold for the survivors too. A judge that fails whole groupings (it was told to merge or to split everything, or it
-    loses track) fails fewer of the survivors: they read better than the judge is. Only where failing depends on what
-    the samples are, such as a judge that collects whatever is left over, are the survivors another corpus than the
-    whole; so the verdict looks at how many were discarded, and at the rates over all.
+    Groupings that a canary discards are not rechecked, and are verified only where the foreign text was merged, because
+    whether verification finds it decides how many false merges remain in T. The figures are from the other groupings.
+    Where a judge's errors are independent of each other, these have them at the same rates, so that discarding biases
+    no figure and the canaries' rates hold for them. Where a judge fails in all pairs of a grouping (told to merge or to
+    split everything), fewer of them are affected, and the figures are better than the judge. They are biased only where
+    failing depends on the samples; therefore the verdict uses the number of discarded groupings, and rates over all.
 
     Args:
-      verified_share: share of the groupings that are verified, asked for this one's number once it was clustered;
-        None takes the configuration's.
+      verified_share: from the grouping's number to the share of the groupings that are verified, called once it is
+        partitioned; None takes the configuration's.
 
     Raises:
       RunEnded: no further call can succeed.
@@ -181,7 +180,7 @@ def _clustering(planned: PlannedGrouping, replicate: int, criteria: Criteria, co
 
 
 async def _verified(judged: JudgedGrouping, task: Task, judge: Judge, log: RequestLog) -> JudgedGrouping | None:
-    """The grouping after its clusters were checked; None where no usable answer came."""
+    """The grouping with its clusters verified; None where no usable answer came."""
     shown, controls = with_controls(judged.clusters, judged.planned.canary)
     task = replace(task, stage="verify_clusters", clusters=shown)
     checked = await request_with_repair(judge, task, lambda value: parse_validation(value, shown), log)
@@ -202,7 +201,7 @@ async def _merge_checked(
     config: AgentConfig,
     log: RequestLog,
 ) -> JudgedGrouping:
-    """A grouping that a canary discards, with whether verification leaves the foreign text among the samples."""
+    """A grouping that a canary discards, with `kept`: whether verification leaves the merged foreign text in place."""
     planted = judged.planned.canary
     if planted is None or canary.split or not config.verifies(judged.planned.index):
         return judged
@@ -210,11 +209,11 @@ async def _merge_checked(
     checked = await _verified(replace(judged, clusters=clusters), task, judge, log)
     if checked is None or checked.canary is None:
         return judged
-    [cluster] = [each for each in checked.clusters if planted.foreign in each.sample_ids]
+    cluster = next(cluster for cluster in checked.clusters if planted.foreign in cluster.sample_ids)
     is_kept = planted.foreign not in cluster.misplaced and len(cluster.sample_ids) - len(cluster.misplaced) > 1
     clusters = tuple(
-        replace(each, misplaced=tuple(sample_id for sample_id in each.misplaced if sample_id != planted.foreign))
-        for each in without_planted(checked.clusters, planted)
+        replace(c, misplaced=tuple(sample_id for sample_id in c.misplaced if sample_id != planted.foreign))
+        for c in without_planted(checked.clusters, planted)
     )
     return replace(judged, clusters=clusters, canary=replace(checked.canary, kept=is_kept), verified=True)
 
@@ -222,12 +221,12 @@ async def _merge_checked(
 async def _rechecked(
     judged: JudgedGrouping, judge: Judge, criteria: Criteria, config: AgentConfig, log: RequestLog
 ) -> Recheck | None:
-    """Groups a half of the samples again and compares; None where no usable partition came, or its canary failed."""
+    """Partitions half of the samples again and counts pairs; None without a usable partition that passes its canary."""
     half, first_ids = half_of(judged.planned, config)
     task = _clustering(half, _RECHECK_REPLICATES + half.index, criteria, config)
     try:
         partition = await request_with_repair(judge, task, lambda value: parse_partition(value, half.samples), log)
-    except RunEnded:  # the grouping itself is whole; the next call will say so again
+    except RunEnded:  # the grouping itself is complete; the next call raises it again
         return None
     if partition is None or (half.canary and not canary_result(partition, half.canary).passed):
         return None
@@ -239,7 +238,6 @@ async def _rechecked(
 
 
 def _traits(planned: PlannedGrouping, partition: Sequence[Cluster]) -> PartitionTraits:
-    """Traits of the partition of the drawn samples, in the order shown."""
     number, drawn = cluster_numbers(partition), drawn_samples(planned)
     texts = [sample.text for sample in drawn]
     return traits([number[sample.sample_id] for sample in drawn], [len(text) for text in texts], texts)

@@ -1,4 +1,4 @@
-"""Comparisons of scorecards: two corpora, all pairs of several, one corpus at two K, and independent draws of one."""
+"""Comparisons of scores: two corpora, all pairs of several, one corpus at two K, and independent draws of one."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,14 +11,12 @@ from typing import Any
 
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, ScoringProgress
-from diversity_jax.cluster_agent.embedding_judge import adapted
 from diversity_jax.cluster_agent.estimators import across_draws, effective_clusters
 from diversity_jax.cluster_agent.score import (
     CANDIDATES,
     blocking,
-    propose_or_raise,
+    prepared,
     score_corpus_async,
-    with_chosen_samples,
     writing_lines,
 )
 from diversity_jax.cluster_agent.scorecard import Scorecard, at_common_length
@@ -36,22 +34,22 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.core.intervals import Estimate
 
-_WORDS_THAT_TELL = 10  # read of a longer text; its first few words are often a salutation or a formula
+_LEAST_WORDS = 10  # of a longer text that show its subject; the first few are often a salutation or a formula
 
 
 def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, any_judge: bool = False) -> Comparison:
-    """Which corpus is the more diverse, on log effective clusters of what the documents were drawn from.
+    """Which corpus is more diverse, by the log ratio of effective clusters of the populations they are samples of.
 
-    By an embedding judge, which reads of each corpus what its documents have, both are compared at the smaller of their
-    reading lengths. Where that is the first few words of documents that have many more, nothing is decided.
+    Scores of an embedding judge are compared at the smaller of their two reading lengths. Where that is only the first
+    few words of much longer documents, nothing is decided.
 
     Args:
-      a, b: scorecards of one judge, wording and settings (`Scorecard.ruler`).
+      a, b: scorecards of one judge, wording and settings (`Scorecard.ruler`, a hash of these).
       alpha: two-sided error rate of the whole comparison.
-      looks: 1 compares all that was scored once: with the whole error where the number of groupings was fixed
-        beforehand, with what the look allows that a scorecard stopped at (`Scorecard.look`). More looks replay growing
-        prefixes with the error spent over them (see `sequential_test`).
-      any_judge: compare scores of different judges all the same; the ratio then holds their difference too.
+      looks: 1 compares all groupings once: at level `alpha` where their number was fixed beforehand, and at the level
+        of its look where a scorecard was stopped at one (`Scorecard.look`). More looks compare growing prefixes, with
+        the error spent over them (see `sequential_test`).
+      any_judge: compare scores of different judges too; the ratio then includes their difference.
 
     Raises:
       InputError: the two were measured by different judges or settings.
@@ -70,18 +68,20 @@ def compare(a: Scorecard, b: Scorecard, *, alpha: float = 0.05, looks: int = 1, 
 
 
 def _beginnings_only(a: Scorecard, b: Scorecard) -> str | None:
-    """Why a comparison of two reading lengths decides nothing: how texts begin is not what they are about."""
+    """Why a comparison at the smaller reading length decides nothing: the first words of long texts rarely show their
+    subject. None where it may decide.
+    """
     if a.reading_words is None or b.reading_words is None:
         return None
     fewer, more = sorted((a.reading_words, b.reading_words))
-    if fewer >= _WORDS_THAT_TELL or more <= 2 * fewer:
+    if fewer >= _LEAST_WORDS or more <= 2 * fewer:
         return None
     return f"of documents of {more} words only the first {fewer} can be compared with the other's, which say too little"
 
 
 def clusters_at_its_look(scorecard: Scorecard, *, alpha: float = 0.05) -> Estimate:
-    """Effective clusters with an interval that a decision may rest on: that of the scorecard where its size was fixed
-    beforehand, and a wider one where the scoring could have stopped at any of several looks.
+    """Effective clusters with an interval for decisions: the scorecard's where the number of groupings was fixed
+    beforehand, a wider one (see `spent_levels`) where the scoring could stop at any of several looks.
     """
     if scorecard.look is None:
         return scorecard.effective_clusters
@@ -91,10 +91,10 @@ def clusters_at_its_look(scorecard: Scorecard, *, alpha: float = 0.05) -> Estima
 
 
 def drift(small: Scorecard, large: Scorecard, *, alpha: float = 0.05) -> Comparison:
-    """Whether a judge reads otherwise when it is shown more samples at once: two scores of ONE corpus at two K.
+    """Whether a judge groups differently when it is shown more samples at once: two scores of one corpus at two K.
 
-    1 / T does not depend on K, so a difference is the judge's. `decided` means that it drifts; use the largest K that
-    does not.
+    1 / T does not depend on K, so a difference is due to the judge. `decided` means that it drifts; use the largest K
+    at which it does not.
 
     Raises:
       InputError: two corpora, two judges or settings, or one K.
@@ -117,7 +117,7 @@ def _check_same_judge(a: Scorecard, b: Scorecard) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PairComparison:
-    """Two corpora by name and their comparison; None where the two were measured by different judges or settings."""
+    """Two corpora by name and their comparison, None where judges or settings differ."""
 
     first: str
     second: str
@@ -149,9 +149,9 @@ class PairComparison:
 
 
 def compare_pairs(scorecards: Mapping[str, Scorecard], alpha: float = 0.05) -> list[PairComparison]:
-    """Compares every pair at a level that makes all comparisons together err at most at `alpha` (Bonferroni).
+    """Compares every pair at level `alpha` over the number of pairs, so that all together err at `alpha` (Bonferroni).
 
-    For runs whose size was fixed beforehand; a run that stopped at a decision has its own comparison.
+    For runs whose size was fixed beforehand; one that stopped at a decision has its own comparison.
     """
     pairs = list(itertools.combinations(scorecards, 2))
     compared = []
@@ -177,7 +177,7 @@ class Draws:
 
 
 class DrawnCorpus:
-    """`size` documents of a corpus, drawn once and held in memory."""
+    """A random sample of `size` documents of a corpus, drawn once and held in memory."""
 
     def __init__(self, corpus: SampledCorpus, *, size: int, seed: int):
         self.name = f"{getattr(corpus, 'name', 'corpus')} (a draw of {size:,})"
@@ -188,22 +188,22 @@ class DrawnCorpus:
         return len(self._documents)
 
     def sample(self, size: int, *, seed: int) -> Sequence[Any]:
-        """Without replacement, from the draw."""
+        """Documents of the draw, without replacement."""
         chosen = choose(random.Random(seed), min(size, len(self)), len(self))
         return [self._documents[row] for row in chosen]
 
     def fingerprint(self) -> str:
-        """Of the corpus, the size and the seed."""
+        """Hash of the corpus's fingerprint, the size and the seed."""
         return self._fingerprint
 
 
 async def score_draws_async(
     corpus: SampledCorpus, judge: Judge, config: AgentConfig, *, draws: int = 10, draw_size: int = 1_000_000
 ) -> Draws:
-    """Draws `draw_size` documents, proposes criteria and scores, `draws` times with seeds of their own.
+    """Draws `draw_size` documents, proposes criteria and scores them, `draws` times with different seeds.
 
-    A random sample of a random draw is a random sample of the corpus. So a draw is held only where it is smaller than
-    what a scoring shows of it; a larger one would change nothing but memory.
+    A random sample of a random draw is a random sample of the corpus. So a draw is made only where it is smaller than
+    the documents that a scoring shows; a larger one would only take memory.
 
     Raises:
       InputError: fewer than 2 draws, a draw too small for a grouping, or as `score_corpus`.
@@ -227,7 +227,7 @@ score_draws = blocking(score_draws_async)
 
 
 Undecided = Callable[[Mapping[str, Scorecard]], Collection[str]]
-"""From the scorecards so far to the names of the corpora that a question not yet decided is about."""
+"""From the scorecards so far to the names of the corpora on which a decision is still open."""
 
 
 async def score_in_looks_async(
@@ -240,21 +240,17 @@ async def score_in_looks_async(
     progress: Callable[[ScoringProgress], None] | None = None,
     groupings_paths: Mapping[str, str | os.PathLike] | None = None,
 ) -> dict[str, Scorecard]:
-    """Scores corpora by one judge and the same criteria; those that nothing undecided is about take no further look.
+    """Scores corpora by one judge and the same criteria in up to `looks` steps; decided ones take no further step.
 
     Args:
-      undecided: looks at all scorecards, whose `look` says how much of the error each comparison may spend.
-      looks: equally spaced ones, up to `config.groupings` groupings of a corpus.
+      undecided: called after every look with all scorecards; their `look` sets the level of comparisons.
+      looks: planned looks, equally spaced up to `config.groupings` groupings of a corpus.
       progress, groupings_paths: as for `score_corpora`.
 
     Raises:
       InputError: as `score_corpora`.
     """
-    config = adapted(judge, config)
-    further = config.forecast_calls(with_criteria=True)
-    judge.expect(config.forecast_calls() + further * (len(corpora) - 1))
-    proposed = await propose_or_raise(list(corpora.values()), judge, config)
-    config, proposed = await with_chosen_samples(list(corpora.values()), judge, config, proposed)
+    config, proposed = await prepared(list(corpora.values()), judge, config)
     with contextlib.ExitStack() as stack:
         scorers: dict[str, CorpusScorer] = {}
         for name, corpus in corpora.items():
@@ -287,10 +283,9 @@ async def score_until_decided_async(
     looks: int = LOOKS,
     groupings_paths: tuple[str | os.PathLike | None, str | os.PathLike | None] = (None, None),
 ) -> tuple[Comparison, Scorecard, Scorecard]:
-    """Scores two corpora until it is decided which is the more diverse, or all looks are taken.
+    """Scores two corpora until it is decided which is more diverse, at most `config.groupings` groupings each.
 
-    At most `config.groupings` groupings each. The error rate `alpha` holds over all looks together. `groupings_paths`
-    are the files for the partitions of a and of b.
+    The error rate `alpha` holds over all looks together. `groupings_paths` are the files for the partitions of a and b.
     """
 
     def undecided(scorecards: Mapping[str, Scorecard]) -> Collection[str]:

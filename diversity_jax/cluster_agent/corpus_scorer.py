@@ -1,4 +1,4 @@
-"""Judges the groupings of one corpus, and puts the figures on a scorecard with a verdict on the judge."""
+"""Judges the groupings of one corpus, and makes its scorecard, with a verdict on the judge."""
 
 import asyncio
 from collections import Counter
@@ -21,18 +21,18 @@ from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGroupin
 from diversity_jax.cluster_agent.scorecard import STOPPED, Scorecard
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import CallTotals, Judge, RunEnded, SampledCorpus, describe_failures
-from diversity_jax.cluster_agent.verdict import Evidence, NothingUsable, UnusableScore, verdict
+from diversity_jax.cluster_agent.verdict import JudgeEvidence, NothingUsable, UnusableScore, verdict
 from diversity_jax.core import files
 
-# Groupings are begun a few at a time: preparing hundreds of prompts first would delay the first requests.
+# Groupings are started a few at a time, because preparing hundreds of prompts first would delay the first requests.
 _BEGIN_AT_ONCE = 32
 _BEGIN_SECONDS = 0.005
-_LARGE_SHARE_DROPPED = 0.1  # of the groupings; what remains may then be biased
+_LARGE_SHARE_DROPPED = 0.1  # of the groupings, from which a warning says that the figures may be biased
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringProgress:
-    """Groupings `done` of `total`, of which `dropped` gave nothing; dollars of the answers used so far."""
+    """Groupings `done` of `total`, `dropped` among them, and dollars of the answers so far."""
 
     corpus: str
     done: int
@@ -42,16 +42,16 @@ class ScoringProgress:
 
 
 class CorpusScorer:
-    """Judges groupings of one corpus; `extend` may be called again and again, with ever more groupings.
+    """Judges groupings of one corpus; `extend` may be called repeatedly, with growing numbers of groupings.
 
-    Groupings finish in any order and are entered in the order of sampling, so nothing depends on which call came back
-    first: not the file, the examples, the sums of dollars, or where a run stops.
+    Groupings finish in any order and are entered in the order of sampling. So nothing depends on the order of answers:
+    not the file, the examples, the sums of dollars, or where a run stops.
 
     Args:
       progress: called after every grouping.
       lines: file of groupings.jsonl.
-      observe: called with every judged grouping, also the dropped ones.
-      sampler: draws the groupings, where it has been started before.
+      observe: called with every judged grouping, also dropped ones.
+      sampler: draws the groupings, where one has been started before.
 
     Attributes:
       ended: why no further call can succeed; None while calls can.
@@ -92,11 +92,11 @@ class CorpusScorer:
         self._examples: list[dict[str, Any]] = []
         self._unusable_answer = ""
         self._reading = CorpusReading(judge) if isinstance(judge, EmbeddingJudge) else None
-        self._prices: list[tuple[float, float]] = []  # of the two calls of verified groupings
+        self._prices: list[tuple[float, float]] = []  # of clustering and verifying, of verified groupings
         self._share, self._share_chosen = 1.0, asyncio.Event()
 
     async def extend(self, until: int) -> None:
-        """Judges groupings up to number `until`. Where no further call can succeed it stops, and `ended` says why."""
+        """Judges groupings up to number `until`; stops where no further call can succeed, and sets `ended`."""
         if self._reading and not self._begun:
             words = await self._reading.choose(self._name, await self._sampler.first_texts(), self._config)
             self._config = replace(self._config, reading_words=words)
@@ -111,7 +111,7 @@ class CorpusScorer:
                         await asyncio.sleep(_BEGIN_SECONDS)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        if self.ended:  # groupings that finished although an earlier one never will
+        if self.ended:  # enter the finished groupings behind unfinished ones
             for index in sorted(self._waiting):
                 self._enter(self._waiting.pop(index))
         if self._features and self._rows:
@@ -135,8 +135,8 @@ class CorpusScorer:
                 self._enter(following)
 
     async def _verified_share(self, index: int) -> float:
-        """Share of the groupings that are verified: all of the first, and of the others what these showed to be the
-        cheapest; a batch does not wait for them.
+        """Share of the groupings to verify: all of the first ones, and of the others the share that is cheapest by
+        these (`estimators.verification_share`), or in batches, which do not wait for them, the expected share.
         """
         if self._config.verify_share is not None or not self._config.verify or index < VERIFIED_FIRST:
             return self._config.verified_share
@@ -190,34 +190,32 @@ class CorpusScorer:
 
     @property
     def groupings(self) -> Groupings:
-        """All usable groupings entered so far."""
+        """The usable groupings entered so far."""
         rows, of_the_corpus = self._rows, self._feature_means
-        if not of_the_corpus:  # not read before the first groupings are judged
+        if not of_the_corpus:  # before the first `extend` has ended
             rows = [{name: value for name, value in row.items() if name != "features"} for row in rows]
         return Groupings.of_rows(self._config.samples_per_grouping, rows, **of_the_corpus)
 
     async def scorecard(self) -> Scorecard:
-        """The figures of all groupings entered so far, and whether this judge's figures can be believed.
+        """The scorecard of the groupings entered so far.
 
         Raises:
-          NothingUsable: not one grouping was usable; it holds what was seen instead.
+          NothingUsable: not one of them was usable.
         """
         await self._sampler.close()
         documents = count_documents(self._corpus, self._sampler.documents)
         groupings, config, proposed = self.groupings, self._config, self._proposed
-        rates, usage = ErrorRates.of(self._canaries), CallTotals()
-        usage.add(proposed.usage)
-        usage.add(self.usage)
+        rates = ErrorRates.of(self._canaries)
         evidence = self._evidence(groupings, rates)
         if not len(groupings):
-            raise NothingUsable(self._unusable(evidence, usage))
+            raise NothingUsable(self._unusable(evidence))
         different = documents and round(1 / (1 / documents + self._sampler.copies))  # Kish's effective sample size
         collision = estimators.collision(groupings, documents=different)
         k = config.samples_per_grouping
         clusters = estimators.invert(without_misplacement(collision, rates, k))
         correction, refusal = corrected(groupings, rates) if config.correct_judge_error else (None, None)
         ceiling = rates.ceiling and rates.ceiling["low"]
-        exactly = without_misplacement(estimators.collision_of_documents(groupings), rates, k)
+        of_documents = without_misplacement(estimators.collision(groupings), rates, k)
         ceilings = [float(most) for most in (different, ceiling) if most]
         return Scorecard(
             effective_clusters=estimators.at_most(clusters, min(ceilings)) if ceilings else clusters,
@@ -225,23 +223,15 @@ class CorpusScorer:
             clusters_per_sample=estimators.clusters_per_sample(groupings),
             collision=collision,
             effective_clusters_corrected=correction,
-            effective_clusters_of_corpus=estimators.in_a_corpus_of(documents, exactly) if documents else None,
+            effective_clusters_of_corpus=estimators.in_a_corpus_of(documents, of_documents) if documents else None,
             groupings=len(groupings),
             dropped_groupings=sum(self._drops.values()),
-            drops=dict(sorted(self._drops.items())),
             invalid_clusters=self._invalid_clusters,
-            repairs=usage.repairs,
+            repairs=self._total_usage().repairs,
             criteria=proposed.criteria.to_json(),
             criteria_hash=proposed.criteria.hash,
             criteria_origin=proposed.criteria.origin,
-            canaries=rates.to_json(),
-            calls=usage.calls,
-            tokens={"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
-            cost_usd=usage.cost_usd,
-            judge=self._judge.label,
-            prompt_version=self._judge.prompt_version,
             ruler=judge_settings_hash(self._judge, config),
-            parameters=config.parameters(),
             corpus=self._corpus_facts(documents) | ({"different": different} if different != documents else {}),
             seed=config.seed,
             series=groupings,
@@ -249,12 +239,30 @@ class CorpusScorer:
             convergence=estimators.convergence(groupings, documents=different),
             examples=self._examples,
             warnings=[*self._warnings(groupings, rates), *filter(None, [refusal])],
-            verdict=verdict(evidence),
             consistency=evidence.consistency,
             drift=evidence.drift,
-            checks=evidence.checks,
+            **self._common_fields(evidence),
             **(self._reading.fields() if self._reading else {}),
         )
+
+    def _total_usage(self) -> CallTotals:
+        return CallTotals.of([self._proposed.usage, self.usage])
+
+    def _common_fields(self, evidence: JudgeEvidence) -> dict[str, Any]:
+        """The fields that `Scorecard` and `UnusableScore` share."""
+        usage = self._total_usage()
+        return {
+            "judge": self._judge.label,
+            "prompt_version": self._judge.prompt_version,
+            "parameters": self._config.parameters(),
+            "drops": dict(sorted(self._drops.items())),
+            "canaries": evidence.rates.to_json(),
+            "checks": evidence.checks,
+            "verdict": verdict(evidence),
+            "calls": usage.calls,
+            "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
+            "cost_usd": usage.cost_usd,
+        }
 
     def _corpus_facts(self, documents: int | None) -> dict[str, Any]:
         return {
@@ -264,13 +272,13 @@ class CorpusScorer:
             "sampled": self._sampler.sampled,
         }
 
-    def _evidence(self, groupings: Groupings, rates: ErrorRates) -> Evidence:
+    def _evidence(self, groupings: Groupings, rates: ErrorRates) -> JudgeEvidence:
         k, theta, half_width = self._config.samples_per_grouping, None, None
         if len(groupings):
             measured = estimators.collision(groupings)
             theta = measured.value
             half_width = measured.high / theta - 1 if measured.low and measured.high else None
-        return Evidence(
+        return JudgeEvidence(
             groupings=self.entered,
             drops=dict(self._drops),
             rates=rates,
@@ -278,28 +286,19 @@ class CorpusScorer:
             relative_half_width=half_width,
             consistency=examination.consistency(self._rechecks),
             drift=examination.drift(self._rechecks, k),
-            checks=examination.evidence_of(self._traits, k, self._sampler.drawn_from),
+            checks=examination.partition_checks(self._traits, k, self._sampler.drawn_from),
             exam=getattr(self._judge, "exam", None),
-            by_ruler=self._reading is not None,
+            is_embedding_judge=self._reading is not None,
         )
 
-    def _unusable(self, evidence: Evidence, usage: CallTotals) -> UnusableScore:
+    def _unusable(self, evidence: JudgeEvidence) -> UnusableScore:
         return UnusableScore(
-            judge=self._judge.label,
-            prompt_version=self._judge.prompt_version,
             corpus=self._corpus_facts(count_documents(self._corpus, self._sampler.documents)),
             groupings=self.entered,
-            drops=dict(sorted(self._drops.items())),
             details={reason: self._first_details.get(reason, "") for reason in sorted(self._drops)},
             ended=self.ended,
             example_answer=self._unusable_answer,
-            canaries=evidence.rates.to_json(),
-            checks=evidence.checks,
-            verdict=verdict(evidence),
-            parameters=self._config.parameters(),
-            calls=usage.calls,
-            tokens={"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
-            cost_usd=usage.cost_usd,
+            **self._common_fields(evidence),
         )
 
     def _warnings(self, groupings: Groupings, rates: ErrorRates) -> list[str]:
@@ -330,24 +329,27 @@ class CorpusScorer:
 
 
 def judge_settings_hash(judge: Judge, config: AgentConfig) -> str:
-    """Hash of what two scores must share to be compared, besides criteria: judge, wording, and how texts are shown."""
+    """Hash of what two scores must share to be compared: judge, wording, and how texts are shown."""
     shown = {"max_characters": config.max_characters, "verify": config.verify}
     return files.content_hash([judge.label, judge.prompt_version, dict(judge.identity), shown])
 
 
 def count_documents(corpus: Any, drawn: int | None = None) -> int | None:
-    """Documents of a corpus: its length, else as many as a draw that emptied it found, else what it says; or None."""
+    """Number of documents of a corpus: its length; where it has none, `drawn`, the size of a draw of all documents, or
+    its attribute `records`; otherwise None.
+    """
     try:
         return len(corpus)
     except TypeError:
         return getattr(corpus, "records", None) if drawn is None else drawn
 
 
-_WORDS = 100  # read of a text: more hardly changes what the similarities explain of a judge, and takes time
+_WORDS = 100  # read of a text: more takes time and hardly explains more of T's variance
 
 
 class RulerFeatures:
-    """Features of the groupings of a corpus, and their means over all its pairs.
+    """Features of the control variate (see `uncertainty`): from similarities of texts by the default ruler, for each
+    grouping, and their means over all pairs of the corpus.
 
     Raises:
       InputError: the ruler's vectors are not installed.
@@ -363,7 +365,7 @@ class RulerFeatures:
         return uncertainty.features(self._ruler.embed(texts, _WORDS)).tolist()
 
     async def of_the_corpus(self, documents: int | None) -> dict[str, Any]:
-        """`feature_means` and `feature_means_covariance` of `Groupings`, computed once, in another thread."""
+        """`feature_means` and `feature_means_covariance` of `Groupings`; computed once, in another thread."""
         if self._of_the_corpus is None:
             means, covariance = await asyncio.to_thread(self._read, documents)
             self._of_the_corpus = {"feature_means": means, "feature_means_covariance": covariance}
@@ -373,6 +375,6 @@ class RulerFeatures:
         seed, most = child_seed(self._config.seed, "control variate"), uncertainty.EXACT_DOCUMENTS
         texts, drawn = draw_texts(self._corpus, most, seed, self._config.max_characters)
         vectors = self._ruler.embed([text for _, text in texts], _WORDS)
-        # Of a stream whose length is not known, what was drawn is a part of something far larger.
+        # A stream of unknown length is taken to be far larger than the draw.
         of_corpus = documents if documents is not None else drawn if drawn < most else 1000 * drawn
         return uncertainty.corpus_means(vectors, of_corpus if of_corpus > drawn else None)

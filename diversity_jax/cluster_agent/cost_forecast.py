@@ -1,9 +1,9 @@
-"""Calls and tokens of a scoring, from the samples that it will show, before the first call.
+"""Forecast of the calls and tokens of a scoring, before the first call or after a pilot.
 
-Prompts are rendered as they will be sent, and counted. How much a judge writes and how many clusters it sees is not
-known before it has answered. So two judges are imagined over a corpus of middling diversity, a terse one and one that
-uses the words it is given, and the forecast is the total that errs by the same factor against either. A pilot replaces
-the guess: some groupings are judged, at their price, and their means are taken for the rest.
+The samples that the run will show are rendered into prompts, and their tokens are estimated. How much a judge writes
+and how many clusters it makes is assumed: for a terse and for a wordy judge, at a usual diversity; the forecast is the
+geometric mean of the two. A pilot replaces the assumption: some groupings are judged, which is paid for, and their
+means are used for all.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.criteria import load_criteria, proposal_texts
 from diversity_jax.cluster_agent.llm import system_of, user_of
 from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGrouping, draw_proposals, half_of
-from diversity_jax.cluster_agent.score import blocking, propose_or_raise, with_most_samples
+from diversity_jax.cluster_agent.score import blocking, expect_calls, propose_or_raise, with_most_samples
 from diversity_jax.cluster_agent.types import CallTotals, Cluster, CriteriaSet, Criterion, Judge, Sample, SampledCorpus
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.event_loop import run_to_end
@@ -33,27 +33,27 @@ _PHRASE = (
     "examples of use"
 )
 _PROPOSED = 4  # metadata, and as many metrics, that a proposal usually has
-_TOKENIZERS = 1.2  # factor between the tokenizers of two models
-_MIDDLING = 25  # effective clusters of a corpus of which nothing is known
+_TOKENIZERS = 1.2  # ratio of token counts of two models' tokenizers
+_USUAL_CLUSTERS = 25  # effective clusters that are assumed
 _NAMES_REPEATED = 2  # how often a name comes up among the proposals of a set
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Style:
-    """How an imagined judge answers.
+    """How an assumed judge answers.
 
     Attributes:
       words: share that it uses of the words allowed.
       thorough: whether it gives as many criteria as it may.
-      clusters: effective clusters that it sees.
+      clusters: effective clusters of its partitions; infinite makes pairs.
     """
 
     words: float
     thorough: bool
-    clusters: float = _MIDDLING
+    clusters: float = _USUAL_CLUSTERS
 
     def phrase(self, allowed: float) -> str:
-        """The words that it writes where so many are allowed."""
+        """Its text where so many words are allowed."""
         return " ".join(itertools.islice(itertools.cycle(_PHRASE.split()), max(1, round(allowed * self.words))))
 
     def count(self, most: int) -> int:
@@ -69,13 +69,12 @@ class _Style:
 
 
 _TERSE, _WORDY = _Style(words=0.2, thorough=False), _Style(words=0.8, thorough=True)
-# A judge that keeps to the rules writes neither less nor more: one cluster of everything, and pairs with every
-# description that is allowed.
+# Bounds for a judge that keeps to the rules: one cluster of all samples, and pairs with every description allowed.
 _LEAST, _MOST = _Style(words=0.0, thorough=False, clusters=1), _Style(words=1.0, thorough=True, clusters=math.inf)
 
 
 async def plan_calls_async(corpora: Sequence[SampledCorpus], config: AgentConfig) -> list[PlannedCalls]:
-    """The calls of a run over corpora to be compared, with mean tokens by stage; price them with `llm.forecast`.
+    """The calls of a run over corpora to be compared, with mean tokens; price them with `llm.forecast`.
 
     Raises:
       InputError: a corpus is empty or too small for a grouping, or the criteria file cannot be read.
@@ -89,22 +88,21 @@ async def plan_calls_async(corpora: Sequence[SampledCorpus], config: AgentConfig
 
 
 def plan_calls(corpora: Sequence[SampledCorpus], config: AgentConfig) -> list[PlannedCalls]:
-    """`plan_calls_async` for code that waits for it."""
+    """The synchronous form of `plan_calls_async`."""
     return run_to_end(plan_calls_async(corpora, config))
 
 
 async def pilot_calls_async(
     corpora: Sequence[SampledCorpus], judge: Judge, config: AgentConfig, groupings: int
 ) -> list[PlannedCalls]:
-    """The calls of a run by what they use with this judge: proposes the criteria, judges the run's own first groupings
-    of each corpus, and takes their means for all. These calls are paid for, and answered from the response cache when
-    the run makes them again.
+    """The calls of a run with their tokens measured by a pilot: proposes the criteria, judges the first groupings of
+    each corpus, and takes their means for all. The calls are paid for; the run then gets them from the response cache.
 
     Raises:
       InputError: as `score_corpus`; or the budget ended within the pilot.
     """
     config = with_most_samples(config, corpora)
-    judge.expect(config.forecast_calls() + (len(corpora) - 1) * config.forecast_calls(with_criteria=True))
+    expect_calls(judge, config, len(corpora))
     proposed = await propose_or_raise(corpora, judge, config)
     planned = [_as_used("criteria", proposed.usage, 1)] if proposed.usage.calls else []
     for corpus in corpora:
@@ -120,7 +118,7 @@ pilot_calls = blocking(pilot_calls_async)
 
 
 def _as_used(stage: str, usage: CallTotals, times: float) -> PlannedCalls:
-    """Calls like those of `usage`, `times` as many."""
+    """`times` as many calls as those of `usage`, with their mean tokens."""
     return PlannedCalls(
         stage=stage,
         calls=round(usage.calls * times),
@@ -138,7 +136,6 @@ def _plan_proposing(corpora: Sequence[SampledCorpus], config: AgentConfig) -> li
     shown = _mean_sample_tokens(drawn)
 
     def sizes(stage: str, style: _Style) -> Tokens:
-        """Tokens of prompt and answer of a call."""
         chosen, proposed = style.criteria(config.criteria_count), style.criteria(_PROPOSED)
         names = config.proposals * style.count(_PROPOSED) // _NAMES_REPEATED or 1
         proposals = tuple((f"{style.phrase(2)} {i}", (style.phrase(18), style.phrase(18))) for i in range(names))
@@ -188,7 +185,7 @@ def _grouping_tokens(
     config: AgentConfig,
     shown: float,
 ) -> Tokens:
-    """Mean tokens of prompt and answer of a call; `shown`: of its samples."""
+    """Mean tokens of prompt and answer of a call, of whose prompt the samples have `shown` tokens."""
     criteria = sets or (style.criteria(config.criteria_count),)
     tokens = []
     for planned in groupings:
@@ -209,7 +206,7 @@ def _grouping_tokens(
 
 
 def _between(stage: str, calls: int, sizes: Callable[[str, _Style], Tokens]) -> PlannedCalls:
-    """The geometric mean of the terse and the wordy judge, and the least and the most that there can be."""
+    """The calls with the geometric mean of the terse and the wordy judge's tokens, and the bounds."""
     terse, wordy, least, most = (sizes(stage, style) for style in (_TERSE, _WORDY, _LEAST, _MOST))
     prompt_tokens = math.sqrt(terse.prompt * wordy.prompt)
     return PlannedCalls(
@@ -227,14 +224,14 @@ def _mean_sample_tokens(shown: Sequence[Sequence[Sample]]) -> float:
 
 
 def _tokens(config: AgentConfig, stage: str, answer: Any, **content: Any) -> Tokens:
-    """Tokens of a call's prompt without samples, and of this answer."""
+    """Tokens of a call's prompt without samples, and of `answer`."""
     task = config.task(stage, criteria_set=0, replicate=0, **content)
     prompt = estimate_tokens(system_of(task)) + estimate_tokens(user_of(task))
     return Tokens(prompt, estimate_tokens(json.dumps(answer)))
 
 
 def _partition(planned: PlannedGrouping, clusters: float) -> tuple[Cluster, ...]:
-    """The samples in as many equally likely clusters, in pairs where that is infinite; canaries where they belong."""
+    """A random partition into equally likely clusters, or into pairs where `clusters` is infinite; canaries rightly."""
     canary, generator = planned.canary, random.Random(planned.index)
     planted = (canary.copy, canary.foreign) if canary else ()
     groups: dict[int, list[str]] = {}
@@ -249,7 +246,7 @@ def _partition(planned: PlannedGrouping, clusters: float) -> tuple[Cluster, ...]
 
 
 def _criteria_answer(criteria: CriteriaSet, drop: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON value of criteria without some fields of each criterion."""
+    """The JSON value of criteria, without the fields `drop`."""
     return {
         kind: [{name: part for name, part in criterion.items() if name not in drop} for criterion in criteria_of_kind]
         for kind, criteria_of_kind in criteria.to_json().items()

@@ -1,7 +1,6 @@
-"""Stages 1 to 4: B criteria sets, proposed by the judge or loaded from a file, and frozen before the first grouping.
+"""Stages 1 to 4: B criteria sets, proposed by the judge or loaded from a file, and fixed before the first grouping.
 
-A judge wrote them after reading samples, and samples may be hostile. So they are untrusted text: cleaned, cut, and
-shown to judges as data.
+They may repeat text of hostile samples. So they are untrusted: cleaned, cut, and shown to judges as data.
 """
 
 import asyncio
@@ -29,9 +28,8 @@ from diversity_jax.core.files import content_hash, read_json
 
 _NAME_CHARACTERS = 80
 _TEXT_CHARACTERS = 400
-_MOST_DEFINITIONS = 5  # of one proposed name, shown to the judge that merges proposals
-# A set depends on each of its three single calls; one that fails is asked again as a new question, this often.
-_TRIES = 5
+_MOST_DEFINITIONS = 5  # of one proposed name, shown for the summary
+_TRIES = 5  # of each call of stages 2 to 4, as new questions: a set depends on them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,35 +45,34 @@ class Criteria:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the content: scores with equal hashes were taken by the same criteria."""
+        """SHA-256 of the sets: scores with equal hashes have the same criteria."""
         return content_hash(self.to_json())
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One JSON value a set."""
         return [criteria_set.to_json() for criteria_set in self.sets]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProposedCriteria:
-    """Criteria with the calls that they took, added up in order of sets."""
+    """Criteria with the use of the calls that proposed them."""
 
     criteria: Criteria
     usage: CallTotals = field(default_factory=CallTotals)
     warnings: tuple[str, ...] = ()
 
     def without_usage(self) -> "ProposedCriteria":
-        """For a further corpus that is judged by the same criteria."""
+        """The same criteria for a further corpus, whose scorecard does not count the calls again."""
         return replace(self, usage=CallTotals())
 
 
 def load_criteria(path: str) -> Criteria:
-    """Criteria written by hand, or those of a scorecard, so that another corpus is measured by the same ones.
+    """Reads criteria written by hand, or those of a scorecard.
 
-    A file by hand is a JSON object with `metadata` and `metrics`, lists of objects with `name`, `definition`,
+    A file written by hand is a JSON object with `metadata` and `metrics`, lists of objects with `name`, `definition`,
     `guidance` and, for metrics, `levels` (five texts); or a list of such objects, one a criteria set.
 
     Raises:
-      InputError: no such file, not JSON, or without a single usable criterion.
+      InputError: no such file, not JSON, or a set without a usable criterion.
     """
     value = read_json(path)
     origin = "file"
@@ -89,14 +86,14 @@ def load_criteria(path: str) -> Criteria:
 
 
 def read_criteria_set(value: Any) -> CriteriaSet:
-    """A criteria set from a JSON object with `metadata` and `metrics`; either may be missing, and both may be empty."""
+    """The criteria set of a JSON value; `metadata` and `metrics` are empty where they are missing or malformed."""
     value = value if isinstance(value, Mapping) else {}
     metadata, metrics = _read_criteria(value.get("metadata"), False), _read_criteria(value.get("metrics"), True)
     return CriteriaSet(metadata=metadata, metrics=metrics)
 
 
 def _read_criteria(value: Any, with_levels: bool) -> tuple[Criterion, ...]:
-    """Criteria of an answer or file: objects with a name, each name once; anything else in it is skipped."""
+    """The objects with a name in a list, each name once."""
     criteria: dict[str, Criterion] = {}
     for item in value if isinstance(value, Sequence) and not isinstance(value, str) else ():
         if isinstance(item, Mapping) and (name := _line(item.get("name"), _NAME_CHARACTERS)):
@@ -118,7 +115,7 @@ def _line(text: Any, most: int = _TEXT_CHARACTERS) -> str:
 
 
 async def propose_criteria(corpora: Sequence[SampledCorpus], judge: Judge, config: AgentConfig) -> ProposedCriteria:
-    """Criteria for one corpus, or for several to be compared, each of which gives an equal part of the samples.
+    """Criteria for one corpus, or for several to be compared, with an equal part of the samples from each.
 
     Raises:
       InputError: a corpus is empty, or no criteria set came about.
@@ -126,27 +123,27 @@ async def propose_criteria(corpora: Sequence[SampledCorpus], judge: Judge, confi
     """
     if config.criteria is not None:
         return ProposedCriteria(criteria=load_criteria(config.criteria))
-    if (fixed := getattr(judge, "criteria", None)) is not None:  # a ruler's are always the same
+    if (fixed := getattr(judge, "criteria", None)) is not None:  # those of an embedding judge
         return ProposedCriteria(criteria=fixed)
     texts = await asyncio.to_thread(proposal_texts, corpora, config)
     jobs = [_propose_set(number, texts, judge, config) for number in range(config.criteria_sets)]
     sets: list[CriteriaSet] = []
-    usage, warnings = CallTotals(), []
-    for number, (criteria_set, used, remarks) in enumerate(await asyncio.gather(*jobs), start=1):
-        usage.add(used)
+    warnings: list[str] = []
+    results = await asyncio.gather(*jobs)
+    for number, (criteria_set, _, remarks) in enumerate(results, start=1):
         sets += [criteria_set] if criteria_set else []
         warnings += [f"criteria set {number}: {remark}" for remark in remarks]
     if not sets:
         why = f"no criteria set came about ({warnings[0]})"
         raise InputError(f"judge {judge.label}: {why}; try another judge, or give criteria in a file")
-    criteria = Criteria(sets=tuple(sets), origin="judge")
+    criteria, usage = Criteria(sets=tuple(sets), origin="judge"), CallTotals.of(used for _, used, _ in results)
     return ProposedCriteria(criteria=criteria, usage=usage, warnings=tuple(warnings))
 
 
 def proposal_texts(
     corpora: Sequence[SampledCorpus], config: AgentConfig, *, keep: bool = False
 ) -> list[tuple[str, str]]:
-    """(document id, text) of what proposals show, in equal parts of the corpora. `keep` as in `draw_texts`."""
+    """(document id, text) of the documents for proposals, an equal part from each corpus. `keep` as in `draw_texts`."""
     wanted = config.criteria_sets * config.proposals * config.samples_per_proposal
     texts: list[tuple[str, str]] = []
     for number, corpus in enumerate(corpora):
@@ -162,11 +159,11 @@ def proposal_texts(
 async def _propose_set(
     number: int, texts: Sequence[tuple[str, str]], judge: Judge, config: AgentConfig
 ) -> tuple[CriteriaSet | None, CallTotals, list[str]]:
-    """Criteria set `number`, or None; what it used; and remarks."""
+    """Criteria set `number` or None, the use of its calls, and remarks."""
     drawn = draw_proposals(
         texts, criteria_set=number, proposals=config.proposals, samples=config.samples_per_proposal, seed=config.seed
     )
-    # A log for each request, added up in order at the end: answers come in any order.
+    # A log for each request, so that usage is added in a fixed order whatever order answers come in.
     logs = [RequestLog() for _ in range(len(drawn) + 3)]
     jobs = []
     for replicate, samples in enumerate(drawn):
@@ -180,10 +177,7 @@ async def _propose_set(
         details = {} if proposals else dict(reversed(failures))  # the first of each reason
         remarks.append(f"{missing} of {len(drawn)} proposals were not usable ({describe_failures(counts, details)})")
     criteria_set = await _merge(number, proposals, judge, config, logs[len(drawn) :], remarks) if proposals else None
-    usage = CallTotals()
-    for log in logs:
-        usage.add(log.usage)
-    return criteria_set, usage, remarks
+    return criteria_set, CallTotals.of(log.usage for log in logs), remarks
 
 
 async def _merge(
@@ -194,7 +188,7 @@ async def _merge(
     logs: Sequence[RequestLog],
     remarks: list[str],
 ) -> CriteriaSet | None:
-    """Stages 2, 3 and 4 of one set. A kind for which nothing usable came is left out; without both there is no set."""
+    """Stages 2, 3 and 4 of one set. A kind without a usable answer is left out; without both there is no set."""
 
     async def request(stage: str, check: Callable[[Any], CriteriaSet], log: RequestLog, **content: Any) -> CriteriaSet:
         for replicate in range(_TRIES):
@@ -221,7 +215,7 @@ async def _merge(
 
 
 def _usable(value: Any, kinds: Sequence[str] = ("metadata", "metrics")) -> CriteriaSet:
-    """The criteria of an answer, which has to have at least one of some kind."""
+    """The criteria of an answer; `AnswerError` where it has none of `kinds`."""
     criteria_set = read_criteria_set(value)
     if not any(getattr(criteria_set, kind) for kind in kinds):
         raise AnswerError("no entry with a `name` in " + " or ".join(f"`{kind}`" for kind in kinds))
@@ -235,7 +229,7 @@ def _object(value: Any) -> CriteriaSet:
 
 
 def _with_guidance(chosen: CriteriaSet, defined: CriteriaSet, remarks: list[str]) -> CriteriaSet:
-    """`chosen` with the guidance that stage 4 gave, matched by name; where it gave none, judges see the definition."""
+    """`chosen` with the guidance of stage 4, matched by name; empty where there is none."""
     guidance = {item.name.casefold(): item.guidance or item.definition for item in defined}
 
     def guided(items: Sequence[Criterion]) -> tuple[Criterion, ...]:
@@ -250,7 +244,7 @@ def _with_guidance(chosen: CriteriaSet, defined: CriteriaSet, remarks: list[str]
 
 
 def merge_names(items: Sequence[Criterion]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Every proposed name with its different definitions, the most often proposed first (ties in order of mention)."""
+    """Every proposed name with its different definitions, the most often proposed first (ties in their order)."""
     by_name: dict[str, list[Criterion]] = {}
     for item in items:
         by_name.setdefault(item.name.casefold(), []).append(item)

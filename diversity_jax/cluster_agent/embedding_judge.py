@@ -1,9 +1,10 @@
-"""A judge without a language model: texts are alike where their vectors are, by a ruler that no corpus changes.
+"""A judge without a language model: groups texts by the similarity of their vectors under a ruler, that is, vectors of
+texts with thresholds of similarity, both fixed before any corpus is read.
 
-The figure it estimates is the share of pairs of documents whose similarity passes the ruler's threshold at the reading
-length. Average linkage alone would make that depend on how many samples are shown: with more of them there are more
-ways to keep a pair apart. So the merges of a grouping stop where as many pairs are together as pass the threshold,
-between two merges at random with the odds that make the expected number exact. Copies merge first.
+It estimates the share of pairs of documents whose similarity passes the ruler's threshold at the reading length.
+Average linkage with a threshold would make that depend on K: with more samples, fewer pairs are together. So the merges
+of a grouping stop where as many pairs are together as pass the threshold; where that is between two merges, at random,
+so that the expected number is exact. Copies merge first.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import numpy as np
 
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
-from diversity_jax.cluster_agent.ruler import READING_LENGTHS, Ruler, default_ruler, is_small_word, refusal
+from diversity_jax.cluster_agent.ruler import READING_LENGTHS, Ruler, default_ruler, is_function_word, refusal
 from diversity_jax.cluster_agent.types import OFFLINE_LABEL, Cluster, CriteriaSet, Criterion, JudgeAnswer, Sample, Task
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.words import first_words, words
@@ -26,15 +27,15 @@ from diversity_jax.core.words import first_words, words
 VERSION = "embedding-1"
 
 _CACHE_BYTES = 128 << 20
-_TOLD_FOREIGN, _MOST_FOREIGN = 0.01, 0.05  # share of documents that a ruler cannot read: said, and refused
+_WARNED_FOREIGN, _MOST_FOREIGN = 0.01, 0.05  # share of documents that a ruler cannot read: for a remark, refused
 _REMEDY = (
     "take an embedder that tells them apart, such as judge=embedding:st:sentence-transformers/LaBSE "
     "(pip install sentence-transformers) or judge=embedding:openai:text-embedding-3-small, or a language model"
 )
 _SHARED_WORDS = 5  # named in a reason
 _SUBJECT = Criterion(name="Subject", definition="What the words at the beginning of a text are about")
-# Of a ruler there is nothing to examine by asking: it has no criteria to draw, reads a pair alike in any company, puts
-# copies together by construction, and is no reader of orders. Its mistakes are its vectors' (docs/judges.md).
+# Settings for embedding judges, whose errors are those of their vectors (docs/judges.md): they propose no criteria,
+# compare two texts alike whatever others are shown, put copies together by construction, and obey no instructions.
 _SETTINGS: Mapping[str, Any] = {
     "verify": False,
     "canary_share": 0.0,
@@ -46,11 +47,11 @@ _SETTINGS: Mapping[str, Any] = {
 
 
 class EmbeddingJudge:
-    """Groups texts by a ruler; deterministic, and the same for every corpus.
+    """Groups texts by a ruler; deterministic, and independent of the corpus.
 
     Attributes:
-      ruler: the vectors and thresholds it judges by.
-      criteria: what it groups by, always the same.
+      ruler: the vectors and thresholds (see `Ruler`).
+      criteria: always the same.
     """
 
     prompt_version = VERSION
@@ -63,7 +64,7 @@ class EmbeddingJudge:
         self._one_thread: list[Any] = []
 
     async def __aenter__(self) -> "EmbeddingJudge":
-        """Keeps products to one thread while it judges: others would spin between the thousands of small ones."""
+        """Limits matrix products to one thread, since further ones busy-wait between thousands of small products."""
         from threadpoolctl import threadpool_limits
 
         self._one_thread.append(threadpool_limits(1, user_api="blas"))
@@ -74,18 +75,17 @@ class EmbeddingJudge:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The ruler's."""
         return self.ruler.identity
 
     def expect(self, calls: int) -> None:
-        """Nothing to prepare."""
+        """Does nothing."""
 
     def read_corpus(self, name: str, texts: Sequence[str], asked: int | None) -> tuple[int, list[str]]:
-        """The number of words to read of each document of a corpus, and what has to be said of that.
+        """The number of words to read of each document of a corpus, and remarks for the scorecard.
 
         Args:
-          texts: those of some or all of its documents.
-          asked: the number that the settings name; None for what most of the documents reach.
+          texts: of some or all of its documents.
+          asked: the number in the settings; None for `Ruler.reading_length`.
 
         Raises:
           InputError: the ruler cannot read these texts.
@@ -100,7 +100,7 @@ class EmbeddingJudge:
         if why := refusal(self.ruler, texts):
             raise InputError(f"judge {self.label}: {self.ruler.name} cannot read {name}: {why}; {_REMEDY}")
         remarks = []
-        if foreign.total() >= _TOLD_FOREIGN * len(texts):
+        if foreign.total() >= _WARNED_FOREIGN * len(texts):
             remarks.append(f"not read by {self.ruler.name}: {shares}; these documents count as unlike all but copies")
         length = asked or self.ruler.reading_length(texts)
         if asked and asked > self.ruler.reading_length(texts):
@@ -109,7 +109,7 @@ class EmbeddingJudge:
         return length, remarks
 
     async def ask(self, task: Task) -> JudgeAnswer:
-        """Answers any stage at once."""
+        """Answers a task; for the stages that propose criteria, always with the same."""
         if task.stage == "cluster_samples":
             return JudgeAnswer(value=self._cluster_samples(task))
         if task.stage == "verify_clusters":
@@ -117,8 +117,8 @@ class EmbeddingJudge:
         return JudgeAnswer(value=self.criteria.sets[0].to_json())
 
     def counts_at_lengths(self, texts: Sequence[str], words: int) -> dict[int, tuple[int, int]]:
-        """Of the pairs of one grouping at every reading length below `words`: how many are alike, and how many pairs of
-        those have a text in common.
+        """For every reading length below `words`: how many pairs of texts are alike, and how many pairs of these pairs
+        have a text in common.
         """
         vectors = self._vectors(texts, words)
         lengths = READING_LENGTHS[: vectors.shape[1] - 1]
@@ -131,22 +131,17 @@ class EmbeddingJudge:
         return dict(zip(lengths, zip(alike.tolist(), joined.tolist(), strict=True), strict=True))
 
     def _vectors(self, texts: Sequence[str], words: int) -> np.ndarray:
-        """float32 [n, lengths up to `words`, d], from the cache where they are in it."""
+        """Vectors float32 [n, lengths up to `words`, d]; stored ones are reused."""
         lengths = [length for length in READING_LENGTHS if length <= words]
-        vectors_of_texts: list[Any] = [self._cache.get((text, words)) for text in texts]
-        if any(vectors is None for vectors in vectors_of_texts):
-            missing = list(
-                dict.fromkeys(text for text, vectors in zip(texts, vectors_of_texts, strict=True) if vectors is None)
-            )
+        vectors_of = {text: self._cache.get((text, words)) for text in texts}
+        if missing := [text for text, vectors in vectors_of.items() if vectors is None]:
             new = dict(zip(missing, self.ruler.embed_at(missing, lengths), strict=True))
-            vectors_of_texts = [
-                new[text] if vectors is None else vectors for text, vectors in zip(texts, vectors_of_texts, strict=True)
-            ]
+            vectors_of |= new
             self._cache |= {(text, words): vectors for text, vectors in new.items()}
             self._cached_bytes += sum(vectors.nbytes for vectors in new.values())
             while self._cached_bytes > _CACHE_BYTES:
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return np.concatenate(vectors_of_texts).reshape(len(texts), len(lengths), -1)
+        return np.concatenate([vectors_of[text] for text in texts]).reshape(len(texts), len(lengths), -1)
 
     def _cluster_samples(self, task: Task) -> Mapping[str, Any]:
         words = task.reading_words or READING_LENGTHS[-1]
@@ -158,7 +153,7 @@ class EmbeddingJudge:
         return {"clusters": [_described(number, members, words) for number, members in enumerate(clusters, 1)]}
 
     def _verify_clusters(self, task: Task) -> Mapping[str, Any]:
-        """A sample is misplaced that is like no other of its cluster."""
+        """Calls a sample misplaced that is like no other of its cluster."""
         words = task.reading_words or READING_LENGTHS[-1]
         text_of = {sample.sample_id: sample.text for sample in task.samples}
 
@@ -174,7 +169,7 @@ class EmbeddingJudge:
 
 
 def _similarities(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """Cosines [n, n] of unit vectors, 1 on the diagonal; of texts that cannot be read, 1 for copies and 0 otherwise."""
+    """Cosines [n, n] of unit vectors, 1 on the diagonal; for texts with a zero vector 1 with copies and 0 otherwise."""
     similarities = vectors @ vectors.T
     if not similarities.diagonal().all():
         for row in np.flatnonzero(~vectors.any(axis=1)):
@@ -184,19 +179,19 @@ def _similarities(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
 
 
 def partition(similarities: np.ndarray, threshold: float, chance: float) -> list[list[int]]:
-    """Rows [n, n] in clusters, with as many pairs in one cluster as pass the threshold.
+    """Clusters of the rows of a similarity matrix [n, n], with as many pairs together as pass the threshold.
 
-    Clusters are merged by average linkage (Sokal and Michener 1958). Where the number of pairs lies between two merges,
-    the second is made with the probability that gives the right number on average.
+    Clusters are merged by average linkage (Sokal and Michener 1958). Where the number of pairs is between two merges,
+    the second is made with the probability that gives this number on average.
 
     Args:
-      chance: uniform in [0, 1), decides then.
+      chance: uniform random number in [0, 1) for that.
     """
     count = len(similarities)
     wanted = (int((similarities > threshold).sum()) - int((similarities.diagonal() > threshold).sum())) // 2
     groups = [[row] for row in range(count)]
-    # Few merges are made, so the nearest pair is looked for anew each time: SciPy would make all of them, and takes
-    # longer to import than 1,000 groupings do here.
+    # Few merges are made, so the nearest pair is searched for each time. SciPy would compute all merges, and takes
+    # longer to import than 1,000 groupings take here.
     distances = (1 - similarities).astype(float)
     np.fill_diagonal(distances, np.inf)
     together = 0
@@ -216,7 +211,7 @@ def partition(similarities: np.ndarray, threshold: float, chance: float) -> list
 
 
 def _described(number: int, members: Sequence[Sample], length: int) -> dict[str, Any]:
-    """A cluster of an answer, with the words that its texts share."""
+    """A cluster of an answer, with shared words of its texts as the reason."""
     reason = ""
     if len(members) > 1:
         counts = Counter(word for sample in members for word in _content_words(sample.text, length))
@@ -233,22 +228,22 @@ def _described(number: int, members: Sequence[Sample], length: int) -> dict[str,
 
 @functools.lru_cache(10_000)
 def _content_words(text: str, length: int) -> frozenset[str]:
-    return frozenset(word for word in words(first_words(text, length)) if len(word) > 2 and not is_small_word(word))
+    return frozenset(word for word in words(first_words(text, length)) if len(word) > 2 and not is_function_word(word))
 
 
 def adapted(judge: Any, config: AgentConfig) -> AgentConfig:
-    """For an embedding judge, the settings without what only judges that err at random are examined by."""
+    """The settings; for an embedding judge with those of `_SETTINGS`."""
     if not isinstance(judge, EmbeddingJudge):
         return config
-    return dataclasses.replace(config, **{name: _SETTINGS[name] for name in vars(config) if name in _SETTINGS})
+    return dataclasses.replace(config, **_SETTINGS)
 
 
 class CorpusReading:
-    """What an embedding judge reads of one corpus.
+    """An embedding judge's reading length for one corpus, and counts at smaller lengths.
 
     Attributes:
-      words: of each document; 0 before `choose`.
-      remarks: what has to be said of it on the scorecard.
+      words: words read of each document; 0 before `choose`.
+      remarks: for the scorecard's warnings.
     """
 
     def __init__(self, judge: EmbeddingJudge):
@@ -258,17 +253,13 @@ class CorpusReading:
         self.remarks: list[str] = []
 
     async def choose(self, name: str, texts: Sequence[str], config: AgentConfig) -> int:
-        """The number of words to read of each document, by texts of some or all of them.
-
-        Raises:
-          InputError: the ruler cannot read these texts.
-        """
+        """Sets and returns the words to read of each document; `EmbeddingJudge.read_corpus` in another thread."""
         read = self._judge.read_corpus
         self.words, self.remarks = await asyncio.to_thread(read, name, texts, config.reading_words)
         return self.words
 
     def enter(self, texts: Sequence[str]) -> None:
-        """Counts pairs that are alike among the texts of one grouping, at every smaller length."""
+        """Adds `counts_at_lengths` of one grouping."""
         for length, counts in self._judge.counts_at_lengths(texts, self.words).items():
             self._counts.setdefault(length, []).append(counts)
 

@@ -1,7 +1,7 @@
-"""An exam of a judge: it groups small corpora whose diversity is known, by the same calls as any corpus, once.
+"""Exam of a judge: it scores small labelled corpora, whose diversity is known, by the same calls as any corpus.
 
-What comes of it is a table of truth and reading, how often pairs of each kind were put together, and a verdict. The
-result is kept in a file under judge, wording and settings, so that a second exam of the same judge asks nothing.
+The result is a table of true and measured effective clusters, error rates by kind of pair, and a verdict. It is stored
+in a file named by judge, wording and settings, so that a second exam of the same judge makes no calls.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.intervals import Estimate, t_quantile
 from diversity_jax.llm import PlannedCalls
 
-_SEED = 1  # of every exam, whatever the run's
+_SEED = 1  # of every exam
 
 GROUPINGS: Mapping[str, int] = {
     "subjects_24": 60,
@@ -56,24 +56,24 @@ GROUPINGS: Mapping[str, int] = {
     "lengths": 12,
     "languages": 16,
 }
-"""Groupings of each corpus at K = 10, two calls each; fewer, down to half, where more samples are shown at once, and up
-to twice as many where fewer are, so that about as many pairs are seen.
+"""Groupings of each corpus at K = 10, two calls each; at other K down to half or up to twice as many, so that about as
+many pairs are shown.
 """
 _USUAL_K, _K_WHERE_THE_RUN_CHOOSES = 10, 20
-_SMALLEST_HALF = 3  # samples at once, under which half of K is not tried
+_SMALLEST_HALF = 3  # samples; where K / 2 is less the corpus `HALF` is left out
 _CRITERIA = Path(__file__).with_name("exam_criteria.json")
-"""By what every exam is judged: written by hand, so that no call is spent on proposals and all judges read the same."""
+"""Criteria of every exam, written by hand, so that no call is spent on proposals and all judges have the same."""
 
 
 def exam_path(judge: Judge, config: AgentConfig, folder: str | os.PathLike) -> Path:
-    """The file of a judge's exam in `folder`: another one for every judge, wording, version of the exam, and setting
-    that the answers depend on.
+    """The file of a judge's exam in `folder`, different for every judge, wording, version of the exam, and setting that
+    answers depend on.
     """
     return Path(folder) / f"exam-{_key(judge, config)[:16]}.json"
 
 
 def cached_exam(judge: Judge, config: AgentConfig, folder: str | os.PathLike) -> ExamResult | None:
-    """The result of an exam that this judge took with these settings; None where there is none in `folder`.
+    """The stored result of this judge's exam with these settings; None where there is none in `folder`.
 
     Raises:
       InputError: the file is damaged.
@@ -88,16 +88,16 @@ def exam_calls(config: AgentConfig) -> int:
 
 
 def plan_exam(config: AgentConfig) -> list[PlannedCalls]:
-    """The calls of an exam with their mean tokens by stage; price them with `llm.forecast`."""
+    """The calls of an exam with their mean tokens; price them with `llm.forecast`."""
     return [planned for corpus, exam in _parts(config).values() for planned in plan_calls([corpus], exam)]
 
 
 async def examine_async(judge: Judge, config: AgentConfig, folder: str | os.PathLike) -> ExamResult:
-    """Examines a judge, or reads what an earlier exam of it came to.
+    """Examines a judge, or reads the stored result of its exam.
 
     Args:
-      config: of the run; K, what is shown and how it is asked are taken from it.
-      folder: where results of exams are kept.
+      config: of the run, from which `_settings` are taken.
+      folder: of the results of exams.
 
     Raises:
       InputError: the run ended before the exam did (the budget is spent, the server is gone), or a damaged file.
@@ -109,9 +109,7 @@ async def examine_async(judge: Judge, config: AgentConfig, folder: str | os.Path
     judge.expect(exam_calls(config))
     parts = [_read(name, corpus, judge, exam) for name, (corpus, exam) in _parts(config).items()]
     results = await asyncio.gather(*parts)
-    usage = CallTotals()
-    for _, used in results:
-        usage.add(used)
+    usage = CallTotals.of(used for _, used in results)
     result = ExamResult(
         judge=judge.label,
         prompt_version=judge.prompt_version,
@@ -133,7 +131,7 @@ examine = blocking(examine_async)
 
 
 def _settings(config: AgentConfig) -> dict[str, Any]:
-    """What answers depend on, of a run's settings."""
+    """The settings of a run that answers depend on."""
     names = ("samples_per_grouping", "verify", "canary_share", "reasoning_words", "max_characters", "reading_words")
     settings = {name: getattr(config, name) for name in (*names, "temperature", "max_output_tokens", "schema_limits")}
     return settings | {"samples_per_grouping": config.samples_per_grouping or _K_WHERE_THE_RUN_CHOOSES}
@@ -146,7 +144,7 @@ def _key(judge: Judge, config: AgentConfig) -> str:
 
 
 def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
-    """Each corpus with the settings it is scored by."""
+    """Each corpus with the settings for its scoring."""
     parts = {}
     for name, usual in GROUPINGS.items():
         corpus = exam_corpora()[name.removesuffix("_half")]
@@ -163,7 +161,7 @@ def _parts(config: AgentConfig) -> dict[str, tuple[ExamCorpus, AgentConfig]]:
                 criteria=str(_CRITERIA),
                 criteria_sets=1,
                 recheck_share=0.0,
-                control_variate=False,  # readings are set against the labels of the very samples shown
+                control_variate=False,  # `_reading` compares with the labels of the samples shown instead
                 verify_share=1.0 if config.verify else None,
                 examples=0,
                 seed=_SEED,
@@ -183,7 +181,7 @@ async def _read(name: str, corpus: ExamCorpus, judge: Judge, config: AgentConfig
     except InputError as error:
         if name not in INFORMATION:
             raise
-        refused = str(error)  # a judge of one language need not read the others
+        refused = str(error)  # a judge need not read all languages
     if scorer.ended:
         raise InputError(f"exam of judge {judge.label}: ended before it was done: {scorer.ended}")
     counts = [_count_pairs(corpus, grouping) for grouping in judged]
@@ -204,12 +202,12 @@ async def _read(name: str, corpus: ExamCorpus, judge: Judge, config: AgentConfig
 
 
 def _reading(corpus: ExamCorpus, groupings: Groupings, same: np.ndarray) -> Estimate | None:
-    """Effective clusters by a judge: truth / r, r the ratio of T as it is estimated of any corpus to the share of the
-    shown pairs that are of one subject. So the chance of the draw is left out. The error is that of a ratio of means
-    (Cochran 1977, chapter 6), and at least that of a single pair.
+    """Effective clusters by a judge: truth / r, with r the ratio of T to the share of the shown pairs that have the
+    same label. This leaves out the variance due to the samples drawn. The error is that of a ratio of means (Cochran
+    1977, chapter 6), at least that of a single pair.
 
     Args:
-      same: [N] pairs of one subject in each usable grouping.
+      same: [N] pairs with the same label in each usable grouping.
     """
     if not same.sum():
         return None
@@ -220,7 +218,7 @@ def _reading(corpus: ExamCorpus, groupings: Groupings, same: np.ndarray) -> Esti
     half = t_quantile(0.975, max(1, number - 1)) * error
 
     def clusters(ratio: float) -> float:
-        """At least one, and no more than there are texts."""
+        """Effective clusters at this ratio, from 1 to the number of texts."""
         return float(min(len(corpus), max(1.0, corpus.effective_clusters / max(ratio, 1e-9))))
 
     high = clusters(ratio - half) if ratio > half else None
@@ -243,12 +241,12 @@ def _count_pairs(corpus: ExamCorpus, grouping: JudgedGrouping) -> dict[str, Pair
 
 
 def _kind(corpus: ExamCorpus, a: int, b: int) -> str:
-    """What two texts have in common: a key of `RIGHT` or `WRONG`."""
-    one_style, one_language = (values[a] == values[b] for values in (corpus.styles, corpus.languages))
+    """The relation of two texts: a key of `RIGHT` or `WRONG`."""
+    same_style, same_language = (values[a] == values[b] for values in (corpus.styles, corpus.languages))
     if corpus.labels[a] == corpus.labels[b]:
-        return "same_languages" if not one_language else "same" if one_style else "same_styles"
+        return "same_languages" if not same_language else "same" if same_style else "same_styles"
     if neighbour_of()[corpus.labels[a]] == corpus.labels[b]:
         return "neighbours"
-    if one_style and corpus.styles[a] != "plain":
+    if same_style and corpus.styles[a] != "plain":
         return "one_style"
-    return "one_language" if one_language and len(set(corpus.languages)) > 1 else "unrelated"
+    return "one_language" if same_language and len(set(corpus.languages)) > 1 else "unrelated"

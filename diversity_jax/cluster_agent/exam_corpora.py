@@ -1,14 +1,12 @@
-"""Small labelled corpora, written for this project, whose diversity is known: what a judge is examined on, and the
-pairs of known relation on which the threshold of an embedding judge is set.
+"""Labelled corpora for the exam of judges and the calibration of embedding judges; and foreign texts for canaries.
 
-The texts in `exam_texts.json` are about 24 subjects in 12 pairs of neighbours (baking bread, brewing beer), ten English
-texts of 45 to 70 words each that name their subject within the first 20; four subjects also in five styles; and six
-subjects in twelve further languages. Every text is of exactly one subject, which is its label throughout.
+The texts in `exam_texts.json`, written for this project, are about 24 subjects in 12 pairs of neighbours (baking bread,
+brewing beer): ten English texts of 45 to 70 words for each, which name their subject within the first 20 words; for
+four subjects also texts in five styles; and for six subjects texts in twelve further languages. The label of a text is
+its subject.
 
-Texts planted beside samples (`foreign_text`) are foreign to any corpus in their subject, and as near as can be to the
-samples in form: a judge that groups by form or length alone then puts them with samples, and one that reads does not.
-They are kept in several forms (`planted_texts.json`); the form nearest to that of the samples is taken, at their usual
-length.
+`foreign_text` makes texts whose subject is foreign to a corpus, and which resemble the samples in form and length, so
+that a judge that groups by form or length puts them with samples. `planted_texts.json` has them in several forms.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,17 +30,17 @@ from diversity_jax.corpus.document import Document
 
 _FAR_APART = ("bread", "volcanoes", "taxes", "dentistry", "planets", "cycling")
 _NEIGHBOUR_PAIRS = 6  # in the corpus "neighbours"
-_ZIPF_LARGEST = 20  # texts of the commonest subject in "skewed"; the subject at rank r has a share 1 / r of them
-_CUT_WORDS = (15, 30, 45, 1000)  # of the texts of "lengths", in turn; the last one leaves a text whole
+_ZIPF_LARGEST = 20  # texts of the largest subject in "skewed"; the subject at rank r has 1 / r of them
+_CUT_WORDS = (15, 30, 45, 1000)  # lengths of the texts of "lengths", in turn; 1000 leaves a text uncut
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExamCorpus:
-    """Labelled texts that can be sampled as any corpus; the id of a document is its number in `texts`.
+    """A `SampledCorpus` of labelled texts; the id of a document is its index in `texts`.
 
     Attributes:
-      labels: the subject of each text, by which the truth is known.
-      styles, languages: what else is known of each text; "plain" and "en" for most.
+      labels: the subject of each text.
+      styles, languages: of each text; "plain" and "en" for most.
     """
 
     name: str
@@ -56,13 +54,13 @@ class ExamCorpus:
 
     @property
     def collision(self) -> float:
-        """Share of the pairs of different texts that are of one subject: sum n (n - 1) / (D (D - 1))."""
+        """Share of the pairs of different texts that have the same label: sum n (n - 1) / (D (D - 1))."""
         counts = [self.labels.count(label) for label in set(self.labels)]
         return sum(n * (n - 1) for n in counts) / (len(self) * (len(self) - 1))
 
     @property
     def effective_clusters(self) -> float:
-        """The truth: 1 / `collision`, which 1 / T of drawn samples estimates without bias in T."""
+        """The true value, 1 / `collision`."""
         return 1 / self.collision
 
     def sample(self, size: int, *, seed: int) -> Sequence[Document]:
@@ -71,7 +69,7 @@ class ExamCorpus:
         return [Document(id=str(number), text=self.texts[number]) for number in order[:size]]
 
     def fingerprint(self) -> str:
-        """Of texts and labels."""
+        """Hash of texts and labels."""
         return content_hash([self.texts, self.labels])
 
 
@@ -80,9 +78,9 @@ class CalibrationPairs:
     """Pairs of texts of known relation in one language, each array [N, 2] of positions in `texts`.
 
     Attributes:
-      same: of one subject.
-      neighbours: of two subjects that are close, such as violin and choir; empty where the language has none.
-      unrelated: of two subjects that are not.
+      same: of the same subject.
+      neighbours: of two neighbouring subjects, such as violin and choir; empty where the language has none.
+      unrelated: of two other subjects.
     """
 
     texts: tuple[str, ...]
@@ -104,13 +102,13 @@ def _data() -> Mapping[str, Any]:
 
 @functools.cache
 def neighbour_of() -> Mapping[str, str]:
-    """The close subject of each of the 24."""
+    """The neighbour of each of the 24 subjects."""
     pairs = _data()["neighbours"]
     return {a: b for a, b in pairs} | {b: a for a, b in pairs}
 
 
 def _english(name: str, subjects: Sequence[str], per_subject: Sequence[int]) -> ExamCorpus:
-    """The first so many English texts of each subject, those in a style after the plain ones."""
+    """The first `per_subject` English texts of each subject: plain ones, then those in a style."""
     rows = []
     for subject, count in zip(subjects, per_subject, strict=True):
         styled = _data()["styles"].get(subject, {})
@@ -164,10 +162,10 @@ def _languages() -> ExamCorpus:
 def exam_corpora() -> Mapping[str, ExamCorpus]:
     """The corpora by name.
 
-    subjects_24: all subjects, ten texts each, so that 24 equal clusters show; subjects_6: six that are far apart;
-    one_subject: a single one, also in styles; neighbours: six pairs of close subjects; skewed: 24 subjects whose sizes
-    fall as 1 / rank; styles: four subjects in five styles, of which the subject counts; lengths: the texts of
-    subjects_6 cut to 15, 30 or 45 words or whole; languages: six subjects in 13 languages, of which the subject counts.
+    subjects_24: all subjects, ten texts each; subjects_6: six that are far apart; one_subject: a single one, also in
+    styles; neighbours: six pairs of neighbouring subjects; skewed: 24 subjects whose sizes fall as 1 / rank; styles:
+    four subjects in five styles; lengths: the texts of subjects_6, cut to 15, 30 or 45 words or uncut; languages: six
+    subjects in 13 languages. Labels are subjects throughout.
     """
     subjects = list(_data()["english"])
     close = [subject for pair in _data()["neighbours"][:_NEIGHBOUR_PAIRS] for subject in pair]
@@ -189,8 +187,8 @@ def calibration_pairs(words: int = 0) -> Mapping[str, CalibrationPairs]:
     """All pairs of texts by language (ISO 639-1): `en` of 240 texts, each other of 18 short ones.
 
     Args:
-      words: so many at least has every English text, which for more than 45 is several of one subject joined; up to
-        200 there remain two texts or more of each subject. Cutting is left to whoever compares the texts.
+      words: least length of the English texts, for which several of a subject are joined; up to 200 at least two texts
+        of each subject remain. They are not cut.
 
     Raises:
       InputError: more words than two texts of a subject have.
@@ -203,7 +201,7 @@ def calibration_pairs(words: int = 0) -> Mapping[str, CalibrationPairs]:
 
 
 def _joined(texts: Sequence[str], words: int) -> list[str]:
-    """Texts of at least so many words, made of as few of `texts` as it takes; a remainder is dropped."""
+    """Texts of at least so many words, each joined from as few of `texts` as possible; a remainder is dropped."""
     joined, parts = [], []
     for text in texts:
         parts.append(text)
@@ -226,19 +224,19 @@ def _pairs(by_subject: Mapping[str, Sequence[str]]) -> CalibrationPairs:
     )
 
 
-_LETTERS_OF_A_WORD = 4  # at least, or function words would decide
-_LOOKED_AT_CHARACTERS = 600  # of a text
-_LEAST_CHARACTERS = 40  # of a foreign text, under which its subject would be cut away with it
+_LETTERS_OF_A_WORD = 4  # of words that are compared, at least: shorter ones are mostly function words
+_COMPARED_CHARACTERS = 600  # of a text
+_LEAST_CHARACTERS = 40  # of a foreign text: shorter ones do not show their subject
 _CODE = re.compile(r"[{}()\[\]=;<>_]")
 
 PLANTED_TEXTS: Mapping[str, Any] = read_json(Path(__file__).with_name("planted_texts.json"))
-# By form. Subjects far apart, so that whatever a corpus is about at least one of them is foreign to it.
+# By form; on subjects far apart, so that at least one of them is foreign to any corpus.
 FOREIGN_TEXTS: Mapping[str, Sequence[str]] = PLANTED_TEXTS["foreign"]
 
 
 def foreign_text(samples: Sequence[str], generator: random.Random) -> str:
-    """A text of the form and median length of `samples` that shares the fewest longer words with them, the first such
-    after a random start. Where one is too short, others of its form follow.
+    """A text of the form and median length of `samples` that shares the fewest longer words with them; of equal ones
+    the first after a random start. Further texts of the form are appended where it is too short.
     """
     form = _nearest_form(samples)
     texts, start = FOREIGN_TEXTS[form], int(generator.random() * len(FOREIGN_TEXTS[form]))
@@ -263,14 +261,16 @@ def _cut(text: str, length: int) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _words(text: str) -> frozenset[str]:
-    split = words(text[:_LOOKED_AT_CHARACTERS])
+    split = words(text[:_COMPARED_CHARACTERS])
     return frozenset(word for word in split if len(word) >= _LETTERS_OF_A_WORD and word.isalpha())
 
 
 @functools.lru_cache(maxsize=4096)
 def _form(text: str) -> np.ndarray:
-    """[6] of a text: questions, lines, code characters, capitals at the start, full stops, and words of a sentence."""
-    head = text[:_LOOKED_AT_CHARACTERS]
+    """Features [6] of a text's form: question, lines, code characters, capital at the start, full stop, sentence
+    length.
+    """
+    head = text[:_COMPARED_CHARACTERS]
     letters, words = max(len(head), 1), max(len(head.split()), 1)
     stops = sum(head.count(mark) for mark in ".!?")
     return np.array(
@@ -291,7 +291,7 @@ def _mean_forms() -> Mapping[str, np.ndarray]:
 
 
 def _nearest_form(samples: Sequence[str]) -> str:
-    """The form of the most samples, each counted for the one that it is nearest to."""
+    """The form that is nearest to the most samples."""
     means = _mean_forms()
     nearest = [min(means, key=lambda form: float(np.abs(means[form] - _form(text)).sum())) for text in samples]
     return max(means, key=nearest.count)

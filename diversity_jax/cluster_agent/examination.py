@@ -1,9 +1,9 @@
-"""What a judge's own answers say about it: does it repeat itself, and do its clusters follow what they should not?
+"""Tests of a judge without labels: whether it repeats itself, and whether its clusters depend on order or length.
 
-Small functions on counts that a scorer collects from every partition, those that a canary discarded among them. They
-need no labels: the order of samples and the company they are shown in are random, so a judge that reads the texts
-cannot depend on them. Each states its false-alarm rate for such a judge. What they cannot see is a judge that reads
-consistently but coarsely or by something else than the corpus is about; for that there is the exam.
+They use counts from every partition, including those that a canary discards. The order of samples and the other samples
+shown are random, so the clusters of a judge that reads the texts cannot depend on them; each test has a known
+false-alarm rate for such a judge. A judge that groups consistently but too coarsely, or by something else than the
+subject, is not detected; for that there is the exam.
 """
 
 from collections import Counter
@@ -21,21 +21,21 @@ from diversity_jax.core.lazy import special_functions
 ALARM = 0.005  # false-alarm rate of each test here, two-sided
 _Z = 2.807  # its normal quantile
 _POSITION_FEATURES = 4
-_LEAST_RATIO = 0.2
-_FEWEST_ROWS = 20  # groupings, under which no test is made
+_LEAST_RATIO = 0.2  # of the variance of C to the expected one; see `cluster_counts`
+_FEWEST_ROWS = 20  # groupings for a test
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionTraits:
-    """What the tests need of one partition of K drawn samples.
+    """Counts of one partition of K drawn samples, for the tests.
 
     Attributes:
       clusters: C; singletons: clusters of one sample.
       near, far, early, late: co-clustered pairs whose samples are at most / more than a third of the list apart, and
         those with both samples in its first / second half.
-      position: [4], zero on average where order does not matter; see `position_features`.
-      length_wins, length_pairs: of the co-clustered pairs, how many pairs that are apart differ more in length (share
-        of all such pairs, summed), and the co-clustered pairs themselves; without pairs of copies.
+      position: [4], sums of `position_features`.
+      length_wins, length_pairs: for each co-clustered pair the share of the other pairs that differ more in length,
+        summed; and the number of co-clustered pairs. Pairs of copies are left out.
     """
 
     clusters: int
@@ -51,31 +51,31 @@ class PartitionTraits:
 
 @functools.cache
 def _pairs(k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both places [K (K - 1) / 2] of each pair in a list of K."""
+    """Both positions [K (K - 1) / 2] of each pair in a list of K."""
     first, second = np.triu_indices(k, 1)
     return first, second
 
 
 def traits(labels: Sequence[int], lengths: Sequence[int], texts: Sequence[str] = ()) -> PartitionTraits:
-    """Traits of a partition: cluster [K] and characters [K] of the samples in the order shown. With their `texts` [K],
-    pairs of copies, which any judge puts together, say nothing of length.
+    """Traits of a partition, from the cluster and the number of characters of each of K samples in the order shown.
+    With `texts` [K] pairs of copies, which any judge puts together, are left out of the counts of length.
     """
     label, length, k = np.asarray(labels), np.asarray(lengths, float), len(labels)
     all_first, all_second = _pairs(k)
     together = label[all_first] == label[all_second]
-    rows = np.flatnonzero(together)  # few of all pairs
+    rows = np.flatnonzero(together)  # of the co-clustered pairs
     first, second = all_first[rows], all_second[rows]
-    told = rows
+    compared = rows
     if texts:
         copy_of = {text: row for row, text in reversed(list(enumerate(texts)))}
         copies = np.array([copy_of[text] for text in texts])
-        told = rows[copies[first] != copies[second]]
-    wins, pairs, apart = 0.0, len(told), len(together) - len(rows)
+        compared = rows[copies[first] != copies[second]]
+    wins, pairs, apart = 0.0, len(compared), len(together) - len(rows)
     if pairs and apart:
         difference = np.abs(length[all_first] - length[all_second])
         # Ties count half; ranks from both sides of the equal values.
         ranked = np.sort(difference[~together])
-        sides = [np.searchsorted(ranked, difference[told], side=side) for side in ("left", "right")]
+        sides = [np.searchsorted(ranked, difference[compared], side=side) for side in ("left", "right")]
         wins = float((1 - (sides[0] + sides[1]) / (2 * apart)).sum())
     sizes = np.array(list(Counter(labels).values()))
     near, half = int((3 * (second - first) <= k).sum()), k // 2
@@ -94,9 +94,9 @@ def traits(labels: Sequence[int], lengths: Sequence[int], texts: Sequence[str] =
 
 @functools.cache
 def position_features(k: int) -> np.ndarray:
-    """[K (K - 1) / 2, 4] for each pair of places in a list of K: whether they are neighbours, how far apart they are,
-    how far down, and how far from the middle, less the mean over all pairs. Summed over co-clustered pairs each has the
-    mean zero whatever the clusters' sizes are, if order plays no part.
+    """[K (K - 1) / 2, 4] for each pair of positions in a list of K: whether they are adjacent, their distance, how far
+    down and how far from the middle they are, each less its mean over all pairs. So sums over co-clustered pairs have
+    mean zero for all cluster sizes, where clusters do not depend on order.
     """
     first, second = _pairs(k)
     centred = np.arange(k) / max(k - 1, 1) - 0.5
@@ -106,10 +106,10 @@ def position_features(k: int) -> np.ndarray:
 
 
 def position(rows: Sequence[PartitionTraits], k: int) -> dict[str, Any] | None:
-    """Whether clusters follow places in the list; None where that cannot be tested.
+    """Whether clusters depend on positions in the list; None where that cannot be tested.
 
     Hotelling's T^2 of the four features over groupings, against F (false alarms `ALARM`; measured: docs/judges.md).
-    `effect` is the larger of two differences of T, over T: of near against far pairs, of early against late ones.
+    `effect` is the larger of two relative differences of T: between near and far pairs, between early and late ones.
     """
     if len(rows) < _FEWEST_ROWS or k < 4:
         return None
@@ -131,8 +131,8 @@ def position(rows: Sequence[PartitionTraits], k: int) -> dict[str, Any] | None:
 
 
 def length(rows: Sequence[PartitionTraits]) -> dict[str, Any] | None:
-    """How well a difference in length tells pairs that are together from pairs that are apart (area under the curve,
-    0.5 where it says nothing), with its interval over groupings at `ALARM`; None where there are too few.
+    """How well the difference in length separates pairs that are together from others (area under the ROC curve, 0.5
+    where it does not), with its interval over groupings at `ALARM`; None where there are too few.
     """
     wins = np.array([row.length_wins for row in rows if row.length_pairs])
     pairs = np.array([row.length_pairs for row in rows if row.length_pairs], float)
@@ -144,14 +144,14 @@ def length(rows: Sequence[PartitionTraits]) -> dict[str, Any] | None:
 
 
 def cluster_counts(rows: Sequence[PartitionTraits], k: int, documents: int | None = None) -> dict[str, Any] | None:
-    """Whether the number of clusters C varies as it does between random samples; None where that cannot be tested.
+    """Whether the number of clusters C varies less than between random samples; None where that cannot be tested.
 
-    A judge that never makes more than so many clusters gives nearly the same C every time. For K random samples of any
-    clusters the variance of C is in proportion to E[s (1 - s / K)] (C - 1) / K, with s the clusters of one sample: this
-    much a sample more or less would change C (the jackknife, an upper bound by Efron and Stein 1981), and the last
-    factor holds where clusters are few and nearly all of them are seen. Where all samples come from so few `documents`
-    that most are shown every time, C varies by 1 - K / D of that. Over even and Zipf-like clusters, K from 5 to 40, the
-    ratio is 0.5 or more (docs/judges.md); under 0.2 with certainty, C is held down.
+    A judge that makes at most a fixed number of clusters has nearly the same C every time. For K random samples the
+    variance of C is compared with E[s (1 - s / K)] (C - 1) / K, with s the clusters of one sample: by the first factor
+    a sample more or less would change C (the jackknife, an upper bound by Efron and Stein 1981); the second allows for
+    few clusters, of which nearly all are shown. Where the samples come from only D `documents`, this is multiplied by 1
+    - K / D. Over even and Zipf-like clusters, K from 5 to 40, the ratio of the two is 0.5 or more (docs/judges.md);
+    where it is below 0.2 with certainty, `held` is True: C is limited by the judge.
     """
     if len(rows) < _FEWEST_ROWS:
         return None
@@ -170,12 +170,12 @@ def cluster_counts(rows: Sequence[PartitionTraits], k: int, documents: int | Non
 
 @dataclass(frozen=True, kw_only=True)
 class Recheck:
-    """A half of a grouping that was grouped twice: counts of its pairs.
+    """Counts of the pairs of half a grouping, which was partitioned twice.
 
     Attributes:
       pairs: all; first, second, both: together in the first partition, in the second, in both.
-      verified: together in the first one after verification, None where it was not verified; again: of these, together
-        in the second one.
+      verified: together in the first after verification, None where it was not verified; again: of these, together in
+        the second too.
     """
 
     pairs: int
@@ -187,8 +187,8 @@ class Recheck:
 
 
 def recheck(first: Sequence[int], second: Sequence[int], placed: Sequence[bool] | None) -> Recheck:
-    """Counts from the clusters [k] of the same samples in both partitions; `placed` [k]: which of them verification
-    left where they were in the first.
+    """Counts from the clusters [k] of the same samples in both partitions; `placed` [k]: whether verification called
+    the sample well placed in the first.
     """
     first_labels, second_labels = np.asarray(first), np.asarray(second)
     a, b = _pairs(len(first_labels))
@@ -202,9 +202,9 @@ def recheck(first: Sequence[int], second: Sequence[int], placed: Sequence[bool] 
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate | None:
-    """Sum over sum, with an interval at `ALARM` over rechecks; None where there is nothing below the line.
+    """Ratio of two sums with its interval at `ALARM` over rechecks; None where the denominator is zero.
 
-    A rule-of-three bound where every event agrees: `_Z`-intervals of a rate that was always 0 or 1 have no width.
+    A rate of exactly 0 or 1, whose normal interval would have no width, gets a bound by the rule of three.
     """
     total = float(denominator.sum())
     if not total:
@@ -218,9 +218,9 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate | None:
 def consistency(rechecks: Sequence[Recheck]) -> dict[str, Any] | None:
     """How far the judge repeats itself, over all pairs judged twice; None where none were.
 
-    `flip_rate` is the share of co-clusterings that the other partition does not repeat: the random part of what the
-    judge puts together. `repeat_rate` is the share of pairs that are together after verification, and so rightly, that
-    are together again: what is missing to 1 is the random part of what it splits. Intervals at `ALARM`.
+    `flip_rate` is the share of co-clustered pairs that the other partition does not repeat: the random part of merges.
+    `repeat_rate` is the share of pairs together after verification, and so rightly, that are together again: 1 less the
+    random part of splits. Intervals at `ALARM`.
     """
     if not rechecks:
         return None
@@ -247,9 +247,9 @@ def consistency(rechecks: Sequence[Recheck]) -> dict[str, Any] | None:
 
 
 def drift(rechecks: Sequence[Recheck], k: int) -> dict[str, Any] | None:
-    """Whether the judge reads the same pairs otherwise among half as many samples; None where that cannot be told.
+    """Whether the judge groups the same pairs differently among half as many samples; None where there are too few.
 
-    The paired difference of T, K / 2 less K, with its t interval at `ALARM`, also over the T of both.
+    `difference` is that of T, at K / 2 less at K, paired, with its t interval at `ALARM`; `relative` is it over mean T.
     """
     if len(rechecks) < _FEWEST_ROWS or k < 4:
         return None
@@ -264,7 +264,7 @@ def drift(rechecks: Sequence[Recheck], k: int) -> dict[str, Any] | None:
     return {"K": k, "half": k // 2, "difference": interval.to_json(), "relative": relative, "drifts": drifts}
 
 
-def evidence_of(rows: Sequence[PartitionTraits], k: int, documents: int | None = None) -> Mapping[str, Any]:
-    """The three tests of partitions of K of so many documents by name, as they stand on a scorecard."""
+def partition_checks(rows: Sequence[PartitionTraits], k: int, documents: int | None = None) -> Mapping[str, Any]:
+    """The three tests of partitions of K samples of so many documents, by name, as on a scorecard."""
     counts = cluster_counts(rows, k, documents)
     return {"position": position(rows, k), "length": length(rows), "cluster_counts": counts}

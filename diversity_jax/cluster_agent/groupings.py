@@ -1,6 +1,6 @@
-"""Partitions, read from the answers of stages 5 and 6, and their counts: all that the figures of a score come from.
+"""Counts of partitions, from which all figures of a score are computed; and parsers of the answers of stages 5 and 6.
 
-Only ids and numbers decide. Reasons, metadata and scores are for people; whatever is wrong with them is left out.
+Answers are checked for ids and numbers only. Reasons, metadata and scores are for readers; malformed ones are left out.
 """
 
 from collections import Counter
@@ -20,24 +20,25 @@ COLUMNS = ("criteria_set", "clusters", "kept", "pairs")
 OPTIONAL_COLUMNS = ("triples", "claimed_clusters", "claimed_pairs", "weight", "features")
 _OF_THE_CORPUS = ("feature_means", "feature_means_covariance")
 _KINDS = {"weight": np.float64, "features": np.float64}  # of columns that are not counts
-_FEATURE_DECIMALS = 6  # short in files; the error of rounding is far below that of any mean
+_FEATURE_DECIMALS = 6  # to keep files short; the rounding error is far below the error of any mean
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Groupings:
-    """Counts of the partitions of one corpus. Arrays are [N], one entry a usable grouping, in the order of sampling.
+    """Counts of the partitions of one corpus: arrays [N], one element for each usable grouping, in the order of
+    sampling.
 
     Attributes:
       samples_per_grouping: K.
       criteria_set: which of the B criteria sets the grouping was judged by, 0 to B - 1.
       clusters: C, clusters left after those that verification called invalid are dropped.
       kept: n, samples in those clusters.
-      pairs: pairs of samples in one cluster, after verification: the samples that it found misplaced are singletons.
+      pairs: pairs of samples in one cluster after verification, where misplaced samples are singletons.
       triples: triples of samples in one cluster, likewise; None in scores of earlier versions.
       claimed_clusters, claimed_pairs: C and pairs before verification; None where they are equal to those after it.
-      weight: by how much a grouping counts in what verification changed: 1 / q where it was verified with probability
-        q, 0 where it was not (its counts are then those before verification); None where all were verified or none.
-      features: [N, F], means over a grouping's pairs of the control variate's features (`control_variate.features`).
+      weight: of a grouping in the change by verification: 1 / q where it was verified with probability q, 0 where it
+        was not (its counts are then those before verification); None where all were verified or none.
+      features: [N, F], means over a grouping's pairs of the control variate's features (`uncertainty.features`).
       feature_means, feature_means_covariance: [F] and [F, F], their means over all pairs of the corpus, and the
         covariance of these means where only a part of the documents was read.
 
@@ -106,7 +107,7 @@ class Groupings:
     def of_rows(
         cls, samples_per_grouping: int, rows: Sequence[Mapping[str, Any] | Sequence[int]], **of_the_corpus: Any
     ) -> "Groupings":
-        """From one row for each grouping: a mapping by names of columns, or a tuple of `COLUMNS`.
+        """From one row for each grouping: a mapping by column names, or a tuple of `COLUMNS`.
 
         Args:
           of_the_corpus: `feature_means` and `feature_means_covariance`, where the rows have features.
@@ -140,7 +141,7 @@ class Groupings:
         return Groupings(samples_per_grouping=self.samples_per_grouping, **columns, **of_the_corpus)
 
     def to_json(self) -> dict[str, Any]:
-        """K and all columns that there are, as lists; read by `Groupings(**value)`."""
+        """K and all columns that are not None, as lists; read by `Groupings(**value)`."""
         names = [*self._present(), *(name for name in _OF_THE_CORPUS if self.features is not None)]
         columns = {name: getattr(self, name).tolist() for name in names}
         return {"samples_per_grouping": self.samples_per_grouping} | columns
@@ -149,12 +150,12 @@ class Groupings:
 def count_partition(
     sizes: Sequence[int], valid: Sequence[bool], placed: Sequence[int] | None = None
 ) -> tuple[int, int, int, int]:
-    """Of one partition: (clusters left, samples left, co-clustered pairs, co-clustered triples).
+    """(Valid clusters, samples in them, co-clustered pairs, co-clustered triples) of one partition.
 
     Args:
-      sizes, valid: of each cluster. Clusters and samples left are those of valid clusters, as in the paper.
-      placed: samples of each cluster that verification found rightly placed; the others count as singletons in pairs
-        and triples, since nothing else is known of them. None: all of a valid cluster and none of an invalid one.
+      sizes, valid: of each cluster.
+      placed: samples of each cluster that are not misplaced by verification; the others count as singletons in pairs
+        and triples, since their cluster is not known. None: all of a valid cluster and none of an invalid one.
     """
     left = [size for size, good in zip(sizes, valid, strict=True) if good]
     placed = left if placed is None else placed
@@ -163,7 +164,7 @@ def count_partition(
 
 _REASON_CHARACTERS = 600
 _SAMPLE_ID_CHARACTERS = 40
-_NAMED = 6  # ids named in a complaint
+_NAMED = 6  # ids named in an error
 _NUMBER_DIGITS = 9
 _NUMBER_WORDS = {"true": 1, "yes": 1, "valid": 1, "false": 0, "no": 0, "invalid": 0}
 _CLUSTER_NUMBER = re.compile(r"\D{0,12}(\d{1,6})\s*")  # `3`, `#3`, `cluster 3`
@@ -172,12 +173,12 @@ _CLUSTER_NUMBER = re.compile(r"\D{0,12}(\d{1,6})\s*")  # `3`, `#3`, `cluster 3`
 def parse_partition(value: Any, samples: Sequence[Sample]) -> tuple[Cluster, ...]:
     """Clusters of a `cluster_samples` answer: every shown sample in exactly one.
 
-    Both forms are read, whichever was asked for: `assignment`, an object of sample ids and cluster numbers, beside
-    which `clusters` may describe the clusters by number; and `clusters`, a list with the `sample_ids` of each.
-    Metadata and metrics may come as objects or as lists of name and value.
+    Two forms are read, whichever was asked for: `assignment`, an object of sample ids and cluster numbers, with
+    optional descriptions of the clusters by number in `clusters`; and `clusters`, a list with the `sample_ids` of each.
+    Metadata and metrics may be objects or lists of name and value.
 
     Raises:
-      AnswerError: an id is missing, repeated or unknown, a cluster is empty, or the shape is another.
+      AnswerError: an id is missing, repeated or unknown, a cluster is empty, or the value has neither form.
     """
     value = value if isinstance(value, Mapping) else {}
     assignment, entries = value.get("assignment"), value.get("clusters")
@@ -240,7 +241,9 @@ def _cluster(ids: Sequence[str], entry: Mapping[str, Any]) -> Cluster:
 
 
 def _named_values(value: Any, field: str | None) -> list[tuple[str, Any]]:
-    """(name, value) of an object or of a list of objects with a `name`; the value is their `field`, or all of them."""
+    """(name, value) of an object, or of a list of objects with a `name`, whose value is their `field` (None: the
+    object).
+    """
     if isinstance(value, Mapping):
         return [(_text(name), item) for name, item in value.items()]
     if isinstance(value, list):
@@ -256,12 +259,12 @@ def _metric(name: str, value: Any) -> tuple[str, int, str]:
 
 
 def _number(value: Any) -> int | None:
-    """An integer, also where a model wrote it as text or as true or false."""
+    """An integer, which a model may have written as text, true or false; otherwise None."""
     if isinstance(value, str):
         text = value.strip().lower()
         return _NUMBER_WORDS.get(text, int(text) if text.isdecimal() and len(text) <= _NUMBER_DIGITS else None)
-    is_whole_number = isinstance(value, (int, float)) and abs(value) < 10**_NUMBER_DIGITS and value == int(value)
-    return int(value) if is_whole_number else None
+    is_integer = isinstance(value, (int, float)) and abs(value) < 10**_NUMBER_DIGITS and value == int(value)
+    return int(value) if is_integer else None
 
 
 def _text(value: Any) -> str:
@@ -271,14 +274,14 @@ def _text(value: Any) -> str:
 
 
 def parse_validation(value: Any, clusters: Sequence[Cluster]) -> tuple[Cluster, ...]:
-    """`clusters` with what a `verify_clusters` answer, whose `cluster` counts from 1, says of each.
+    """`clusters` with the verification in a `verify_clusters` answer, where `cluster` counts from 1.
 
-    Singletons are valid, with any verdict or none. `misplaced` names the samples that do not belong; ids that the
-    cluster does not have are ignored. A cluster with misplaced samples is not valid whatever its verdict says, and of
-    an invalid cluster without them all samples are misplaced.
+    Singletons are valid whatever it says. `misplaced` names the samples that do not belong; ids that are not in the
+    cluster are ignored. A cluster with misplaced samples is invalid whatever its `valid` says, and in an invalid
+    cluster without them all samples are misplaced.
 
     Raises:
-      AnswerError: a cluster of two or more has no verdict or two different ones, or the shape is another.
+      AnswerError: a cluster of two or more has no verdict or two different ones, or the value has another form.
     """
     entries = value.get("validation") if isinstance(value, Mapping) else None
     if not isinstance(entries, list):

@@ -1,7 +1,6 @@
-"""What hostile documents do to a score: known injections are planted in a copy of the corpus, which is scored again.
+"""Audit of prompt injections: a corpus is scored clean, and with known injections planted in some of its documents.
 
-The same groupings are judged by the same criteria with and without the injections, so that the two scores differ by
-nothing else.
+The same groupings are judged by the same criteria both times, so that only the injections differ.
 """
 
 from collections import Counter
@@ -14,24 +13,23 @@ from typing import Any
 from diversity_jax.cluster_agent.cluster import JudgedGrouping
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
-from diversity_jax.cluster_agent.embedding_judge import adapted
 from diversity_jax.cluster_agent.estimators import effective_clusters
 from diversity_jax.cluster_agent.exam_corpora import PLANTED_TEXTS
 from diversity_jax.cluster_agent.groupings import Groupings
-from diversity_jax.cluster_agent.score import blocking, propose_or_raise, with_chosen_samples
+from diversity_jax.cluster_agent.score import blocking, prepared
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.core.intervals import Estimate
 
-# Named by what each of them wants. Marks of chat templates, hidden characters and broken JSON are what real ones try.
+# By what each of them asks for; as real ones they use tokens of chat templates, hidden characters and broken JSON.
 INJECTIONS: Mapping[str, str] = PLANTED_TEXTS["injections"]
-_PLANTED_AT_CHARACTER = 200  # of a text: early enough not to be cut away
+_PLANTED_AT_CHARACTER = 200  # of a text, so that it is not cut away
 
 
 class HostileCorpus:
-    """A corpus with injections in about `share` of its documents, always the same ones.
+    """A corpus with injections in about `share` of its documents, which the seed determines.
 
     Raises:
       InputError: a share outside 0 to 1, or no injection.
@@ -45,17 +43,17 @@ class HostileCorpus:
         self._corpus, self._share, self._injections, self._seed = corpus, share, dict(injections), seed
 
     def injection(self, document: str) -> str | None:
-        """Name of what is planted in a document, or None."""
+        """Name of the injection that is planted in a document, or None."""
         generator = random.Random(child_seed(self._seed, "hostile", document))
         hostile, which = generator.random() < self._share, int(generator.random() * len(self._injections))
         return list(self._injections)[which] if hostile else None
 
     def sample(self, size: int, *, seed: int) -> Sequence[Any]:
-        """The corpus's own sample, some of it hostile."""
+        """The corpus's sample, with injections in some documents."""
         return list(map(self._planted, self._corpus.sample(size, seed=seed)))
 
     def fingerprint(self) -> str:
-        """Of the corpus and of what was planted."""
+        """Hash of the corpus's fingerprint and the planting."""
         return content_hash([self._corpus.fingerprint(), self._share, self._injections, self._seed])
 
     def _planted(self, document: Any) -> Any:
@@ -68,14 +66,13 @@ class HostileCorpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What the injections did.
+    """The effect of injections on a score.
 
     Attributes:
-      share: of documents made hostile.
-      groupings: judged each time; touched: those that showed at least one hostile document.
+      share: of documents with an injection.
+      groupings: judged each time; touched: those that showed at least one such document.
       clean, hostile: effective clusters without and with injections.
-      undefended: with injections and without discarding what the canaries caught.
-      moved, moved_undefended: by how much of itself the score moved, such as 0.02.
+      undefended: with injections, and with the groupings that canaries discard.
       caught: touched groupings that the canaries discarded, by injection; shown: touched groupings by injection.
     """
 
@@ -90,16 +87,16 @@ class Audit:
 
     @property
     def moved(self) -> float:
-        """Relative change of `effective_clusters`."""
+        """Relative change of the effective clusters."""
         return self.hostile.value / self.clean.value - 1
 
     @property
     def moved_undefended(self) -> float:
-        """The same, had nothing been discarded."""
+        """Relative change where nothing is discarded."""
         return self.undefended.value / self.clean.value - 1
 
     def to_json(self) -> dict[str, Any]:
-        """All fields by name, estimates nested."""
+        """All fields and the relative changes by name."""
         value = {name: part.to_json() if isinstance(part, Estimate) else part for name, part in vars(self).items()}
         return value | {"moved": self.moved, "moved_undefended": self.moved_undefended}
 
@@ -122,17 +119,13 @@ async def audit_async(
     share: float = 0.01,
     injections: Mapping[str, str] = INJECTIONS,
 ) -> Audit:
-    """Scores a corpus clean and attacked: twice the calls of one scoring, less where the response cache has the clean
-    ones.
+    """Scores a corpus without and with injections: twice the calls of a scoring, less those in the response cache.
 
     Raises:
       InputError: as `score_corpus`; or a share outside 0 to 1.
     """
-    config = adapted(judge, config)
     attacked = HostileCorpus(corpus, share=share, injections=injections, seed=config.seed)
-    judge.expect(config.forecast_calls() + config.forecast_calls(with_criteria=True))
-    proposed = await propose_or_raise([corpus], judge, config)
-    config, proposed = await with_chosen_samples([corpus], judge, config, proposed)
+    config, proposed = await prepared([corpus], judge, config, scorings=2)
     judged: list[JudgedGrouping] = []  # of the attacked corpus, also the discarded ones
     scorers = (
         CorpusScorer(corpus, judge, config, proposed),

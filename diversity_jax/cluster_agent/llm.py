@@ -1,7 +1,7 @@
-"""A language model as judge: tasks become requests by prompts and JSON schemas, and completions are parsed.
+"""A language model as judge: turns tasks into requests by prompts and JSON schemas, and parses completions.
 
-What the six stages say is in `prompts.toml`. Instructions and criteria are in the system prompt, the criteria first,
-since what is read first weighs most. Samples are data in the user message.
+The texts of the six stages are in `prompts.toml`. Instructions and criteria are in the system prompt, criteria first,
+since models give most weight to what they read first. Samples are data in the user message.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,13 +21,13 @@ _TEXTS: Mapping[str, Any] = tomllib.loads(Path(__file__).with_name("prompts.toml
 PROMPT_VERSION: str = _TEXTS["version"]
 _PREVIOUS_CHARACTERS = 6000
 _NAME_CHARACTERS = 60  # in schemas with limits
-_CHARACTERS_OF_A_WORD = 8  # so that 15 words of reasoning have 160 characters
+_CHARACTERS_OF_A_WORD = 8  # in limits of lengths, to which 40 are added: 160 for 15 words of reasoning
 
 _json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _encode(value: Any) -> str:
-    """JSON of a text, or of lists and objects of texts, in which no special token can be formed."""
+    """JSON of texts, lists and objects, with `as_data` of all texts."""
     return _json(_data(value))
 
 
@@ -40,7 +40,7 @@ def _data(value: Any) -> Any:
 
 
 def _lines(values: Iterable[Mapping[str, Any]]) -> str:
-    """One line of JSON for each; text stays readable, and no text can end its line."""
+    """One line of JSON for each value."""
     return "\n".join(map(_encode, values))
 
 
@@ -49,7 +49,7 @@ def _criteria(criteria: CriteriaSet) -> str:
     metadata = [{"metadata": m.name, "guidance": m.guidance or m.definition} for m in criteria.metadata]
     metrics = [{"metric": m.name, "guidance": m.guidance or m.definition} for m in criteria.metrics]
     for line, metric in zip(metrics, criteria.metrics, strict=True):
-        if metric.levels:  # the steps between would be sent with every call, and add little to the guidance
+        if metric.levels:  # those between add little, and would be sent with every call
             line |= {"1": metric.levels[0], "5": metric.levels[-1]}
     return _lines(metadata + metrics)
 
@@ -60,7 +60,7 @@ def _cluster_line(number: int, cluster: Cluster) -> str:
 
 
 def system_of(task: Task) -> str:
-    """The system prompt: for clustering and verification equal in all groupings of a criteria set."""
+    """The system prompt; for clustering and verification the same in all groupings of a criteria set."""
     if task.stage.startswith("summarize_"):
         return _TEXTS["summarize"].format(count=task.criteria_count, **_TEXTS[task.stage])
     if task.stage in ("propose_criteria", "define_criteria"):
@@ -79,7 +79,7 @@ def _judging(criteria: CriteriaSet, words: int) -> str:
 
 
 def user_of(task: Task, *, assignment: bool = False) -> str:
-    """The user message, with what was wrong before where this is a repair; `assignment` as in `schema_of`."""
+    """The user message, in a repair round with the error and the first answer; `assignment` as in `schema_of`."""
     text = _material(task, assignment)
     if task.problem is None:
         return text
@@ -117,12 +117,12 @@ def _material(task: Task, assignment: bool) -> str:
 def schema_of(task: Task, *, assignment: bool = False) -> Schema:
     """The schema of a task's answer.
 
-    With `assignment` a partition is asked for as an object with every shown id as a required key and a cluster number
-    as its value, which cannot be malformed where the server enforces it; otherwise as a list of clusters. The ids of a
-    run are dealt from one pool, so that this schema is one in all its groupings and servers compile it once.
+    With `assignment` a partition is an object with every shown id as a required key and a cluster number as its value,
+    which cannot be malformed where the server enforces schemas; otherwise it is a list of clusters. All groupings of a
+    run have the same set of ids, so that servers compile this schema once.
 
-    With the task's `schema_limits` it limits lengths and allows only this call's sample ids. It then differs from call
-    to call, which costs time on servers that compile schemas; ids are checked here in any case.
+    With the task's `schema_limits` it limits lengths and allows only this call's sample ids. It then differs between
+    calls, which takes time on servers that compile schemas. Ids are checked here in any case.
     """
     ids = tuple(sorted(sample.sample_id for sample in task.samples))
     keys = ids if assignment and task.stage == "cluster_samples" else None
@@ -134,13 +134,13 @@ def schema_of(task: Task, *, assignment: bool = False) -> Schema:
 
 @functools.lru_cache(maxsize=64)
 def _fixed_schema(stage: str, criteria_count: int, reasoning: bool, keys: tuple[str, ...] | None) -> Schema:
-    """Without limits a schema depends on nothing else."""
+    """A schema without limits."""
     return Schema(_schema(stage, criteria_count, _Allowed(words=int(reasoning)), keys))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Allowed:
-    """What an answer may hold: words of a reason, sample ids (None: any, and no limits at all), clusters to check."""
+    """Limits of an answer: words of a reason, sample ids (None: no limits at all), number of clusters to verify."""
 
     words: int
     ids: Sequence[str] | None = None
@@ -172,7 +172,7 @@ def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(stage: str, count: int, allowed: _Allowed, keys: Sequence[str] | None) -> dict[str, Any]:
-    """The schema of a stage; a partition is an assignment of the `keys` where they are given."""
+    """The schema of a stage; that of a partition as an assignment of `keys`, or None as a list of clusters."""
     name, line, array = allowed.name, allowed.line, allowed.array
     metadata, guided = _object(name=name, definition=line), _object(name=name, guidance=line)
     metric = _object(name=name, definition=line, levels=array(line, 5, 5))
@@ -214,15 +214,15 @@ def _partition_schema(count: int, allowed: _Allowed, keys: Sequence[str] | None)
 
 _STAGES_OF_A_SET = ("propose_criteria", "summarize_metadata", "summarize_metrics", "define_criteria")
 _REPLICATES_OF_A_SET = 1_000_000
-# Under a cap on calls this share of those left is begun at once, so that few groupings are left unverified at its end.
-_SHARE_OF_CALLS_LEFT = 8
+# Under a cap on calls one grouping for so many calls left is begun at once, so that few remain unverified at its end.
+_CALLS_LEFT_PER_GROUPING = 8
 
 
 class LlmJudge:
     """Asks the model behind an engine.
 
     Args:
-      engine: makes, repeats, caches and prices the calls. Enter it before asking, or enter the judge, which enters it.
+      engine: makes the calls. Enter the judge, which enters the engine, or enter the engine itself.
     """
 
     prompt_version = PROMPT_VERSION
@@ -231,7 +231,7 @@ class LlmJudge:
         self.engine = engine
         self.label = engine.name
         self._assignment: bool | None = None  # form of partitions; None until the first one is asked for
-        # Model and wording are all, and the fields that change the model's answers; the server's address is no part.
+        # Besides model and wording only the fields of `body` change answers; the server's address does not.
         self.identity: Mapping[str, Any] = MappingProxyType({"body": engine.body} if engine.body else {})
 
     async def __aenter__(self) -> "LlmJudge":
@@ -242,29 +242,27 @@ class LlmJudge:
         await self.engine.__aexit__(*error)
 
     def expect(self, calls: int) -> None:
-        """Tells the engine how many calls are to come, for its forecast of time and price."""
+        """Passes the expected number of calls to the engine, for its forecast of time and price."""
         self.engine.expect(calls)
 
     @property
     def gathers_calls(self) -> bool:
-        """Whether calls go out in batches, so that all groupings are to be worked on at once."""
+        """Whether calls are sent in batches, so that all groupings have to be begun at once."""
         return self.engine.config.batch
 
     @property
     def groupings_at_once(self) -> int | None:
-        """How many groupings to work on at once; None without a cap on calls."""
+        """How many groupings to begin at once; None without a cap on calls."""
         left = self.engine.calls_left
-        return None if left is None else max(left // _SHARE_OF_CALLS_LEFT, 1)
+        return None if left is None else max(left // _CALLS_LEFT_PER_GROUPING, 1)
 
     def request(self, task: Task, *, assignment: bool = False) -> Request:
-        """The request of a task: a pure function of it, so that a replay finds its answer in the response cache.
-
-        Args:
-          assignment: ask for a partition as an object of ids and cluster numbers; see `prompts.schema_of`.
+        """The request of a task, a pure function of it, so that a replay finds its answer; `assignment` as in
+        `schema_of`.
         """
         replicate = task.replicate
         if task.stage in _STAGES_OF_A_SET:
-            # Two criteria sets may come to the same question; they are to be independent, so it is asked twice.
+            # Equal questions of two criteria sets are separate calls, since the sets have to be independent.
             replicate += task.criteria_set * _REPLICATES_OF_A_SET
         return Request(
             stage=task.stage,
@@ -274,15 +272,16 @@ class LlmJudge:
             replicate=replicate,
             max_output_tokens=task.max_output_tokens,
             temperature=task.temperature,
-            # Where a cap may end the run, a grouping that was begun is finished first: half of one is worth nothing.
-            # Otherwise calls go in order; if verification went first, the last groupings' clusterings would be left to
-            # the end, with idle slots behind them.
+            # Where a cap may end the run, begun groupings are finished first, since an unverified one cannot be used.
+            # Otherwise calls go in order: with verification first, the last clusterings would run at the end, with idle
+            # slots.
             urgent=task.stage == "verify_clusters" and self.engine.budget.capped,
         )
 
     async def _request_in_form(self, task: Task) -> Request:
-        """The request, for a partition in one form throughout a run: as an assignment where the server was held to its
-        schemas until the first partition, or as an earlier run began; in the other form where only that is at hand.
+        """The request; for a partition in one form throughout a run: as an assignment where the server enforces schemas
+        at the first partition, unless the cache holds that one in the other form; and in the other form where only its
+        answer is in the cache.
         """
         if task.stage != "cluster_samples":
             return self.request(task)
@@ -295,7 +294,7 @@ class LlmJudge:
         return forms[1] if await self.engine.answers_other(*forms) else forms[0]
 
     async def ask(self, task: Task) -> JudgeAnswer:
-        """Asks and parses; see `Judge.ask`."""
+        """See `Judge.ask`."""
         request = await self._request_in_form(task)
         try:
             completion = await self.engine.complete(request)

@@ -1,7 +1,7 @@
-"""Judges by the name that a configuration gives: the one place to add a judge.
+"""Judges by name in a configuration; an entry of `JUDGES` adds one.
 
 `embedding:EMBEDDER` groups by the vectors of an embedder (see `embedders`); any other name that is not in `JUDGES` is a
-language model, `PROVIDER:MODEL`. What differs between judges is a field of `JudgeKind`; nothing else compares names.
+language model, `PROVIDER:MODEL`. What differs between judges is a field of `JudgeKind`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from diversity_jax.cluster_agent.embedding_judge import EmbeddingJudge
     from diversity_jax.cluster_agent.llm import LlmJudge
 
-# What judges are made of is imported where one is opened: a configuration looks up names alone.
-
 
 class JudgeSettings(Protocol):
-    """The fields of a configuration that say who judges, how, and at what price."""
+    """The fields of a configuration that a judge is opened by."""
 
     @property
     def judge(self) -> str: ...
@@ -43,15 +41,15 @@ class JudgeSettings(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeKind:
-    """What the library has to know of a kind of judge.
+    """A kind of judge. Its functions import what they need, so that configurations load quickly.
 
     Attributes:
       open: makes the judge from settings and the path of the response cache; None where nothing is judged.
-      label: `Judge.label`; None where it names the model.
+      label: `Judge.label`; None where that is the model's name.
       is_llm: whether a language model is asked, over the network and at a price.
-      note: what a page says of figures by this judge.
-      check: raises `InputError` where such a judge cannot be opened, before any text is read; for want of an API key
-        only where its second argument says that the judge will be asked.
+      note: remark on pages with figures of this judge.
+      check: raises `InputError` where such a judge cannot be opened, before any text is read; for a missing API key
+        only where its second argument, whether the judge will be asked, is True.
     """
 
     open: Callable[[JudgeSettings, Path], Judge] | None
@@ -81,7 +79,7 @@ def _check_llm(settings: JudgeSettings, asked: bool) -> None:
 
 
 def _refuse_unknown(judge: str) -> None:
-    """Refuses a name that is no judge's and of no provider; the error suggests the nearest known one."""
+    """InputError for a name that is neither a judge's nor of a provider; suggests the nearest known one."""
     provider, colon, model = judge.partition(":")
     if provider in PROVIDERS and model:
         return
@@ -142,7 +140,7 @@ _LLM = JudgeKind(open=_open_llm, is_llm=True, check=_check_llm)
 
 
 def known_judges() -> list[str]:
-    """What `judge` may be; behind a colon at its end stands a model or an embedder."""
+    """Values of `judge`; those that end in a colon are followed by a model or an embedder."""
     return [*JUDGES, _EMBEDDING, *(f"{name}:" for name in PROVIDERS)]
 
 
@@ -151,23 +149,23 @@ def judge_kind(name: str) -> JudgeKind:
 
 
 def is_paid_embedding(judge: str) -> bool:
-    """Whether a judge groups by vectors of an API that charges for texts."""
+    """Whether a judge is an embedder behind an API that charges for texts."""
     from diversity_jax.embedders import is_paid
 
     return judge.startswith(_EMBEDDING) and is_paid(judge.removeprefix(_EMBEDDING))
 
 
 def judge_note(label: str) -> str:
-    """What a page says of figures by the judge with this label; empty where there is nothing to say."""
+    """`JudgeKind.note` of the judge with this label."""
     return next((kind.note for kind in JUDGES.values() if kind.label == label), judge_kind(label).note)
 
 
 def open_judge(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> Judge:
-    """The judge of a configuration, one for all `corpora` to be compared. Where it took an exam, it holds the verdict
-    as `exam`.
+    """The judge of a configuration, one for all `corpora` to be compared; its attribute `exam` is the verdict of its
+    stored exam, or None.
 
     Args:
-      cache: where paid answers are stored, unless `engine.ledger` names another file.
+      cache: file of paid answers, unless `engine.ledger` names another.
 
     Raises:
       InputError: an unknown judge, a model without a price, a missing API key, or a damaged result of an exam.
@@ -179,11 +177,11 @@ def open_judge(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache:
         raise InputError(f"judge {settings.judge}: judges nothing; name another, such as offline or PROVIDER:MODEL")
     judge = kind.open(settings, cache)
     examined = cached_exam(judge, settings.agent, exam_folder(settings, cache))
-    vars(judge)["exam"] = examined and examined.verdict  # optional in the protocol, so that other judges need not know
+    vars(judge)["exam"] = examined and examined.verdict  # no part of the protocol `Judge`
     return judge
 
 
 def exam_folder(settings: JudgeSettings, cache: Path) -> Path:
-    """Where results of exams are kept: `exam_dir` of a configuration that has it, else beside the response cache."""
+    """Folder of the results of exams: `exam_dir` of a configuration that has it, else beside the response cache."""
     named: str | None = getattr(settings, "exam_dir", None)
     return Path(named) if named else Path(settings.engine.ledger or cache).parent / "exams"

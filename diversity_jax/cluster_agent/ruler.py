@@ -1,15 +1,12 @@
-"""A ruler: vectors of texts and a threshold of likeness, both fixed before any corpus is seen, so that what it reads
-does not depend on the corpus, its size, or its neighbours in a run.
+"""Rulers: a ruler is an embedding of texts with thresholds of similarity above which two texts are alike, both fixed
+before any corpus is read, so that its figures do not depend on the corpus or on other corpora of a run.
 
-The shipped one is the mean of static token vectors: the table of 32,000 x 256 and the tokenizer in the wheel of
-`wordllama` (MIT), read from its two files without importing it. Weights by token frequency and the removal of the
-common component were measured and left out: docs/judges.md, "The shipped ruler".
+The default ruler is the mean of static token vectors: the 32,000 x 256 table and the tokenizer in the wheel of
+`wordllama` (MIT), read from its two files without importing it. Weights by token frequency and removal of the common
+component were measured and not used: docs/judges.md, "The shipped ruler".
 
-The similarity of two texts grows with what is read of them. So texts are compared by their first words, as many of
-both, at one of `READING_LENGTHS`, each with the threshold that is measured at that length.
-
-`not_english` says which texts a reader of English cannot read, and what they are written in: by the script of their
-letters, and for Latin letters by the small words of other languages.
+The similarity of two texts grows with the number of words read. So the same number of first words of both is compared,
+one of `READING_LENGTHS`, with the threshold that was measured at that length.
 """
 
 from collections import Counter
@@ -31,11 +28,11 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.words import count_words, first_words, words
 from diversity_jax.embedders import Embedder
 
-_LETTERS_READ = 400  # characters of a text that are looked at
-_WORDS_READ = 60
-_FOREIGN_LETTERS = 0.2  # share of the letters from which a text is in their script
-_FEWEST_LETTERS = 0.2  # share of what is not white space, below which a text is numbers and signs
-_FEWEST_SMALL_WORDS, _SMALL_WORDS_SHARE = 2, 0.1
+# `not_english` reads the first characters and words of a text, and counts function words of languages.
+_CHARACTERS_READ, _WORDS_READ = 400, 60
+_FOREIGN_LETTERS = 0.2  # share of the letters from which a text is in another script
+_FEWEST_LETTERS = 0.2  # share of the characters without white space, below which a text is numbers and signs
+_FEWEST_FUNCTION_WORDS, _FUNCTION_WORDS_SHARE = 2, 0.1
 _LETTER = re.compile(r"[^\W\d_]")
 _SCRIPTS = {
     "CJK": "Chinese or Japanese",
@@ -48,7 +45,7 @@ _SCRIPTS = {
 _ENGLISH = """the of and to in is that it for was with as on are this be at by not or from have an which what how you i
 my do can a we he she they will would if but all there when who your has had were been their its about into than
 so no one out up me his her our us them please show tell get go"""
-_SMALL_WORDS = {  # of two letters and more: code is full of single ones
+_FUNCTION_WORDS = {  # of at least two letters, since code has many single ones
     "German": "der und das nicht ist eine einen mit sich auf auch dem von wird oder aber wir ich sie bei nach sind ein",
     "French": "le les des une est dans pour que qui avec sur pas du et au il nous vous cette ne la aux par ce sont",
     "Spanish": "el los las que una por con del se su como pero lo es al la mi para sus hay este un en cuál cómo",
@@ -72,30 +69,30 @@ _SMALL_WORDS = {  # of two letters and more: code is full of single ones
 
 
 @functools.cache
-def _small_words() -> tuple[frozenset[str], dict[str, list[str]]]:
-    """English small words, and the languages of every other small word."""
+def _function_words() -> tuple[frozenset[str], dict[str, list[str]]]:
+    """English function words, and the languages of each of the others."""
     english = frozenset(_ENGLISH.split())
     languages: dict[str, list[str]] = {}
-    for language, listed in _SMALL_WORDS.items():
+    for language, listed in _FUNCTION_WORDS.items():
         for word in listed.split():
             if word not in english:
                 languages.setdefault(word, []).append(language)
     return english, languages
 
 
-def is_small_word(word: str) -> bool:
-    """Whether a word says nothing of the subject of an English text."""
-    return word in _small_words()[0]
+def is_function_word(word: str) -> bool:
+    """Whether a word is an English function word, such as `the`."""
+    return word in _function_words()[0]
 
 
 @functools.lru_cache(10_000)
 def not_english(text: str) -> str:
-    """What a text is written in; empty for English, and for what is of no language, such as code and formulas.
+    """The language or script of a text; empty for English, and for code and formulas.
 
-    Texts without letters are "numbers and signs". A text in another script with a few English words in it is in that
-    script, since most of its letters are.
+    Decided by the script of its letters, and for Latin letters by function words. Texts with few letters are "numbers
+    and signs".
     """
-    beginning = text[:_LETTERS_READ]
+    beginning = text[:_CHARACTERS_READ]
     letters = _LETTER.findall(beginning)
     if len(letters) < _FEWEST_LETTERS * len("".join(beginning.split())):
         return "numbers and signs"
@@ -105,43 +102,43 @@ def not_english(text: str) -> str:
         if foreign.total() > _FOREIGN_LETTERS * len(letters):
             name = "HIRAGANA" if foreign["HIRAGANA"] + foreign["KATAKANA"] else foreign.most_common(1)[0][0]
             return _SCRIPTS.get(name, name.title())
-    english, languages = _small_words()
+    english, languages = _function_words()
     read = words(beginning)[:_WORDS_READ]
     counts = Counter(language for word in read for language in languages.get(word, ()))
     if not counts:
         return ""
     language, most = counts.most_common(1)[0]
-    ours = sum(word in english for word in read)
-    foreign_text = most >= max(_FEWEST_SMALL_WORDS, _SMALL_WORDS_SHARE * len(read)) and most > 2 * ours
-    return language if foreign_text else ""
+    english_count = sum(word in english for word in read)
+    is_foreign = most >= max(_FEWEST_FUNCTION_WORDS, _FUNCTION_WORDS_SHARE * len(read)) and most > 2 * english_count
+    return language if is_foreign else ""
 
 
 ALIKE_BY_CHANCE = 0.001
-"""Share of the pairs of texts of unrelated subjects whose similarity passes the threshold."""
+"""Share of the pairs of texts of unrelated subjects whose similarity exceeds the threshold."""
 
 PACKAGE, PACKAGE_VERSION = "wordllama", "0.4.0.post1"
 _VECTORS, _TOKENIZER = "wordllama/weights/l2_supercat_256.safetensors", "tokenizers/l2_supercat_tokenizer_config.json"
 # Renew: python scripts/checks/ruler_demands.py thresholds
 _THRESHOLDS = (0.2978, 0.2861, 0.2886, 0.2937, 0.2926, 0.3169, 0.3423, 0.3465, 0.412, 0.4384, 0.4621)
-_REACHED_BY = 0.9  # of the documents: where more are shorter, their share decides what a corpus reads
+_REACHED_BY = 0.9  # share of the documents that have at least as many words as the reading length
 _MOST_WORDS = 2_000  # read of a text where no number is given
-_MOST_WORDS_KEPT = 200_000  # in the cache of the tokens of words
-_WORTH_THREADS = 512  # words: for fewer, waking the library's threads costs more than cutting them
-# The check whether vectors differ: halves of one text against halves of others.
+_MOST_WORDS_CACHED = 200_000  # whose tokens are stored
+_BATCHED_WORDS = 512  # below which waking the tokenizer's threads takes longer than tokenising
+# Limits of `refusal`, which compares halves of one text and halves of two.
 _CHECKED_TEXTS, _FEWEST_CHECKED = 400, 40
 _LEAST_AUC = 0.75
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ruler:
-    """Texts to vectors whose products say how alike they are.
+    """An embedding of texts with a threshold of similarity for each reading length, both independent of any corpus.
 
     Attributes:
-      name: of the embedder, as errors and scorecards name it.
-      identity: JSON value of all that the figures depend on; figures of two rulers are never compared.
-      read: texts and numbers of words to float [n, lengths, d], of any norm; zero where there is nothing to read.
-      thresholds: similarity above which two texts are alike, by the number of words that are read.
-      foreign: names the script or language of a text that it cannot read; empty for the others.
+      name: of the embedder, in errors and remarks.
+      identity: JSON value of all that its figures depend on; figures of two rulers are never compared.
+      read: texts and reading lengths in words to vectors float [n, lengths, d] of any norm; zero where a text has none.
+      thresholds: cosine similarity above which two texts are alike, by reading length.
+      foreign: the script or language of a text that it cannot read; empty for all others.
     """
 
     name: str
@@ -155,20 +152,20 @@ class Ruler:
         return self.embed_at(texts, (words or _MOST_WORDS,))[:, 0]
 
     def embed_at(self, texts: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
-        """Unit vectors float32 [n, lengths, d] of the first words of each text, as many as each of `lengths` says."""
+        """Unit vectors float32 [n, lengths, d] of the first words of each text, for each number in `lengths`."""
         vectors = np.asarray(self.read(["" if self.foreign(text) else text for text in texts], lengths), np.float32)
         norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
         return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
     def reading_length(self, texts: Sequence[str]) -> int:
-        """The largest of `READING_LENGTHS` that nine tenths of the texts reach; the least where none is reached."""
+        """The largest of `READING_LENGTHS` that nine tenths of the texts have; the least where there is none."""
         counts = np.array([count_words(first_words(text, READING_LENGTHS[-1])) for text in texts])
         reached = [length for length in READING_LENGTHS if (counts >= length).mean() >= _REACHED_BY]
         return reached[-1] if reached else READING_LENGTHS[0]
 
 
 class StaticVectors:
-    """Mean of the token vectors of a text, from a table and a tokenizer on disk."""
+    """Sums of static token vectors, from a table and a tokenizer on disk; a `Ruler.read`."""
 
     def __init__(self, table: Path, tokenizer: Path):
         from safetensors import safe_open
@@ -176,14 +173,14 @@ class StaticVectors:
 
         with safe_open(table, "numpy") as file:
             (name,) = file.keys()
-            self._table = file.get_tensor(name)  # float16; rows are widened when they are added up
+            self._table = file.get_tensor(name)  # float16; widened when they are added
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokens: dict[str, list[int]] = {}
 
     def __call__(self, texts: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
-        """Sums of the vectors of the first words, float32 [n, lengths, d]; words are what white space separates."""
+        """Sums of the vectors of the first words, float32 [n, lengths, d]; words are separated by white space."""
         split = [text.encode("utf-8", "replace").decode().split(None, max(lengths))[: max(lengths)] for text in texts]
-        self._cut(split)
+        self._tokenize(split)
         ascending = sorted(set(lengths))
         sums = np.zeros((len(texts), len(ascending), self._table.shape[1]), np.float32)
         for row, split_text in enumerate(split):
@@ -197,36 +194,23 @@ class StaticVectors:
                 start = end
         return np.cumsum(sums, axis=1)[:, [ascending.index(length) for length in lengths]]
 
-    def _cut(self, split: Sequence[Sequence[str]]) -> None:
-        """Stores the tokens of words that are new. No token of this tokenizer spans two words, so each word is cut once
+    def _tokenize(self, split: Sequence[Sequence[str]]) -> None:
+        """Stores the tokens of new words. No token of this tokenizer spans two words, so each word is tokenised once
         for all texts, which is ten times as fast.
         """
-        if len(self._tokens) > _MOST_WORDS_KEPT:
+        if len(self._tokens) > _MOST_WORDS_CACHED:
             self._tokens = {}
         new = list({word: None for split_text in split for word in split_text if word not in self._tokens})
-        if len(new) < _WORTH_THREADS:
+        if len(new) < _BATCHED_WORDS:
             encodings = [self._tokenizer.encode(word, add_special_tokens=False) for word in new]
         else:
             encodings = self._tokenizer.encode_batch_fast(new, add_special_tokens=False)
         self._tokens |= {word: encoding.ids for word, encoding in zip(new, encodings, strict=True)}
 
 
-class _Embedded:
-    """An embedder's vectors of the first words of texts; equal beginnings are embedded once."""
-
-    def __init__(self, embedder: Embedder):
-        self._embedder = embedder
-
-    def __call__(self, texts: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
-        beginnings = [first_words(text, length) for text in texts for length in lengths]
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(beginnings))}
-        vectors = self._embedder.embed(list(row_of))
-        return vectors[[row_of[text] for text in beginnings]].reshape(len(texts), len(lengths), -1)
-
-
 @functools.cache
 def default_ruler() -> Ruler:
-    """The ruler that is shipped: read once in a process.
+    """The default ruler, loaded once in a process.
 
     Raises:
       InputError: the package that holds its vectors is missing, or is another version.
@@ -255,14 +239,22 @@ def default_ruler() -> Ruler:
 
 
 def embedder_ruler(embedder: Embedder) -> Ruler:
-    """The ruler that an embedder makes: its thresholds are measured here, on pairs of texts of known subjects.
+    """The ruler of an embedder, with thresholds measured on the calibration pairs.
 
     Raises:
-      InputError: the embedder failed, or does not tell the subjects apart.
+      InputError: the embedder failed, or does not separate the subjects.
     """
-    thresholds = measured_thresholds(_Embedded(embedder), embedder.label)
+
+    def read(texts: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
+        """Vectors of the first words; equal ones are embedded once."""
+        beginnings = [first_words(text, length) for text in texts for length in lengths]
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(beginnings))}
+        vectors = embedder.embed(list(row_of))
+        return vectors[[row_of[text] for text in beginnings]].reshape(len(texts), len(lengths), -1)
+
+    thresholds = measured_thresholds(read, embedder.label)
     identity = {"embedder": embedder.label} | _identity(thresholds)
-    return Ruler(name=embedder.label, identity=identity, read=_Embedded(embedder), thresholds=thresholds)
+    return Ruler(name=embedder.label, identity=identity, read=read, thresholds=thresholds)
 
 
 def _identity(thresholds: Mapping[int, float]) -> dict[str, Any]:
@@ -270,10 +262,10 @@ def _identity(thresholds: Mapping[int, float]) -> dict[str, Any]:
 
 
 def measured_thresholds(read: Callable[[Sequence[str], Sequence[int]], np.ndarray], name: str) -> dict[int, float]:
-    """The similarity that `ALIKE_BY_CHANCE` of the pairs of unrelated subjects pass, at each reading length.
+    """The similarity that `ALIKE_BY_CHANCE` of the pairs of unrelated subjects exceed, by reading length.
 
     Raises:
-      InputError: texts of one subject are no more alike than others.
+      InputError: pairs of one subject are no more alike than others.
     """
     plain = Ruler(name=name, identity={}, read=read, thresholds={})
     thresholds = {}
@@ -288,10 +280,10 @@ def measured_thresholds(read: Callable[[Sequence[str], Sequence[int]], np.ndarra
 
 
 def refusal(ruler: Ruler, texts: Sequence[str]) -> str:
-    """Why the vectors of these texts say nothing about them; empty where they do.
+    """Why a ruler cannot be used for these texts; empty where it can.
 
-    Vectors of what an embedder cannot read hardly differ: the halves of two texts are then as alike as the two halves
-    of one, and far more alike than halves of texts of one subject, which are about as alike as the threshold asks.
+    Vectors of texts that an embedder cannot read hardly differ: halves of two texts are then as similar as the two
+    halves of one, and far more similar than the threshold.
     """
     different = list(dict.fromkeys(texts))[: 4 * _CHECKED_TEXTS]
     counts = np.array([count_words(first_words(text, READING_LENGTHS[-1])) for text in different] or [0])

@@ -1,8 +1,8 @@
-"""Which documents each grouping shows, in which order and under which ids: a pure function of corpus and seed.
+"""Draws the samples of groupings: documents, order and sample ids, a pure function of corpus and seed.
 
-Grouping i is the same whatever N is and in whatever order groupings finish; so a longer run begins with a shorter one's
-calls, and the response cache answers them. Documents are drawn in chunks that grow, so that neither is a whole corpus
-held nor is it read often.
+Grouping i does not depend on N or on the order in which groupings finish; so a longer run begins with the calls of a
+shorter one, which the response cache answers. Documents are drawn in growing chunks, so that a large corpus is neither
+held in memory nor read often.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _Texts = list[tuple[str, str]]  # document id, cleaned text
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedGrouping:
-    """One grouping before it is judged; `samples` in the order shown, planted ones among them."""
+    """One grouping before it is judged; `samples` in the order shown, with planted ones."""
 
     index: int
     criteria_set: int
@@ -38,13 +38,13 @@ class PlannedGrouping:
 
 
 class GroupingSampler:
-    """Draws the samples of groupings, which are to be asked for in ascending order.
+    """Draws the samples of groupings; `plan` them in ascending order.
 
     Args:
-      keep: leave drawn texts for the next sampler of this corpus; see `draw_texts`.
+      keep: store drawn texts for the next sampler of this corpus; see `draw_texts`.
 
     Attributes:
-      documents: size of the corpus, once a draw has emptied it; None before.
+      documents: size of the corpus, once a draw has taken all of it; None before.
       copies: share of the pairs of documents that have the same text, in the first draw.
     """
 
@@ -70,11 +70,11 @@ class GroupingSampler:
 
     @property
     def drawn_from(self) -> int:
-        """Documents with text that the groupings of this chunk are drawn from; 0 before the first."""
+        """Number of documents with text that groupings are now drawn from; 0 before the first chunk."""
         return len(self._pool)
 
     def start(self) -> "GroupingSampler":
-        """Lays out the first groupings in the background, while criteria are proposed; needs a running event loop."""
+        """Prepares the first groupings in the background, while criteria are proposed; needs a running event loop."""
         if self._chunk < 0 and self._preparing is None:
             self._preparing = asyncio.create_task(self._prepare(min(self._config.in_flight, self._config.groupings)))
         return self
@@ -82,39 +82,39 @@ class GroupingSampler:
     async def _prepare(self, groupings: int) -> None:
         with contextlib.suppress(InputError):  # raised again when the grouping is asked for
             for index in range(groupings):
-                planned = await self._lay_out(index, self._config.criteria_sets)
+                planned = await self._make(index, self._config.criteria_sets)
                 if self._stop_preparing:
                     return
                 for sample in planned.samples:
                     sample.line  # noqa: B018  computes the cached property
                 self._prepared[index] = planned
-                await asyncio.sleep(0)  # answers of the calls that propose criteria go first
+                await asyncio.sleep(0)  # gives way to answers of the calls that propose criteria
 
     async def plan(self, index: int, sets: int) -> PlannedGrouping:
         """Grouping `index` of a run with so many criteria `sets`."""
         planned = self._prepared.pop(index, None)
         if planned is None:
             self._stop_preparing = True
-            planned = await self._lay_out(index, sets)
-        elif planned.criteria_set != index % sets:  # fewer sets came about than were asked for
+            planned = await self._make(index, sets)
+        elif planned.criteria_set != index % sets:  # fewer sets were made than asked for
             planned = replace(planned, criteria_set=index % sets)
         self._seen.update(sample.document for sample in planned.samples if sample.document != FOREIGN)
         return planned
 
     async def first_texts(self) -> list[str]:
-        """Texts of the first chunk, before any grouping is planned: all of a corpus or a random part of it."""
+        """Texts of the first chunk, before any grouping is planned: all of a corpus or a random sample."""
         async with self._lock:
             if self._chunk < 0:
                 await self._take_next_chunk()
             return [text for _, text in self._pool]
 
     async def close(self) -> None:
-        """Waits for a draw that is no longer needed."""
+        """Ends background work, and waits for a draw under way."""
         self._stop_preparing = True
         await asyncio.gather(*filter(None, (self._next_draw, self._preparing)), return_exceptions=True)
 
     async def _take_next_chunk(self) -> None:
-        """Takes the next chunk, and begins to draw the one after it, so that judges do not wait for a corpus."""
+        """Takes the next chunk, and begins to draw the one after it, so that judging need not wait for the corpus."""
         chunk, k = self._chunk + 1, self._config.samples_per_grouping
         size = _chunk_groupings(chunk)
         wanted = size * k
@@ -130,8 +130,7 @@ class GroupingSampler:
             has = f"has {counted(len(self._pool), 'document')} with text and a grouping shows {k}"
             raise InputError(f"{name}: {has}; give a larger corpus, or a smaller agent.samples_per_grouping")
         self._chunk, self._start, self._end = chunk, self._end, self._end + size
-        # A corpus smaller than a chunk is held in full: every grouping draws from all of it, independently of the
-        # others.
+        # Without an order (a corpus smaller than the chunk) every grouping draws from all documents, independently.
         generator = random.Random(child_seed(self._config.seed, "order", chunk))
         self._order = random_order(generator, wanted) if len(self._pool) >= wanted else None
         if self.documents is None and self._end < self._config.groupings:
@@ -143,7 +142,7 @@ class GroupingSampler:
         characters = self._config.max_characters
         return await asyncio.to_thread(draw_texts, self._corpus, count, seed, characters, keep=self._keep)
 
-    async def _lay_out(self, index: int, sets: int) -> PlannedGrouping:
+    async def _make(self, index: int, sets: int) -> PlannedGrouping:
         if index >= self._end:
             async with self._lock:
                 while index >= self._end:
@@ -162,10 +161,10 @@ class GroupingSampler:
 def _deal(
     index: int, criteria_set: int, texts: _Texts, seed: int, with_canary: bool, generator: random.Random
 ) -> PlannedGrouping:
-    """A grouping of `texts`, in their order, planted ones among them.
+    """A grouping of `texts`, in their order, with planted ones.
 
-    All groupings of as many samples have the same ids, so that their answers have one schema, which servers compile
-    once; each deals them anew, so that no text can name its own id or another's.
+    All groupings of the same size have the same set of ids, so that servers compile one schema of their answers; each
+    assigns them at random, so that no text can name a sample's id.
     """
     pool = _ids(seed, len(texts) + 2 * with_canary)
     ids = [pool[position] for position in random_order(generator, len(pool))]
@@ -187,8 +186,8 @@ def drawn_samples(planned: PlannedGrouping) -> list[Sample]:
 
 
 def half_of(planned: PlannedGrouping, config: AgentConfig) -> tuple[PlannedGrouping, dict[str, str]]:
-    """A random half of a grouping's drawn samples, to be judged again: with other ids, in another order, with a canary
-    of its own where the grouping has one. And the ids that they had in the grouping, by the new ones.
+    """A random half of a grouping's drawn samples, to be judged again: with other ids, in another order, with another
+    canary where the grouping has one; and the samples' ids in the grouping, by their new ones.
     """
     generator = random.Random(child_seed(config.seed, "recheck", planned.index))
     drawn = drawn_samples(planned)
@@ -216,14 +215,14 @@ _kept_draws: weakref.WeakKeyDictionary[SampledCorpus, dict[tuple[int, int, int],
 def draw_texts(
     corpus: SampledCorpus, count: int, seed: int, most_characters: int, *, keep: bool = False
 ) -> tuple[_Texts, int]:
-    """(document id, cleaned text) of `count` documents without those that are empty once cleaned; and how many were
+    """(document id, cleaned text) of `count` documents, without those that are empty once cleaned; and the number
     drawn.
 
-    With `keep` the result is stored for the next call with the same arguments: a forecast looks at what the run then
-    shows, and reading may take long.
+    With `keep` the result is stored for the next call with the same arguments, since a forecast draws the samples that
+    the run then shows, and reading may take long.
     """
     key = (count, seed, most_characters)
-    with contextlib.suppress(TypeError, KeyError):  # a corpus that cannot be a key, or was not asked before
+    with contextlib.suppress(TypeError, KeyError):  # a corpus that cannot be a key, or nothing is stored
         return _kept_draws[corpus].pop(key)
     documents = corpus.sample(count, seed=seed)
     texts = [(document.id, clean_text(document.text, most_characters)) for document in documents]
@@ -237,7 +236,7 @@ def draw_texts(
 def draw_proposals(
     texts: Sequence[tuple[str, str]], *, criteria_set: int, proposals: int, samples: int, seed: int
 ) -> list[tuple[Sample, ...]]:
-    """Samples for each of one criteria set's proposals, drawn from `texts`."""
+    """The samples for each proposal of a criteria set, drawn from `texts`."""
     drawn = []
     for number in range(proposals):
         generator = random.Random(child_seed(seed, "proposal", criteria_set, number))

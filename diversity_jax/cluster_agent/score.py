@@ -1,8 +1,8 @@
-"""Scores corpora: proposes criteria, judges many groupings at once, and puts the figures on a scorecard.
+"""Scores corpora: proposes criteria, chooses K, judges many groupings at once, and makes scorecards.
 
-More samples at once are cheaper for the same certainty, until a judge begins to lump or to lose track of them. So
-where the run chooses, its first groupings are judged at growing numbers, and each a second time in half: where the
-same pairs are read otherwise, or many answers are unusable, the number before is taken.
+More samples at once (a larger K) cost less for the same precision, until a judge merges too much or makes malformed
+partitions. Where the run chooses K, its first groupings are judged at growing K, and half of each a second time: where
+that groups the same pairs differently, or many answers are unusable, the previous K is taken.
 """
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -36,39 +36,39 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.event_loop import run_to_end
 
 CANDIDATES = (40, 20, 10)
-_GROUPINGS = 40  # judged twice at each number, over all corpora
+_GROUPINGS = 40  # judged for the choice of K, at each candidate, over all corpora
 _MOST_DROPPED = 0.2
-_DOCUMENTS_A_SAMPLE = 5  # of the smallest corpus; otherwise every grouping would show much of it
+_DOCUMENTS_A_SAMPLE = 5  # K is at most a fifth of the smallest corpus, so that no grouping shows much of it
 
 log = logging.getLogger(__name__)
 
 
 def candidates(corpora: Sequence[SampledCorpus]) -> list[int]:
-    """Numbers of samples that the corpora are large enough for, the largest first."""
+    """Values of K for which the corpora are large enough, the largest first."""
     sizes = [size for corpus in corpora if (size := count_documents(corpus)) is not None]
     fitting = [k for k in CANDIDATES if not sizes or k * _DOCUMENTS_A_SAMPLE <= min(sizes)]
     return fitting or [max(2, min([CANDIDATES[-1], *sizes]))]
 
 
 def with_most_samples(config: AgentConfig, corpora: Sequence[SampledCorpus]) -> AgentConfig:
-    """The configuration for what has to be known before the run chooses, such as a forecast: with the most samples."""
+    """The configuration with the largest K, for forecasts before the run has chosen one."""
     return config if config.samples_per_grouping else replace(config, samples_per_grouping=candidates(corpora)[0])
 
 
 async def with_chosen_samples(
     corpora: Sequence[SampledCorpus], judge: Judge, config: AgentConfig, proposed: ProposedCriteria
 ) -> tuple[AgentConfig, ProposedCriteria]:
-    """The configuration with the number of samples, where that is left to the run; and the criteria, whose usage then
-    holds the calls at numbers that were given up.
+    """The configuration with K chosen, where that is left to the run; and the criteria, whose usage then includes the
+    calls at values of K that were not chosen.
     """
     if config.samples_per_grouping:
         return config, proposed
     numbers = candidates(corpora)
-    if isinstance(judge, EmbeddingJudge):  # free, and read alike at every number
+    if isinstance(judge, EmbeddingJudge):  # free, and the same at every K
         return replace(config, samples_per_grouping=min(CANDIDATES[-1], numbers[0])), proposed
     spent: dict[int, list[CallTotals]] = {}
     chosen = numbers[-1]
-    for k in reversed(numbers[:-1]):  # a judge that coarsens between two numbers would not be seen by larger ones
+    for k in reversed(numbers[:-1]):  # upwards, since a judge may group alike at two values that are both too large
         trial = replace(config, samples_per_grouping=k, recheck_share=1.0)
         judged: list[JudgedGrouping] = []
         each = min(config.groupings, -(-_GROUPINGS // len(corpora)))
@@ -86,14 +86,12 @@ async def with_chosen_samples(
             break
     log.info("agent.samples_per_grouping: %d", chosen)
     spent.pop(chosen, None)  # these groupings are the run's own first ones
-    usage = CallTotals()
-    for used in (proposed.usage, *itertools.chain.from_iterable(spent.values())):
-        usage.add(used)
+    usage = CallTotals.of([proposed.usage, *itertools.chain.from_iterable(spent.values())])
     return replace(config, samples_per_grouping=chosen), replace(proposed, usage=usage)
 
 
 def _why_not(judged: Sequence[JudgedGrouping], k: int) -> str | None:
-    """Why a judge should be shown fewer than `k` samples; None where nothing speaks against them."""
+    """Why a judge should be shown fewer than `k` samples; None where it need not."""
     dropped = sum(grouping.dropped is not None for grouping in judged)
     if dropped > _MOST_DROPPED * len(judged):
         return f"{dropped} of {len(judged)} groupings were not usable"
@@ -117,11 +115,25 @@ def score_key(fingerprint: str, judge: Judge, config: AgentConfig, criteria: Cri
 
 
 async def propose_or_raise(corpora: Sequence[SampledCorpus], judge: Judge, config: AgentConfig) -> ProposedCriteria:
-    """`propose_criteria`, where the end of a run is an `InputError`."""
+    """`propose_criteria`, with InputError where the run ended."""
     try:
         return await propose_criteria(corpora, judge, config)
     except RunEnded as ended:
         raise InputError(f"judge {judge.label}: no criteria came about: {ended}") from None
+
+
+def expect_calls(judge: Judge, config: AgentConfig, scorings: int) -> None:
+    """Tells a judge how many calls proposing criteria and `scorings` scorings by them take."""
+    judge.expect(config.forecast_calls() + (scorings - 1) * config.forecast_calls(with_criteria=True))
+
+
+async def prepared(
+    corpora: Sequence[SampledCorpus], judge: Judge, config: AgentConfig, scorings: int | None = None
+) -> tuple[AgentConfig, ProposedCriteria]:
+    """The settings for a judge with K chosen, and criteria for `scorings` scorings (None: one of each corpus)."""
+    config = adapted(judge, config)
+    expect_calls(judge, config, scorings or len(corpora))
+    return await with_chosen_samples(corpora, judge, config, await propose_or_raise(corpora, judge, config))
 
 
 def writing_lines(path: str | os.PathLike | None) -> contextlib.AbstractContextManager[IO[str] | None]:
@@ -142,9 +154,9 @@ async def score_corpus_async(
 
     Args:
       progress: called after every grouping, in the order of sampling.
-      groupings_path: file for every partition, one JSON object a line; written completely or not at all.
-      proposed: criteria at hand, where several corpora are compared; None proposes them from this corpus.
-      sampler: draws the groupings, where it has been started before.
+      groupings_path: file for every partition, one JSON object a line; written atomically.
+      proposed: criteria, where several corpora are compared; None proposes them from this corpus.
+      sampler: draws the groupings, where one has been started before.
 
     Raises:
       InputError: the corpus is too small, or the judge gave nothing usable.
@@ -175,13 +187,12 @@ async def score_corpora_async(
     progress: Callable[[ScoringProgress], None] | None = None,
     groupings_paths: Mapping[str, str | os.PathLike] | None = None,
 ) -> dict[str, Scorecard]:
-    """Scores several corpora by one judge, and criteria proposed from samples of all of them together.
+    """Scores several corpora by one judge and the same criteria, proposed from samples of all of them.
 
-    The first scorecard carries the calls of the proposals.
+    The first scorecard includes the calls of the proposals.
     """
     config = adapted(judge, config)
-    further = config.forecast_calls(with_criteria=True)
-    judge.expect(config.forecast_calls() + further * (len(corpora) - 1))
+    expect_calls(judge, config, len(corpora))
     # While a corpus is judged, the first groupings of the next one are drawn.
     upcoming = iter(corpora.values())
     first = next(upcoming)
@@ -211,9 +222,9 @@ async def score_corpora_async(
 
 
 def blocking(function: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:
-    """The same function for code that waits for it; enters the argument `judge` where it is a context manager.
+    """The synchronous form of a coroutine function; enters its argument `judge` where that is a context manager.
 
-    Where an event loop is running already, as in a notebook, the function runs in the loop of a thread of its own.
+    Where an event loop is running already, as in a notebook, the coroutine runs in another thread.
     """
     signature = inspect.signature(function)
 

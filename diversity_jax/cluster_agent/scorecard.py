@@ -1,4 +1,4 @@
-"""The score of one corpus as a file: figures with intervals, how they came about, and what a page draws."""
+"""The scorecard of one corpus: figures with intervals, how they were measured, and data for figures of a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("canaries", "tokens", "parameters", "corpus", "series"), Mapping),
     **dict.fromkeys(("drops", "cluster_sizes", "convergence"), Mapping),
 }
-"""Kinds of a scorecard's other fields in JSON."""
-# Fields that a file leaves out where they are None: earlier versions knew none of them.
+"""Types of a scorecard's other fields in JSON."""
+# Fields that a file leaves out where they are None, since files of earlier versions do not have them.
 _LEFT_OUT = (
     "verdict",
     "consistency",
@@ -44,50 +44,50 @@ _LEFT_OUT = (
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Scorecard(ShownAsTable):
-    """Diversity of one corpus under one judge. Written once, never changed; `content_hash` names it.
+    """Diversity of one corpus by one judge; never changed once written, and identified by `content_hash`.
 
     Attributes:
-      effective_clusters: 1 / T, THE diversity figure; equal at every K. `high` is None where only a lower bound is
+      effective_clusters: 1 / T, the diversity figure, comparable at every K. `high` is None where only a lower bound is
         known.
       cluster_score: the paper's mean of C / S; comparable at equal K only.
       clusters_per_sample, collision: mean of C / K, and T itself.
-      effective_clusters_corrected: with the judge's measured mistakes taken out; None unless asked for.
+      effective_clusters_corrected: corrected for the judge's measured errors; None unless asked for.
       effective_clusters_of_corpus: of exactly these documents (see `estimators.in_a_corpus_of`); None where their
         number is unknown.
-      groupings: usable groupings, on which all figures rest.
-      dropped_groupings, drops: groupings without a usable answer, and how many for which reason.
+      groupings: number of usable groupings, from which all figures are.
+      dropped_groupings, drops: number of other groupings, and that by reason.
       invalid_clusters: clusters that verification called invalid, in usable groupings.
-      repairs: answers that were asked for a second time because they broke the rules of their stage.
-      criteria, criteria_hash, criteria_origin: by what was grouped; origin is "judge", "file" or "scorecard".
+      repairs: answers that were asked for a second time because they were malformed.
+      criteria, criteria_hash, criteria_origin: criteria of the groupings; origin is "judge", "file" or "scorecard".
       canaries: counts, rates and ceiling over planted samples, as `ErrorRates.to_json`.
-      calls, tokens, cost_usd: answers used, also those from the response cache; tokens by "prompt" and "completion".
-      judge, prompt_version, ruler: label, wording, and a hash of what two scores have to share to be compared, besides
-        criteria.
+      calls, tokens, cost_usd: of the answers used, also those from the response cache; tokens by "prompt" and
+        "completion".
+      judge, prompt_version, ruler: label, wording, and a hash of what two scores have to share to be compared (judge,
+        wording, how texts are shown).
       parameters: settings that the score depends on.
       corpus: name, fingerprint, documents (None where not counted), sampled (different documents shown); where there
-        are copies, `different`: how many documents without copies would be as large a sample.
-      seed: of every draw.
-      series: the groupings themselves, for later comparisons.
-      cluster_sizes: how many valid clusters had 1, 2, ... samples; planted samples not counted.
-      convergence: `effective_clusters` after growing counts of groupings.
+        are copies, `different`: the equivalent number of different documents.
+      seed: of all random choices.
+      series: the groupings, for later comparisons.
+      cluster_sizes: number of valid clusters of 1, 2, ... samples, without planted ones.
+      convergence: `effective_clusters` after growing numbers of groupings.
       examples: some groupings with texts (cut) and reasons.
-      warnings: what a reader of the figures has to know, one line each.
-      verdict: whether the judge's figures can be believed, and why; None in scorecards of versions that did not examine
+      warnings: remarks on the figures, one line each.
+      verdict: whether the judge's figures can be trusted, and why; None in scorecards of versions that did not examine
         judges.
-      consistency: how far the judge repeats itself where it is asked again: rechecks, pairs, together_both,
-        together_first, together_second, adjusted_rand, flip_rate with its interval; None where nothing was asked again.
-      drift: whether it reads the same pairs otherwise among half as many samples: K, half, difference of T with its
-        interval, drifts; None likewise.
-      checks: of partitions, by name: position, length and cluster_counts, as `examination.evidence_of`; None likewise.
-      look: (taken, planned) where it was scored in looks and stopped at a decision; comparisons then spend no more of
-        the error than that look may (see `sequential_test`). None: its size was fixed beforehand.
-      reading_words: words read of each document, by an embedding judge; None for other judges.
-      ruler_identity: what such a judge's figures depend on: package and version of the vectors, or embedder, and the
-        thresholds by number of words.
-      series_at_length: the same groupings read at fewer words: by that number, `pairs` of samples that are alike, and
-        `paths`, how many two of those pairs have a sample in common; one number a grouping.
-      baseline: the corpus's baseline metrics as JSON, where they were measured in the same run; None leaves the field
-        out of the file.
+      consistency: how far the judge repeats itself, as `examination.consistency`; None where nothing was judged again.
+      drift: whether it groups the same pairs differently among half as many samples, as `examination.drift`; None
+        likewise.
+      checks: tests of partitions by name: position, length and cluster_counts, as `examination.partition_checks`; None
+        likewise.
+      look: (taken, planned) where it was scored in looks until a decision; comparisons then use the level of that look
+        (see `sequential_test`). None: the number of groupings was fixed beforehand.
+      reading_words: words read of each document by an embedding judge; None for other judges.
+      ruler_identity: `Ruler.identity` of an embedding judge: package and version of its vectors, or embedder, and its
+        thresholds of similarity by number of words.
+      series_at_length: the same groupings at smaller reading lengths: by length, `pairs` of samples that are alike, and
+        `paths`, the pairs of these pairs that have a sample in common; one number for each grouping.
+      baseline: the corpus's baseline metrics as JSON, where they were measured in the same run.
     """
 
     effective_clusters: Estimate
@@ -140,13 +140,13 @@ class Scorecard(ShownAsTable):
 
     @property
     def sampled_documents(self) -> int | None:
-        """Number of documents, whose own sampling a comparison's error holds. None where they were not counted, and for
-        scores of earlier versions, which have no triples and are compared as they were.
+        """Number of documents, for the part of an error that is due to their sampling. None where they were not
+        counted, and for scores of earlier versions, which have no triples.
         """
         return None if self.series.triples is None else self.corpus.get("different", self.corpus["documents"])
 
     def series_at(self, words: int | None) -> Groupings:
-        """The groupings as they are at a smaller reading length; `series` itself at its own, and for other judges.
+        """The groupings at a smaller reading length; `series` at `reading_words`, and for other judges.
 
         Raises:
           InputError: this length was not read.
@@ -166,11 +166,11 @@ class Scorecard(ShownAsTable):
 
     @functools.cached_property
     def content_hash(self) -> str:
-        """SHA-256 of everything in it: what a gate's decision names."""
+        """SHA-256 of its content, by which decisions of a gate name it."""
         return files.content_hash(self.to_json())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes it as JSON, whole or not at all."""
+        """Writes it as JSON, atomically."""
         files.write_json(path, self.to_json() | {"content_hash": self.content_hash})
 
     @classmethod
@@ -219,11 +219,11 @@ class Scorecard(ShownAsTable):
 
     @property
     def stopped_early(self) -> bool:
-        """Whether its run ended before its last grouping, by a cap or a lost server, so that a rerun goes on."""
+        """Whether its run ended before the last grouping, by a cap or a lost server; another run then continues it."""
         return any(warning.startswith(STOPPED) for warning in self.warnings)
 
     def table(self) -> SummaryTable:
-        """Its main figures, the judge and what a reader has to know."""
+        """Its main figures, the judge and the warnings."""
         name, verdict, shown = self.corpus["name"], self.verdict, self.corpus["documents"]
         figures = {"effective clusters": self.effective_clusters, "cluster score": self.cluster_score}
         rows = [(title, significant(each.value), interval(each)) for title, each in figures.items()]
@@ -250,7 +250,7 @@ class Scorecard(ShownAsTable):
 
 
 def at_common_length(a: Scorecard, b: Scorecard) -> tuple[Groupings, Groupings]:
-    """The groupings of two scorecards that may be compared: read at the smaller of their reading lengths."""
+    """The groupings of two scorecards at the smaller of their reading lengths."""
     if a.reading_words is None or b.reading_words is None:
         return a.series, b.series
     words = min(a.reading_words, b.reading_words)

@@ -1,8 +1,8 @@
-"""Which of two corpora is more diverse, decided with controlled error, and when enough groupings have been seen.
+"""Sequential comparison of two corpora with a controlled error rate, and stopping at a given precision.
 
-Looking at an interval again and again until it excludes "equal" decides wrongly in a third of equal pairs. A comparison
-that stops at a decision therefore spends the error over a planned number of looks (`spent_levels`). The measured error
-rates are in docs/statistics.md, "Comparing two corpora".
+Testing repeatedly at the nominal level, as groupings come in, decides wrongly for a third of equal pairs. A comparison
+that may stop early therefore spends its error over a planned number of tests, the looks (`spent_levels`). The measured
+error rates are in docs/statistics.md, "Comparing two corpora".
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.lazy import special_functions
 
 LOOKS = 8
-# A tenth of the error is kept back, because counts of pairs are skewed where they are few.
+# A tenth of the error is reserved, because small counts of pairs have skewed distributions.
 _USED_OF_ALPHA = 0.9
-# Degrees of freedom for which levels are computed; others take those of the next lower one. Above the last the normal
-# levels serve.
+# Degrees of freedom for which levels are computed; others take those of the next lower one, and above the last the
+# normal levels.
 _FREEDOMS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30)
 _GRID_POINTS = 1201  # of the density of the running sum
 _SIMULATED_TESTS = 50_000
-PAIRS_TO_STOP = 50  # co-clustered pairs before a precision may be believed; stopping on fewer picks the lucky runs
+PAIRS_TO_STOP = 50  # co-clustered pairs from which a run may stop; with fewer, precision would be reached by chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +42,16 @@ class Comparison:
     """The diversity of corpus a over that of corpus b.
 
     Attributes:
-      decided: whether the interval leaves out 1, at the error rate asked for over all looks.
+      decided: whether the interval excludes 1, at error rate `alpha` over all looks.
       ratio: effective clusters of a / of b; where one side has too few pairs for a point, a ratio of bounds.
-      low, high: interval of the ratio at this look's level; an end is None where only the other is known.
+      low, high: interval of the ratio at this look's level; None for an end without a bound.
       higher: "a" or "b" where decided, else None.
       alpha: two-sided error rate over all looks together.
-      looks: looks planned; 1 is a comparison at a size fixed beforehand.
-      look: the look at which it was decided, or the last one taken, from 1.
+      looks: planned looks; 1 is a comparison at a size fixed beforehand.
+      look: the look that decided, or the last one taken, from 1.
       groupings: groupings of a and of b that were used.
-      paired: whether both were judged by the same criteria sets, whose own effect then cancels.
-      note: why nothing can be decided; None where it can.
+      paired: whether both were judged by the same criteria sets, whose common effect then cancels.
+      note: why nothing is decided whatever the interval; otherwise None.
     """
 
     decided: bool
@@ -68,7 +68,7 @@ class Comparison:
 
     @property
     def ratio_text(self) -> str:
-        """The ratio with its interval, for people; why there is none, where nothing can be decided."""
+        """The ratio with its interval as text; or `note`."""
         if self.note:
             return f"withheld: {self.note}"
         low = "0" if self.low is None else formats.significant(self.low)
@@ -76,7 +76,6 @@ class Comparison:
         return f"{formats.significant(self.ratio)} [{low}, {high}]"
 
     def to_json(self) -> dict[str, Any]:
-        """All fields by name."""
         return {**vars(self), "groupings": list(self.groupings)}
 
     def __str__(self) -> str:
@@ -90,18 +89,15 @@ class Comparison:
 
 @functools.cache
 def spent_levels(alpha: float = 0.05, looks: int = LOOKS, freedom: int | None = None) -> tuple[float, ...]:
-    """Two-sided nominal level of each of `looks` equally spaced looks, so that all of them together err at `alpha` at
-    most.
+    """Two-sided nominal levels of `looks` equally spaced looks, which together err at most at `alpha`.
 
     The spending function alpha(t) = 2 - 2 Phi(z / sqrt(t)) of O'Brien-Fleming type (Lan and DeMets 1983), which spends
     hardly anything early and nearly all at the end; boundaries by integrating the density of the running sum over the
     region where no earlier look has stopped (Armitage, McPherson and Rowe 1969).
 
     Args:
-      alpha: error rate over all looks.
-      looks: how many.
-      freedom: degrees of freedom of the errors, None for many. With few of them the error is estimated again at every
-        look, which gives more chances for a false decision; a simulation of that process scales the levels down.
+      freedom: degrees of freedom of the errors, None for many. With few of them the error is estimated anew at every
+        look, which makes false decisions more likely; the levels are scaled down by a simulation of that.
     """
     if not 0 < alpha < 1 or looks < 1:
         raise InputError(f"compare: alpha {alpha} and looks {looks}; expected 0 < alpha < 1 and at least one look")
@@ -140,7 +136,7 @@ def _gaussian_levels(alpha: float, looks: int) -> tuple[float, ...]:
 
 
 def _small_sample_scale(levels: tuple[float, ...], alpha: float, freedom: int) -> float:
-    """Factor of `levels` at which `freedom` + 1 running sums, tested by their t at each look, err at `alpha`."""
+    """Factor of `levels` at which a t test of `freedom` + 1 running sums at each look errs at `alpha`."""
     generator = np.random.default_rng(freedom)
     sums = np.zeros((_SIMULATED_TESTS, freedom + 1))
     worst = np.full(len(sums), np.inf)
@@ -161,15 +157,16 @@ def compare_groupings(
     looks: int = 1,
     documents: tuple[int | None, int | None] = (None, None),
 ) -> Comparison:
-    """One look at the difference of two corpora on log effective clusters.
+    """Compares two corpora at one look, on the scale of log effective clusters.
 
     Args:
-      a, b: groupings of the two corpora seen so far.
-      paired: whether criteria set i of a IS criteria set i of b.
+      a, b: groupings of the two corpora so far.
+      paired: whether criteria set i of a is criteria set i of b.
       alpha: two-sided error rate of all planned looks together.
-      look, looks: which of how many equally spaced ones this is; 1 of 1 is a comparison at a size fixed beforehand.
-      documents: of the two corpora, whose own sampling the error then holds: it compares what they were drawn from.
-        That part does not shrink from look to look, so looks are more alike than the levels allow for, and err less.
+      look, looks: number of this look among the planned ones; 1 of 1 is a comparison at a size fixed beforehand.
+      documents: numbers of documents of the two corpora, where the populations that they are samples of are compared.
+        This part of the error is the same at all looks, which makes these more correlated than the levels assume, so
+        that they err less.
     """
     paired = paired and len(np.union1d(a.criteria_set, b.criteria_set)) > 1
 
@@ -204,13 +201,13 @@ def compare_groupings(
         if log_ratio.freedom > _FREEDOMS[-1]
         else max(degrees for degrees in _FREEDOMS if degrees <= log_ratio.freedom)
     )
-    # Equal corpora judged identically do not differ at all: the error is 0, and nothing is decided.
+    # For equal groupings the error is 0, and nothing is decided.
     factor = math.exp(min(log_ratio.half_width(1 - spent_levels(alpha, looks, computed)[look - 1]), 700.0))
     return comparison(ratio, ratio / factor, ratio * factor)
 
 
 def _paired_error(a: Groupings, b: Groupings) -> tuple[float, float]:
-    """Error of the log ratio over criteria sets shared by both: a set that is coarse for both cancels."""
+    """(Error, degrees of freedom) of the log ratio with criteria sets shared by both, whose common effect cancels."""
     sets = np.union1d(a.criteria_set, b.criteria_set)
     deviations, withins, largest = np.zeros(len(sets)), [], 0.0
     for side, sign in ((a, 1), (b, -1)):
@@ -220,7 +217,7 @@ def _paired_error(a: Groupings, b: Groupings) -> tuple[float, float]:
         withins.append(within_sets(relative, index))
         shares = np.bincount(index) / len(side)
         largest = max(largest, LARGEST_SPREAD * math.sqrt(shares @ shares))
-    # Scores of earlier versions are compared as they were: they have no triples either.
+    # Scores of earlier versions, which have no triples, keep their unbounded errors.
     known = [within for within in withins if within is not None and a.triples is not None and b.triples is not None]
     if len(known) < 2:
         return error_over_sets(deviations, None, largest)
@@ -231,7 +228,9 @@ def _paired_error(a: Groupings, b: Groupings) -> tuple[float, float]:
 def _ratio_by_bounds(
     sides: Sequence[tuple[Groupings, int | None]], level: float
 ) -> tuple[float, float | None, float | None]:
-    """Ratio, low and high where a side has too few pairs: each end from two one-sided bounds that share the error."""
+    """Ratio, low and high where a corpus has too few pairs: each end from two one-sided bounds at a quarter of the
+    error.
+    """
 
     def theta_range(groupings: Groupings, documents: int | None) -> tuple[float, float, float]:
         mean = collision_mean(groupings, documents)
@@ -254,11 +253,7 @@ def compare_in_looks(
     looks: int = LOOKS,
     documents: tuple[int | None, int | None] = (None, None),
 ) -> Comparison:
-    """Compares growing prefixes of both, at most `looks` times, and stops at the first that decides.
-
-    The prefixes are k / looks of the groupings given, so these have to be all that were planned. With `looks=1` this is
-    the comparison at a fixed size.
-    """
+    """Compares growing prefixes of both, k / `looks` of all planned groupings, up to the first look that decides."""
     for look in range(1, looks + 1):
         part_a, part_b = (g.first(max(1, len(g) * look // looks)) for g in (a, b))
         comparison = compare_groupings(
@@ -269,19 +264,18 @@ def compare_in_looks(
     return comparison
 
 
-def precise_enough(groupings: Groupings, relative: float, confidence: float = 0.95) -> bool:
-    """Whether a score may stop here: a half-width of at most `relative`, believed only after `PAIRS_TO_STOP` pairs.
-
-    Never for comparing two corpora: see the module's docstring.
+def precise_enough(groupings: Groupings, relative: float) -> bool:
+    """Whether a scoring may stop: at a relative half-width of the 95 % interval of at most `relative`, and at least
+    `PAIRS_TO_STOP` pairs. Not for comparisons of two corpora: see the module's docstring.
     """
     if groupings.pairs.sum() < PAIRS_TO_STOP:
         return False
     mean = collision_mean(groupings)
-    return mean.value > 0 and mean.half_width(confidence) / mean.value <= relative
+    return mean.value > 0 and mean.half_width(0.95) / mean.value <= relative
 
 
 def drift_of_groupings(a: Groupings, b: Groupings, *, paired: bool, alpha: float = 0.05) -> Comparison:
-    """Compares one corpus at two K, b's the larger; `decided` means that the judge drifts.
+    """Compares scores of one corpus at two K, b's the larger; `decided` means that the judge drifts.
 
     Raises:
       InputError: the two K are equal.

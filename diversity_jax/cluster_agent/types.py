@@ -1,6 +1,6 @@
-"""What a judge is asked and answers: criteria, samples, tasks, answers, and one request with one repair round."""
+"""Tasks and answers of judges, with criteria, samples and clusters; and a request with one repair round."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass, field, replace
 import functools
@@ -18,7 +18,7 @@ STAGES = (
     "verify_clusters",
 )
 OFFLINE_LABEL = "offline (no LLM)"  # of the judge by fixed word vectors
-_DETAIL_CHARACTERS = 200  # of what a server or a check said, in messages
+_DETAIL_CHARACTERS = 200  # of a server's or a check's message, in our messages
 
 _T = TypeVar("_T")
 _quote = json.JSONEncoder(ensure_ascii=False).encode
@@ -26,10 +26,10 @@ _quote = json.JSONEncoder(ensure_ascii=False).encode
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """What samples are compared by: an attribute such as the subject (metadata), or a scale from 1 to 5 (a metric).
+    """A criterion of grouping: an attribute such as the subject (metadata), or a scale from 1 to 5 (a metric).
 
     Attributes:
-      levels: what each step of a scale means; None for an attribute.
+      levels: the meaning of each step of a scale; None for an attribute.
       guidance: one sentence on clustering by it.
     """
 
@@ -39,7 +39,6 @@ class Criterion:
     guidance: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """All fields by name; attributes have no levels."""
         levels = {} if self.levels is None else {"levels": list(self.levels)}
         return {"name": self.name, "definition": self.definition, **levels, "guidance": self.guidance}
 
@@ -58,13 +57,12 @@ class CriteriaSet:
         return iter((*self.metadata, *self.metrics))
 
     def to_json(self) -> dict[str, Any]:
-        """Nested JSON value."""
         return {"metadata": [m.to_json() for m in self.metadata], "metrics": [m.to_json() for m in self.metrics]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A document as a judge sees it: cleaned and cut text under an id that is random in every call."""
+    """A document as it is shown to a judge: its id, its text cleaned and cut, and a sample id drawn for every call."""
 
     sample_id: str
     text: str
@@ -78,12 +76,12 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """One cluster of a partition as the judge gave it, and what its verification said.
+    """One cluster of a partition, and its verification.
 
     Attributes:
       metrics: name, score from 1 to 5 (0 where there is none), reasoning.
-      misplaced: the samples that verification found not to belong; `valid` is whether there are none.
-      validation: why.
+      misplaced: samples that do not belong in it by verification; `valid` is whether there are none.
+      validation: the reasoning of that.
     """
 
     sample_ids: tuple[str, ...]
@@ -101,18 +99,18 @@ class Task:
 
     Attributes:
       stage: one of `STAGES`.
-      replicate: number of the question within its stage and criteria set; equal questions with other numbers are new
-        calls.
+      replicate: number of the question within its stage and criteria set; equal questions with different numbers are
+        separate calls.
       criteria_set: which of the B criteria sets it belongs to.
-      criteria_count: how many metadata and how many metrics are wanted (k).
+      criteria_count: how many metadata and how many metrics are asked for (k).
       reasoning_words: longest reasoning asked for, in words.
       temperature, max_output_tokens, schema_limits: decoding settings of language models.
-      reading_words: words that an embedding judge reads of each sample; None for all that it can.
+      reading_words: words of each sample that an embedding judge reads; None for the most that it can.
       samples: shown texts (propose, cluster, verify).
       proposals: name and every definition given to it (summarize stages).
       criteria: what to group by (define: without guidance yet; cluster, verify).
       clusters: the partition to check (verify).
-      problem, previous: in the repair round, what was wrong with the answer before, and that answer's text.
+      problem, previous: in the repair round, the error in the first answer, and that answer's text.
     """
 
     stage: str
@@ -139,10 +137,10 @@ class JudgeAnswer:
     Attributes:
       value: the answer as parsed JSON, not yet checked; None where there is none.
       failure: why there is none: `refused`, `truncated`, `garbled`, ...
-      detail: one line more on a failure.
-      text: the raw answer, to be shown again in a repair round.
-      prompt_tokens, completion_tokens, cost_usd: use of the call, also where it was answered from the response cache.
-      ends_run: every later call would fail for the same reason (the budget is spent, the server is gone).
+      detail: one further line on a failure.
+      text: the raw answer, for the repair round.
+      prompt_tokens, completion_tokens, cost_usd: use of the call, also where the response cache answered it.
+      ends_run: whether every later call would fail for the same reason (the budget is spent, the server is gone).
     """
 
     value: Mapping[str, Any] | None
@@ -168,17 +166,17 @@ class Judge(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """JSON value of everything else that its scores depend on."""
+        """JSON value of all else that its scores depend on."""
 
     def expect(self, calls: int) -> None:
-        """Is told how many calls are to come, before the first."""
+        """Takes the expected number of calls, before the first."""
 
     async def ask(self, task: Task) -> JudgeAnswer:
         """Answers one task; never raises for a bad answer."""
 
 
 def entered(judge: Judge) -> contextlib.AbstractAsyncContextManager[Judge]:
-    """The judge as a context manager; entering one that holds no connections does nothing."""
+    """The judge as a context manager; without effect for one that is none itself."""
     manager: Any = judge if hasattr(judge, "__aenter__") else contextlib.nullcontext(judge)
     return manager
 
@@ -194,7 +192,7 @@ class SampledCorpus(Protocol):
 
 
 class AnswerError(ValueError):
-    """An answer that breaks the rules of its stage. The message is shown to the judge in the repair round."""
+    """An answer without the form that its stage asks for. The message is shown to the judge in the repair round."""
 
 
 class RunEnded(Exception):
@@ -203,7 +201,7 @@ class RunEnded(Exception):
 
 @dataclass(kw_only=True)
 class CallTotals:
-    """Answered calls, their tokens and dollars, and how many answers were asked for a second time."""
+    """Answered calls, their tokens and dollars, and the number of repair rounds."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -213,7 +211,7 @@ class CallTotals:
 
     @property
     def price(self) -> float:
-        """Dollars; of free calls their tokens, those of answers at four times those of prompts as usual."""
+        """Dollars; of free calls prompt tokens plus four times the completion tokens, a usual ratio of prices."""
         return self.cost_usd or self.prompt_tokens + 4.0 * self.completion_tokens
 
     def add(self, other: "CallTotals") -> None:
@@ -221,10 +219,18 @@ class CallTotals:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
+    @classmethod
+    def of(cls, parts: Iterable["CallTotals"]) -> "CallTotals":
+        """The sum of totals, added in their order."""
+        total = cls()
+        for part in parts:
+            total.add(part)
+        return total
+
 
 @dataclass(kw_only=True)
 class RequestLog:
-    """What requests to a judge used, (reason, detail) of each that gave nothing usable, and its last answer's text."""
+    """Use of requests to a judge, (reason, detail) of each without a usable answer, and the last such answer."""
 
     usage: CallTotals = field(default_factory=CallTotals)
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -232,14 +238,14 @@ class RequestLog:
 
 
 async def request_with_repair(judge: Judge, task: Task, check: Callable[[Any], _T], log: RequestLog) -> _T | None:
-    """Asks a judge; where its answer breaks the rules, asks a second time with what was wrong.
+    """Asks a judge; where its answer cannot be used, asks a second time and shows it the error.
 
     Args:
       check: turns the parsed answer into the result, or raises `AnswerError`.
-      log: takes the calls' usage and the failure.
+      log: collects the calls' use and the failure.
 
     Returns:
-      The result; None where both answers break the rules, or the call fails.
+      The result; None where neither answer can be used, or the call fails.
 
     Raises:
       RunEnded: no further call can succeed.
@@ -267,7 +273,7 @@ async def request_with_repair(judge: Judge, task: Task, check: Callable[[Any], _
 
 
 def describe_failures(counts: Mapping[str, int], details: Mapping[str, str]) -> str:
-    """Failures by reason as one line, with the detail of each reason where `details` has one, and what helps."""
+    """Failures by reason as one line, with the detail of each reason in `details`, and a remedy."""
     parts = []
     for reason, count in sorted(counts.items()):
         detail = " ".join(details.get(reason, "").split())

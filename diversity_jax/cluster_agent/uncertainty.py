@@ -1,11 +1,10 @@
-"""Means with errors that hold although criteria are random too, how errors are joined, and a control variate.
+"""Standard errors of means over groupings and criteria sets, and the control variate.
 
-The similarity of two documents under a ruler costs no call, so its mean over all pairs of a corpus is known: `Control`.
-
-Groupings whose pairs happen to be more alike than the corpus's usually have a larger T too; the regression of one on
-the other takes that chance out (control variates: Lavenberg and Welch 1981). It is unbiased whatever the ruler is
-worth, since the coefficients that adjust a grouping come from other groupings only (cross-fitting), and where the
-ruler is worth nothing they are not used.
+Control variate (Lavenberg and Welch 1981): the similarity of two documents under a ruler (fixed vectors of texts) costs
+no call, so its mean over all pairs of a corpus is known. Groupings whose pairs happen to be more similar than the
+corpus's usually have a larger T too; regression of T on the similarities removes that part of the variance. This is
+unbiased whatever the vectors are, since each grouping is adjusted with coefficients from other groupings
+(cross-fitting); where it does not reduce the variance it is not used.
 """
 
 from collections.abc import Sequence
@@ -17,10 +16,10 @@ import numpy as np
 from diversity_jax.core.intervals import t_quantile
 from diversity_jax.core.lazy import special_functions
 
-# The largest standard deviation between criteria sets, as a share of the mean, that an interval allows for: what B sets
-# say of their own spread alone is worth B - 1 degrees of freedom, and t is 12.7 for two sets.
+# The largest standard deviation between criteria sets that is assumed, as a share of the mean. An estimate of it from B
+# sets alone has B - 1 degrees of freedom, with t = 12.7 for two sets.
 LARGEST_SPREAD = 0.3
-_CONTRADICTED = 0.8  # sets whose spread is beyond this quantile of what the largest allows are believed instead
+_CONTRADICTED = 0.8  # quantile of the spread under that assumption, beyond which it is not used
 _LARGEST_EXPONENT = 700.0  # math.exp overflows at 710
 
 
@@ -37,17 +36,17 @@ class Mean:
         return t_quantile(0.5 + confidence / 2, self.freedom) * self.error
 
     def log_factor(self, confidence: float) -> float:
-        """Upper end of the t interval of the logarithm, over the mean."""
+        """Ratio of the upper end of the t interval on the logarithmic scale to the mean."""
         return math.exp(min(self.half_width(confidence) / self.value, _LARGEST_EXPONENT))
 
     def with_error(self, error: float, freedom: float) -> "Mean":
-        """With the error of another, independent part added."""
+        """This mean with the error of an independent part added."""
         return joined([(self.error, self.freedom), (error, freedom)], self.value)
 
 
 def joined(parts: Sequence[tuple[float, float]], value: float = 0.0) -> Mean:
-    """The error of a sum of independent parts, each (error, degrees of freedom); its own degrees of freedom by
-    Satterthwaite (1946).
+    """`value` with the error of a sum of independent parts, each (error, degrees of freedom), and its degrees of
+    freedom by Satterthwaite (1946).
     """
     squares = [error**2 for error, _ in parts]
     total = sum(squares)
@@ -56,13 +55,12 @@ def joined(parts: Sequence[tuple[float, float]], value: float = 0.0) -> Mean:
 
 
 def mean_over_sets(values: np.ndarray, criteria_set: np.ndarray, *, bounded: bool = True) -> Mean:
-    """The mean of `values` [N] with an error that holds although criteria are random too.
+    """The mean of `values` [N], with an error that includes the variance between criteria sets.
 
-    With one criteria set this is the usual standard error; for more see `error_over_sets`. Sets of unequal size are
-    weighted by size.
+    With one criteria set this is the usual standard error; for more see `error_over_sets`. Sets are weighted by size.
 
     Args:
-      bounded: use that sets hardly differ by more than `LARGEST_SPREAD`.
+      bounded: assume that the spread between sets is at most `LARGEST_SPREAD`.
     """
     count, mean = len(values), float(values.mean())
     sets, index = np.unique(criteria_set, return_inverse=True)
@@ -91,11 +89,11 @@ def within_sets(values: np.ndarray, criteria_set: np.ndarray) -> tuple[float, fl
 def error_over_sets(deviations: np.ndarray, within: tuple[float, float] | None, largest: float) -> tuple[float, float]:
     """(Error, degrees of freedom) of a mean over B > 1 criteria sets.
 
-    The sets' own deviations hold the variance between and within sets in their right proportion, with B - 1 degrees of
-    freedom. The error within sets is known far better, and the spread between sets is not arbitrarily large; so where
-    the interval from `within` and the `largest` spread is the narrower one of the two, it is taken: its degrees of
-    freedom are those of the groupings. Each covers; taking the narrower costs at most 1.5 points of 95 where the spread
-    is 20 %, measured in docs/statistics.md, "Intervals".
+    The sets' deviations give an error with the variance between and within sets, and B - 1 degrees of freedom. The
+    error within sets is known better, and the spread between sets is limited; so where the interval from `within` and
+    the `largest` spread, with the degrees of freedom of the groupings, is narrower, it is taken. Each of the two
+    covers; taking the narrower reduces coverage by at most 1.5 points of 95 where the spread is 20 %, as measured in
+    docs/statistics.md, "Intervals".
 
     Args:
       deviations: [B], each set's part of the deviation from the mean; they sum to 0.
@@ -114,12 +112,12 @@ def error_over_sets(deviations: np.ndarray, within: tuple[float, float] | None, 
     return error, sets - 1
 
 
-KNOTS = (-1.0, 0.2, 0.4, 0.6, 0.8)  # the features of a similarity s are max(0, s - knot): s itself, and its upper tails
-EXACT_DOCUMENTS = 10_000  # up to so many documents all pairs are computed, beyond it those of a random part
+KNOTS = (-1.0, 0.2, 0.4, 0.6, 0.8)  # features of a similarity s are max(0, s - knot): s + 1, and its upper tails
+EXACT_DOCUMENTS = 10_000  # of which all pairs are computed; of more documents, those of a random sample of this size
 _ROWS_AT_ONCE = 256  # of the matrix of similarities: 20 MB
 _FOLDS = 10
-_GROUPINGS_A_FEATURE = 20  # each feature costs 1 / N of the variance: a worthless one at most 5 %
-_RIDGE = 1e-3  # of a feature's variance: hinges next to each other are nearly collinear
+_GROUPINGS_A_FEATURE = 20  # at least: a useless feature adds 1 / N of the variance, so at most 5 %
+_RIDGE = 1e-3  # of a feature's variance, since neighbouring hinges are nearly collinear
 
 
 def features(vectors: np.ndarray) -> np.ndarray:
@@ -132,11 +130,11 @@ def corpus_means(vectors: np.ndarray, documents: int | None = None, seed: int = 
     """Means [F] of the features over all pairs of a corpus's unit vectors [D, d], and their covariance [F, F].
 
     Args:
-      documents: of the corpus, where `vectors` are those of a random part of it.
-      seed: of the random part that is read of more than `EXACT_DOCUMENTS` vectors.
+      documents: number in the corpus, where `vectors` are those of a random sample.
+      seed: of the random choice of `EXACT_DOCUMENTS` out of more vectors.
 
-    The covariance is zero where all pairs were computed; of a random part it is 4 / n of the covariance of a document's
-    own means (Hoeffding 1948), less the share that was read.
+    The covariance is zero where all pairs were computed; for a random sample of n of D documents it is 4 / n (1 - n /
+    D) times the covariance of a document's means (Hoeffding 1948).
     """
     documents = max(documents or 0, len(vectors))
     if len(vectors) > EXACT_DOCUMENTS:
@@ -160,9 +158,9 @@ def corpus_means(vectors: np.ndarray, documents: int | None = None, seed: int = 
 def adjust(
     values: np.ndarray, features_NxF: np.ndarray, means: np.ndarray, covariance: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """`values` [N] less what the features explain, and the variance that the means of the features add to their mean.
+    """`values` [N] less their regression on the features, and the variance that the features' means add to their mean.
 
-    The values as they were where there are too few of them, or where the adjustment would not make them vary less.
+    Unadjusted values where there are too few, or where the adjustment would not reduce the variance.
     """
     count = len(values)
     fold = np.arange(count) % _FOLDS
@@ -183,7 +181,7 @@ def adjust(
 
 
 def _slopes(values: np.ndarray, deviations: np.ndarray, most: int) -> np.ndarray:
-    """Coefficients [F] of the `most` features that go best with the values; zero for the others."""
+    """Coefficients [F] of the `most` features with the largest correlations to the values; zero for the others."""
     centred = deviations - deviations.mean(axis=0)
     scale = centred.std(axis=0)
     some = scale > 1e-9

@@ -1,12 +1,12 @@
-"""Whether a judge's figures can be believed: `fit`, `doubtful` or `unfit`, with the reasons.
+"""Verdict on a judge: whether its figures can be trusted (`fit`, `doubtful` or `unfit`), with the reasons.
 
-Every finding is a pure function of what a scorecard holds. A finding is made only where its interval leaves out that
-the figure is moved by less than a stated share, so that a judge that reads, and errs at random in one or two samples of
-a hundred, is seldom found doubtful (by all of them together in 1 of 450 simulated runs, with other seeds in 2 of 120:
-docs/judges.md).
+Every finding is a pure function of what a scorecard holds. It is made only where an interval excludes that the fault
+biases the figure by less than a stated share. So a judge that reads the texts, and errs at random in one or two samples
+of a hundred, is seldom called doubtful (by all findings together in 1 of 450 simulated runs, with other seeds in 2 of
+120: docs/judges.md).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 import os
 from typing import Any, Literal, get_args
@@ -19,11 +19,12 @@ from diversity_jax.core.intervals import Estimate
 
 Fitness = Literal["fit", "doubtful", "unfit"]
 FITNESS: tuple[Fitness, ...] = get_args(Fitness)
+Finding = tuple[Fitness, str]  # with its reason
 
-# Shares of the figure by which a fault has to move it, with certainty, for either verdict.
+# Thresholds of the findings; most are the relative bias of the figure that a fault must at least cause, with certainty.
 _DOUBTFUL_BIAS, _UNFIT_BIAS = 0.1, 0.75
-_DOUBTFUL_SPLITS, _UNFIT_SPLITS = 0.04, 0.5  # that the figure is not corrected for
-_DOUBTFUL_MISPLACEMENT = 0.1  # that it is corrected for
+_DOUBTFUL_SPLITS, _UNFIT_SPLITS = 0.04, 0.5  # splits for which the figure is not corrected
+_DOUBTFUL_MISPLACEMENT = 0.1  # for which it is corrected
 _DOUBTFUL_DROPS, _UNFIT_DROPS = 0.2, 0.5  # of the groupings
 _DOUBTFUL_CONTROL = 0.2  # of the control clusters that were misjudged
 _DOUBTFUL_FLIPS, _UNFIT_FLIPS = 0.2, 0.6
@@ -34,11 +35,11 @@ _DOUBTFUL_LENGTH = 0.85  # area under the curve
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the examination of a judge came to.
+    """Whether a judge's figures can be trusted.
 
     Attributes:
-      judge: `fit`: nothing was found that moves the figures by more than they say; `doubtful`: they could be biased, or
-        what would show it could not be measured; `unfit`: they say nothing of the corpus.
+      judge: `fit`: no bias was found beyond the figures' intervals; `doubtful`: the figures may be biased, or a bias
+        could not be measured; `unfit`: they do not measure the corpus.
       reasons: one line each; of a fit judge only information.
     """
 
@@ -50,8 +51,14 @@ class Verdict:
             raise InputError(f"verdict: expected judge, one of {', '.join(FITNESS)}, and reasons, a list of texts")
 
     def to_json(self) -> dict[str, Any]:
-        """Both fields by name."""
         return {"judge": self.judge, "reasons": list(self.reasons)}
+
+    @classmethod
+    def of(cls, findings: Sequence[Finding]) -> "Verdict":
+        """The worst of all findings, and their reasons, the worst first."""
+        worst: Fitness = max((fitness for fitness, _ in findings), key=FITNESS.index, default="fit")
+        ordered = sorted(findings, key=lambda finding: -FITNESS.index(finding[0]))
+        return cls(judge=worst, reasons=tuple(reason for _, reason in ordered))
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "Verdict":
@@ -67,8 +74,8 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What a verdict rests on.
+class JudgeEvidence:
+    """What a verdict is derived from.
 
     Attributes:
       groupings: judged in all; drops: those that do not count, by reason.
@@ -76,9 +83,9 @@ class Evidence:
       collision: T; None where no grouping was usable.
       relative_half_width: of the interval of the figure; None where only a bound is known.
       consistency, drift, checks: as on the scorecard.
-      by_ruler: whether an embedding judge read. It is shown no canaries: it puts copies together by construction, and
-        finds two texts alike or not in any company.
-      exam: verdict of an exam that the same judge took; None where none is at hand.
+      exam: verdict of an exam that the same judge took; None where there is none.
+      is_embedding_judge: such a judge is shown no canaries, since it puts copies together by construction, and compares
+        two texts alike whatever others are shown.
     """
 
     groupings: int
@@ -90,19 +97,13 @@ class Evidence:
     drift: Mapping[str, Any] | None = None
     checks: Mapping[str, Any] = field(default_factory=dict)
     exam: Verdict | None = None
-    by_ruler: bool = False
+    is_embedding_judge: bool = False
 
 
-_Finding = tuple[Fitness, str]
-
-
-def verdict(evidence: Evidence) -> Verdict:
-    """The worst of all findings, with the reasons of all that are not `fit`, the worst first."""
+def verdict(evidence: JudgeEvidence) -> Verdict:
+    """The verdict of all findings; those that are `fit` are reasons only where all are."""
     findings = [finding for find in _FINDERS for finding in find(evidence)]
-    worst: Fitness = max((finding[0] for finding in findings), key=FITNESS.index, default="fit")
-    ordered = sorted(findings, key=lambda finding: -FITNESS.index(finding[0]))
-    told = [reason for fitness, reason in ordered if worst == "fit" or fitness != "fit"]
-    return Verdict(judge=worst, reasons=tuple(told))
+    return Verdict.of([finding for finding in findings if finding[0] != "fit"] or findings)
 
 
 def _grade(share: float, doubtful: float, unfit: float | None) -> Fitness | None:
@@ -121,7 +122,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.0995 or not share else f"{100 * share:.2g} %"
 
 
-def _drops(evidence: Evidence) -> Iterator[_Finding]:
+def _drops(evidence: JudgeEvidence) -> Iterator[Finding]:
     dropped, of = sum(evidence.drops.values()), evidence.groupings
     share = binomial(dropped, of)
     grade = share and _grade(_low(share), _DOUBTFUL_DROPS, _UNFIT_DROPS)
@@ -132,9 +133,9 @@ def _drops(evidence: Evidence) -> Iterator[_Finding]:
         yield grade, f"{dropped} of {of} groupings do not count ({why}): what remains need not be like what is missing"
 
 
-def _canaries(evidence: Evidence) -> Iterator[_Finding]:
+def _canaries(evidence: JudgeEvidence) -> Iterator[Finding]:
     rates, theta = evidence.rates, evidence.collision
-    if not rates.shown and evidence.by_ruler:
+    if not rates.shown and evidence.is_embedding_judge:
         return
     if not rates.shown:
         yield "doubtful", "no canaries were shown, so nothing is known of this judge's mistakes"
@@ -152,29 +153,26 @@ def _canaries(evidence: Evidence) -> Iterator[_Finding]:
         yield "doubtful", f"it puts a text elsewhere than its own copy in {_percent(moved.value)} of the groupings"
     split = rates.pair_split_beside_misplacement
     if split and (grade := _grade(_low(split), _DOUBTFUL_SPLITS, _UNFIT_SPLITS)):
-        yield (
-            grade,
-            f"it sets a text apart from its own copy, or calls them unlike, in {_percent(split.value)}",
-        )
+        yield grade, f"it sets a text apart from its own copy, or calls them unlike, in {_percent(split.value)}"
 
 
-def _tolerated(evidence: Evidence) -> float:
-    """Bias that an interval holds anyway, half its half-width; at least `_DOUBTFUL_BIAS`."""
+def _tolerated(evidence: JudgeEvidence) -> float:
+    """Bias that is small beside the interval (half of its half-width), at least `_DOUBTFUL_BIAS`."""
     return max(_DOUBTFUL_BIAS, (evidence.relative_half_width or 0.0) / 2)
 
 
-def _verification(evidence: Evidence) -> Iterator[_Finding]:
+def _verification(evidence: JudgeEvidence) -> Iterator[Finding]:
     rates = evidence.rates
     if _low(rates.miss) > _DOUBTFUL_CONTROL:
         accepted_foreign = f"calls a cluster with a foreign text valid in {rates.missed} of {rates.controls} groupings"
         yield "doubtful", f"its verification {accepted_foreign}: it does not check"
     if _low(rates.denial) > _DOUBTFUL_CONTROL:
-        accepted_foreign = f"calls a text and its copy unlike in {rates.denied} of {rates.controls} groupings"
-        yield "doubtful", f"its verification {accepted_foreign}"
+        denied_copies = f"calls a text and its copy unlike in {rates.denied} of {rates.controls} groupings"
+        yield "doubtful", f"its verification {denied_copies}"
 
 
-def _consistency(evidence: Evidence) -> Iterator[_Finding]:
-    """Random false merges, as far as verification lets them pass, and random false splits."""
+def _consistency(evidence: JudgeEvidence) -> Iterator[Finding]:
+    """Random false merges that verification lets pass, and random false splits."""
     consistency = evidence.consistency
     if not consistency:
         return
@@ -189,7 +187,7 @@ def _consistency(evidence: Evidence) -> Iterator[_Finding]:
         yield grade, f"asked again, it sets apart {share} of the pairs that it had rightly put together"
 
 
-def _drift(evidence: Evidence) -> Iterator[_Finding]:
+def _drift(evidence: JudgeEvidence) -> Iterator[Finding]:
     drift = evidence.drift
     if not drift or not drift["drifts"]:
         return
@@ -201,26 +199,26 @@ def _drift(evidence: Evidence) -> Iterator[_Finding]:
         yield grade, f"it puts {share} {more} of the same pairs together {sizes}"
 
 
-def _position(evidence: Evidence) -> Iterator[_Finding]:
+def _position(evidence: JudgeEvidence) -> Iterator[Finding]:
     position = evidence.checks.get("position")
     if position and position["follows"] and (grade := _grade(position["effect"], _DOUBTFUL_POSITION, _UNFIT_POSITION)):
         yield grade, "its clusters follow the places of samples in the list, whose order is random"
 
 
-def _length(evidence: Evidence) -> Iterator[_Finding]:
+def _length(evidence: JudgeEvidence) -> Iterator[Finding]:
     length = evidence.checks.get("length")
     if length and _low(length) > _DOUBTFUL_LENGTH:
         told = f"length tells which belong together in {_percent(length['value'])} of the cases"
         yield "doubtful", f"its clusters follow the length of texts ({told})"
 
 
-def _cluster_counts(evidence: Evidence) -> Iterator[_Finding]:
+def _cluster_counts(evidence: JudgeEvidence) -> Iterator[Finding]:
     counts = evidence.checks.get("cluster_counts")
     if counts and counts["held"]:
         yield "unfit", f"it makes about {counts['mean']:.3g} clusters whatever it is shown, at most {counts['most']}"
 
 
-def _exam(evidence: Evidence) -> Iterator[_Finding]:
+def _exam(evidence: JudgeEvidence) -> Iterator[Finding]:
     if evidence.exam is None:
         yield "fit", "exam not taken"
     else:
@@ -230,7 +228,7 @@ def _exam(evidence: Evidence) -> Iterator[_Finding]:
             yield evidence.exam.judge, f"exam: {reason}"
 
 
-_FINDERS: tuple[Callable[[Evidence], Iterator[_Finding]], ...] = (
+_FINDERS: tuple[Callable[[JudgeEvidence], Iterator[Finding]], ...] = (
     _drops,
     _cluster_counts,
     _position,
@@ -245,14 +243,14 @@ _FINDERS: tuple[Callable[[Evidence], Iterator[_Finding]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class UnusableScore:
-    """What a judge answered to a scoring that gives no figure.
+    """The record of a scoring without one usable grouping.
 
     Attributes:
       judge, prompt_version, corpus, parameters, calls, tokens, cost_usd: as on a scorecard.
-      groupings: judged, all in vain; drops: how many for which reason; details: the first message of each reason.
+      groupings: judged; drops: their number by reason; details: the first message of each reason.
       ended: why no further call could succeed; None where calls could.
-      example_answer: the beginning of the first answer that broke the rules; empty where no answer came.
-      canaries, checks, verdict: as on a scorecard, of what partitions there were; the verdict is `unfit`.
+      example_answer: the beginning of the first unusable answer; empty where no answer came.
+      canaries, checks, verdict: as on a scorecard, from the partitions that came; the verdict is `unfit`.
     """
 
     judge: str
@@ -273,14 +271,14 @@ class UnusableScore:
 
     @property
     def summary(self) -> str:
-        """One line: the judge, and what went wrong how often."""
+        """One line: the judge, and the failures by reason."""
         why = self.ended or describe_failures(self.drops, self.details)
         hint = "" if self.ended else "; try another judge"
         return f"judge {self.judge}: none of {self.groupings} groupings was usable ({why}){hint}"
 
     @property
     def remedies(self) -> tuple[str, ...]:
-        """What helps, the likeliest first."""
+        """Remedies, the likeliest first."""
         k = self.parameters.get("samples_per_grouping", 10)
         if set(self.drops) == {"canary"}:
             return (
@@ -301,21 +299,20 @@ class UnusableScore:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, and no figure; `Scorecard.load` refuses it with its summary."""
+        """All fields, with None for the figures; `Scorecard.load` refuses it with its summary."""
         figures = dict.fromkeys(("effective_clusters", "cluster_score", "clusters_per_sample", "collision"))
         value = {**vars(self), "verdict": self.verdict.to_json()}
         return figures | value | {"unusable": self.summary, "remedies": list(self.remedies)}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes it as JSON, whole or not at all."""
+        """Writes it as JSON, atomically."""
         files.write_json(path, self.to_json())
 
 
 class NothingUsable(InputError):
-    """Raised in place of a scorecard.
+    """No grouping was usable, so that there is no scorecard.
 
     Attributes:
-      score: what was seen.
       folder: of the corpus in the run's folder; empty where it is the only one.
     """
 

@@ -85,7 +85,7 @@ def table_of_documents(runs: int, generator: np.random.Generator) -> None:
                     exactly = (sizes * (sizes - 1)).sum() / (documents * (documents - 1))
                     held += (
                         holds(estimators.collision(groupings, documents=documents), np.square(shares).sum()),
-                        holds(estimators.collision_of_documents(groupings), exactly),
+                        holds(estimators.collision(groupings), exactly),
                     )
                 print(f"{name:>18} {documents:5} {k:3} {held[0] / runs:11.1%} {held[1] / runs:19.1%}", flush=True)
 

@@ -157,11 +157,11 @@ class Pool:
 
 def measure(runs: int, draw: Callable[[np.random.Generator], object], truth: float) -> tuple[float, float]:
     """Mean half-width of log T, and coverage, over runs that start from the same seed whatever is drawn."""
-    from diversity_jax.cluster_agent.estimators import collision_of_documents
+    from diversity_jax.cluster_agent.estimators import collision
 
     widths, held = [], 0
     for number in range(runs):
-        estimate = collision_of_documents(draw(np.random.default_rng(number)))
+        estimate = collision(draw(np.random.default_rng(number)))
         low, high = estimate.bounds
         widths.append(math.log(high / max(low, 1e-9)) / 2)
         held += low <= truth <= high

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.cluster_agent import AgentConfig, NothingUsable, score_corpus
 from diversity_jax.cluster_agent.canaries import ErrorRates
-from diversity_jax.cluster_agent.examination import cluster_counts, evidence_of, traits
-from diversity_jax.cluster_agent.verdict import FITNESS, Evidence, Verdict, verdict
+from diversity_jax.cluster_agent.examination import cluster_counts, partition_checks, traits
+from diversity_jax.cluster_agent.verdict import FITNESS, JudgeEvidence, Verdict, verdict
 from tests.faulty_judges import FaultyJudge
 from tests.simulated_corpus import draw_labels, even_shares, zipf_shares
 from tests.styled_corpus import StyledCorpus, style_of
@@ -96,8 +96,8 @@ def table_of_tests(runs: int, groupings: int, sizes: list[int]) -> None:
             labels = draw_labels(shares, (runs, groupings, k), generator)
             rows = [[traits(row, generator.integers(1, 1000, k)) for row in run] for run in labels]
             ratios.append(cluster_counts([row for run in rows for row in run], k)["variance_ratio"])
-            for checks in (evidence_of(run, k) for run in rows):
-                evidence = Evidence(groupings=groupings, drops={}, rates=none, checks=checks)
+            for checks in (partition_checks(run, k) for run in rows):
+                evidence = JudgeEvidence(groupings=groupings, drops={}, rates=none, checks=checks)
                 reasons = " ".join(verdict(evidence).reasons)
                 alarms += [
                     told in reasons for told in ("follow the places", "follow the length", "whatever it is shown")
