@@ -1,4 +1,4 @@
-"""Compiles a configuration's training step for absent chips, and says whether it fits and how fast it can be.
+"""Compiles a configuration's training step for absent chips, and estimates its memory and speed.
 
     python -m diversity_jax.training.compile --config configs/llama_1p4b.py --topology v5e:4x4
     python -m diversity_jax.training.compile --config configs/llama_7b.py --topology v5p:2x2x4 --search
@@ -7,11 +7,11 @@
 Topologies: v4, v5p:AxBxC; v5e, v6e:AxB; h100, h200:N; `*2` behind for two slices or nodes.
 Needs `pip install diversity_jax[tpu]` or `[cuda]`, no TPU and no GPU. Options:
   --search        tries meshes, batches and remat policies, and ranks those that fit
-  --limit N       compilations a search may make (default 12)
-  --fast          less effort of the compiler: half the time, memory may come out a little higher
+  --limit N       most compilations of a search (default 12)
+  --fast          lower compiler effort: half the time, memory may be a little higher
   --json FILE     also writes the figures
-  --cache DIR     where reports are cached (default ~/.cache/diversity_jax/compile); --cache= for none
-  --no-suggestion where it does not fit, says only so
+  --cache DIR     folder of cached reports (default ~/.cache/diversity_jax/compile); --cache= for none
+  --no-suggestion suggests no smaller settings where the step does not fit
 """
 
 import argparse
@@ -57,7 +57,7 @@ _TIME_LIMIT_SECONDS = 3600
 
 
 def default_folder() -> Path:
-    """The cache of reports, unless `--cache` names another."""
+    """The default of `--cache`."""
     return user_cache("compile")
 
 
@@ -81,7 +81,7 @@ def key(request: CompileRequest) -> str:
 
 
 def compile_step(request: CompileRequest, *, folder: Path | None) -> dict[str, Any]:
-    """The worker's report on a request, from `folder` if it was compiled before (None: always anew).
+    """The worker's report on a request, from the cache in `folder` if it is there; None: no cache.
 
     Raises:
       InputError: the step cannot be compiled: no compiler, no such slice or mesh, or the compiler failed.
@@ -117,7 +117,7 @@ def _run_worker(request: CompileRequest) -> dict[str, Any]:
 
 
 def _communicate(process: subprocess.Popen[bytes], request: CompileRequest) -> tuple[bytes, bytes]:
-    """Standard output and standard error; on a terminal the elapsed time is shown meanwhile."""
+    """Sends the request; returns standard output and standard error. On a terminal it shows the elapsed time."""
     started = time.monotonic()
     pending: bytes | None = pickle.dumps(request)
     while True:
@@ -140,7 +140,7 @@ def make_request(config: "Config", target: Target, *, effort: str = "default") -
     """The step that `diversity_jax.train` would run with this configuration.
 
     Raises:
-      InputError: mesh, batch and target do not go together, or the rows are longer than the model is meant for.
+      InputError: the model is not described, the mesh does not fit the target, or rows exceed `model.max_length`.
     """
     if config.model is None:
         raise InputError("config.model is None: a compile for absent chips needs it described")
@@ -176,13 +176,13 @@ def make_request(config: "Config", target: Target, *, effort: str = "default") -
 
 
 def compiled(request: CompileRequest, folder: Path | None) -> Compiled:
-    """The report and estimate of a request, compiled or read from the cache in `folder`."""
+    """Report and estimate of a request, as `compile_step`."""
     report = compile_step(request, folder=folder)
     return Compiled(request=request, report=report, estimate=estimate(request, report) if report["fits"] else None)
 
 
 def main(options: argparse.Namespace, config: "Config") -> None:
-    """The command."""
+    """Compiles, or searches, and prints the result."""
     request = make_request(config, options.target, effort="O1" if options.fast else "default")
     compile_logged = functools.partial(_compile_logged, folder=options.cache)
     if options.search:
@@ -218,6 +218,7 @@ def _compile_logged(request: CompileRequest, folder: Path | None) -> Compiled:
 
 
 def record(result: Compiled) -> dict[str, Any]:
+    """The result as `--json` writes it."""
     request = dataclasses.asdict(result.request)
     chip = request.pop("target")["chip"]
     described = {"topology": result.request.target.name, "chip": chip, "request": request}
@@ -246,7 +247,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise InputError(str(error)) from None
     if options.topology is None:
         raise InputError("--topology is missing; give one, such as --topology v5e:4x4")
-    options.target = parse_target(options.topology) if options.topology else None
+    options.target = parse_target(options.topology)
     return options, rest
 
 

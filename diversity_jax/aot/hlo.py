@@ -1,9 +1,8 @@
-"""Reads a compiled program's text (HLO): traffic between devices and with memory, and the kernels that are called.
+"""Analyses a compiled program's text (HLO): traffic between devices, memory traffic, and custom kernels.
 
-A loop's body counts as often as it runs, which XLA's own cost analysis does not do: a scanned model would count as one
-layer. For several TPU slices the compiler makes the program of one of them: its collectives join partitions of that
-slice, and traffic between slices is a `send` and a `recv` that hand arrays to the host's Megascale runtime, with the
-collective as their attributes.
+A loop's body counts once per round; XLA's own cost analysis counts it once, so a scanned model counts as one layer.
+For several TPU slices the compiler emits the program of one slice: its collectives join partitions of that slice, and
+traffic between slices is a `send` and a `recv` of the host's Megascale runtime, whose attributes name the collective.
 """
 
 from collections import Counter
@@ -18,7 +17,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|(?:true|false)_computation)=%([\w.\-]+)|branch_computations=\{([^}]*)\}")
-# Operations that move nothing, or whose halves (start, done) are counted once.
+# Operations without memory traffic, or whose traffic is counted at their other half (start, done).
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "opt-barrier", "add-dependency", "domain", "iota"}
 _FREE |= {"async-start", "async-update", "async-done"}
@@ -29,7 +28,7 @@ _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", 
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a shape."""
+    """An array of an operation's result."""
 
     bytes: int
     in_hbm: bool
@@ -37,18 +36,18 @@ class Array:
 
 @dataclass(frozen=True)
 class Operation:
-    """One line of the program."""
+    """An instruction of the program."""
 
     name: str
     arrays: tuple[Array, ...]  # the result's
     opcode: str
     operands: tuple[str, ...]
-    rest: str  # from the operands on
+    rest: str  # the text from the operands on
     is_root: bool
 
     @property
     def bytes(self) -> int:
-        """Of the result."""
+        """Bytes of the result."""
         return sum(array.bytes for array in self.arrays)
 
 
@@ -57,7 +56,7 @@ Computations = dict[str, list[Operation]]  # the program's functions by name
 
 @dataclass(kw_only=True)
 class Traffic:
-    """What one device does in one run of the program."""
+    """Traffic of one device in one run of the program."""
 
     # (kind, devices of a group, whether it crosses slices) -> [count, payload bytes, bytes sent in a ring]
     collectives: dict[tuple[str, int, bool], list[float]] = field(default_factory=dict)
@@ -67,7 +66,7 @@ class Traffic:
 
 
 def _first(pattern: str, text: str) -> str:
-    """The first group of a pattern that the text is known to hold."""
+    """The first group of a pattern that must occur in the text."""
     match = re.search(pattern, text)
     assert match is not None, f"no {pattern} in {text[:200]}"
     return match[1]
@@ -95,7 +94,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def parse(text: str) -> tuple[Computations, str]:
-    """Computations by name, and the name of the entry."""
+    """Computations by name, and the name of the entry computation."""
     computations: Computations = {}
     entry, current = "", []
     for line in text.splitlines():
@@ -114,7 +113,7 @@ def parse(text: str) -> tuple[Computations, str]:
 
 
 def rounds(operation: Operation, computations: Computations) -> int | None:
-    """How often a loop runs: as XLA says, or the constant that its condition compares a counter with; None: unknown."""
+    """Number of rounds of a loop: XLA's annotation, or the constant in its condition; None: unknown."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', operation.rest):
         return int(known[1])
     condition = computations[_first(r"condition=%([\w.\-]+)", operation.rest)]
@@ -146,7 +145,7 @@ def groups(rest: str, devices: int) -> list[list[int]]:
 
 
 def _regroup(sizes: list[int], order: list[int], group_size: int) -> list[list[int]]:
-    """Row-major numbers of an array of `sizes`, transposed by `order`, in groups of `group_size`."""
+    """Row-major indices of an array of `sizes`, transposed by `order`, in groups of `group_size`."""
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
     numbers = [
         sum(position * strides[axis] for position, axis in zip(index, order, strict=True))
@@ -170,7 +169,7 @@ def _ring(kind: str, payload: float, size: int) -> float:
 
 
 def _between_slices(operation: Operation, by_name: dict[str, Operation]) -> tuple[str, int, float] | None:
-    """Kind, number of slices, and payload of an operation that hands an array to the Megascale runtime; else None."""
+    """Kind, number of slices and payload of a `send` to the Megascale runtime; None for other operations."""
     transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', operation.rest)
     if operation.opcode != "send" or transfer is None:
         return None
@@ -216,7 +215,7 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
             kind = operation.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", operation.rest)
-                # One fused with computation stands in the fusion that starts it and again in those that go on with it.
+                # A collective fused with computation occurs in the fusion that starts it and in those that continue it.
                 if not (fused and channel and channel[1] in channels_in_fusions):
                     collective(operation, kind, times)
                 if fused and channel:
@@ -236,7 +235,7 @@ def measure(text: str, slice_of_partition: Sequence[int]) -> Traffic:
 
 
 def _inner(operation: Operation, computations: Computations, traffic: Traffic) -> Iterator[tuple[str, int, bool]]:
-    """Computations that an operation runs, how often, and whether as part of one fused kernel."""
+    """(computation, number of runs, whether it is part of a fused kernel) of those that an operation runs."""
     if operation.opcode in (*COLLECTIVES, "reduce", "scatter", "sort", "reduce-window", "select-and-scatter", "map"):
         return
     repeats = 1
@@ -251,7 +250,7 @@ def _inner(operation: Operation, computations: Computations, traffic: Traffic) -
 
 
 def _kernel(operation: Operation) -> str | None:
-    """A hand-written kernel's or library's name; None for the compiler's own marks."""
+    """Name of a custom kernel or library call; None for the compiler's own annotations."""
     target = _first(r'custom_call_target="([^"]+)"', operation.rest)
     if target == "tpu_custom_call":
         return re.sub(r"[.\d]+$", "", operation.name)
@@ -259,7 +258,7 @@ def _kernel(operation: Operation) -> str | None:
 
 
 def moved_bytes(operation: Operation, by_name: dict[str, Operation], computations: Computations) -> float:
-    """Bytes that an operation reads from and writes to the device's memory; of a slice or in-place update, its own."""
+    """Bytes that an operation reads from and writes to device memory; slices and in-place updates count their size."""
     opcode = operation.opcode
     if opcode in _FREE or opcode.endswith("-done") or any(call in operation.rest for call in _FREE_CALLS):
         return 0.0
@@ -282,10 +281,10 @@ def moved_bytes(operation: Operation, by_name: dict[str, Operation], computation
 
 
 def _partial_reads(body: list[Operation]) -> tuple[dict[int, int], int]:
-    """Bytes read of each operand of a fusion that is only sliced or updated in place, and bytes written in place."""
+    """Bytes read of each operand that a fusion only slices or updates in place, and bytes of in-place updates."""
     parameters = {step.name: int(step.rest[1:].split(")")[0]) for step in body if step.opcode == "parameter"}
     by_name = {step.name: step for step in body}
-    origin: dict[str, str] = {name: name for name in parameters}  # bitcasts of an operand stand for it
+    origin: dict[str, str] = {name: name for name in parameters}  # bitcasts count as their operand
     for step in body:
         if step.opcode == "bitcast" and step.operands and step.operands[0] in origin:
             origin[step.name] = origin[step.operands[0]]

@@ -1,4 +1,4 @@
-"""Meshes, batches and remat policies to try for a target, a range of step times of each, and the report for people."""
+"""Search over meshes, batches and remat policies for a target, step time estimates, and the printed report."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
@@ -17,7 +17,7 @@ REMAT_BY_MEMORY = ("none", "save_matmuls", "full", "offload")  # the most memory
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """The result of a request: the worker's report, and the estimate where the compiler could place the program."""
+    """The worker's report on a request, and the estimate where compilation succeeded."""
 
     request: CompileRequest
     report: Mapping[str, Any]
@@ -25,7 +25,7 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        """Whether a device's memory is enough."""
+        """Whether the program fits into a device's memory."""
         return self.estimate is not None and self.estimate["fits"]
 
 
@@ -33,12 +33,12 @@ Compile = Callable[[CompileRequest], Compiled]
 
 
 def state_bytes(request: CompileRequest, shards: int) -> float:
-    """Parameters and Adam's two moments, float32, on one of `shards` devices: below this no batch fits."""
+    """Bytes of float32 parameters and Adam's two moments on one of `shards` devices, without any activations."""
     return 12 * request.model.parameter_count / shards
 
 
 def meshes(request: CompileRequest) -> Iterator[MeshConfig]:
-    """Meshes that parameters, heads and batch allow: all of fsdp first, then with tensor parallelism, then copies."""
+    """Meshes whose axes divide parameters, heads and batch: fsdp first, then tensor parallelism, then data."""
     target, model = request.target, request.model
     for tensor, copies in itertools.product((1, 2, 4), (1, 2, 4, 8)):
         fsdp, rest = divmod(target.devices, tensor * copies)
@@ -53,9 +53,9 @@ def meshes(request: CompileRequest) -> Iterator[MeshConfig]:
 
 
 def candidates(request: CompileRequest) -> Iterator[list[CompileRequest]]:
-    """Settings in families of growing memory: once one of a family does not fit, those after it will not either.
+    """Lists of settings with growing memory: once one of a list does not fit, those after it will not either.
 
-    A family has one mesh and batch, not in parts; its members save ever more for the backward pass.
+    A list has one mesh and batch without gradient accumulation; its items store ever more for the backward pass.
     """
     for mesh in meshes(request):
         for rows in sorted({request.batch_size, 2 * request.batch_size, max(request.batch_size // 2, 1)}):
@@ -65,9 +65,10 @@ def candidates(request: CompileRequest) -> Iterator[list[CompileRequest]]:
 
 
 def search(request: CompileRequest, compile_step: Compile, *, limit: int, say: Callable[[str], None]) -> list[Compiled]:
-    """Compiles up to `limit` candidates and ranks those that fit by time a token, nothing overlapping.
+    """Compiles up to `limit` candidates and ranks those that fit by time per token without overlap.
 
-    `say` is called with a line when something cannot be compiled, and at the limit.
+    Args:
+      say: called with a line when a candidate cannot be compiled, and at the limit.
     """
     fitting, tried = list[Compiled](), 0
     for family in candidates(request):
@@ -78,9 +79,9 @@ def search(request: CompileRequest, compile_step: Compile, *, limit: int, say: C
             tried += 1
             try:
                 result = compile_step(candidate)
-                if not result.fits and (parted := in_parts(result)) and tried < limit:
+                if not result.fits and (accumulating := in_parts(result)) and tried < limit:
                     tried += 1
-                    result = compile_step(parted)
+                    result = compile_step(accumulating)
             except InputError as error:
                 say(str(error))
                 break
@@ -91,14 +92,14 @@ def search(request: CompileRequest, compile_step: Compile, *, limit: int, say: C
 
 
 def in_parts(unfit: Compiled) -> CompileRequest | None:
-    """The same step with its batch in the fewest parts that should fit by the compiler's figure; None: none would.
+    """The step with the fewest gradient accumulation parts that should fit by the compiler's figure; None: none.
 
     Every part gathers the parameters again, which often costs less than recomputing layers.
     """
     request, capacity = unfit.request, unfit.request.target.chip.hbm_bytes
     needed = unfit.report.get("needed_bytes") or (unfit.estimate and unfit.estimate["memory_total_bytes"])
     sizes = request.mesh.resolved(request.target.devices)
-    # Parameters, moments and one gradient stay whatever the number of parts.
+    # Parameters, moments and one gradient do not depend on the number of parts.
     fixed = state_bytes(request, sizes["fsdp"] * sizes["tensor"]) * 4 / 3
     if not needed or fixed >= 0.9 * capacity:
         return None
@@ -115,9 +116,10 @@ def _ranked(fitting: list[Compiled]) -> list[Compiled]:
 
 
 def smaller(request: CompileRequest) -> Iterator[CompileRequest]:
-    """Changes that need less memory and leave the trained model as it is where they can, least costly first.
+    """Settings that need less memory, least costly first.
 
-    The batch in two parts, then more remat, then more parts, then all cuts over fsdp, and only then a smaller batch.
+    Gradient accumulation in two parts, then more remat, then more parts, then fsdp instead of data, and only then a
+    smaller batch, which changes the trained model.
     """
     stronger = REMAT_BY_MEMORY[REMAT_BY_MEMORY.index(request.model.remat) + 1 : 3]
     model = dataclasses.replace(request.model, remat="full" if stronger else request.model.remat)
@@ -141,7 +143,7 @@ def smaller(request: CompileRequest) -> Iterator[CompileRequest]:
 
 
 def suggestion(request: CompileRequest, compile_step: Compile, *, limit: int = 4) -> Compiled | None:
-    """The first of `smaller` that compiles and fits; None where none of the first `limit` does."""
+    """The first of `smaller` that compiles and fits; None if none of the first `limit` does."""
     if state_bytes(request, request.target.devices) > request.target.chip.hbm_bytes:
         return None
     for candidate in itertools.islice(smaller(request), limit):
@@ -155,7 +157,7 @@ def suggestion(request: CompileRequest, compile_step: Compile, *, limit: int = 4
 
 
 def flags(request: CompileRequest, changed: CompileRequest) -> str:
-    """What to put on the command line to go from one request to the other."""
+    """The command-line options that change one request into the other."""
     pairs = {
         "model.remat": (request.model.remat, changed.model.remat),
         "train.batch_size": (request.batch_size, changed.batch_size),
@@ -171,7 +173,7 @@ ASSUMPTIONS = (
     "collectives as rings: one torus axis, both directions (TPU), or NVLink; across slices at the network's speed",
     "fastest: all four overlap perfectly (the largest alone); slowest: none do (their sum)",
 )
-# Share of all pairs of tokens that a kernel works on, and products in its backward pass as a multiple of the forward's.
+# Share of all token pairs that a kernel computes, and its backward pass's products as a multiple of the forward pass's.
 _ATTENTION_WORK = {
     "splash": (0.5, 2.5),
     "cudnn": (0.5, 2.5),
@@ -184,7 +186,7 @@ USABLE_GPU_SHARE = 0.92  # of a GPU's memory, with XLA_PYTHON_CLIENT_MEM_FRACTIO
 
 
 def executed_flops_per_token(config: LlamaConfig, length: int, attention: str) -> float:
-    """Products a trained token really costs, recomputation by remat and the kernel's causal saving included."""
+    """FLOPs per trained token as executed: with recomputation by remat, and the pairs that the kernel computes."""
     share, backward = _ATTENTION_WORK[attention]
     full = len(config.layers_without_window)
     window = min(config.sliding_window or length, length) if attention in ("splash", "cudnn") else length
@@ -197,7 +199,7 @@ def executed_flops_per_token(config: LlamaConfig, length: int, attention: str) -
 
 
 def estimate(request: CompileRequest, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds by resource, step time and MFU as a range, and what binds, by the report on a step that compiled."""
+    """Seconds by resource, ranges of step time and MFU, memory, and the limiting resource of a compiled step."""
     from diversity_jax.training.throughput import flops_per_token
 
     config, target, length = request.model, request.target, request.sequence_length
@@ -247,7 +249,7 @@ def gib(count: float) -> str:
 
 
 def quantity(count: float, unit: str) -> str:
-    """`1.23 TFLOP` and the like."""
+    """Three digits with an SI prefix, such as `1.23 TFLOP`."""
     for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {prefix}{unit}"
@@ -255,7 +257,7 @@ def quantity(count: float, unit: str) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Whole ones from 100 on, three digits below."""
+    """Whole milliseconds from 100 on, three digits below."""
     return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
 
 
@@ -272,7 +274,7 @@ def setting(request: CompileRequest) -> str:
 
 
 def lines(compiled: Compiled) -> list[str]:
-    """The whole report; without an estimate, of a step that did not fit."""
+    """The full report; where the step did not fit, its first lines and the memory needed."""
     request, report, estimate = compiled.request, compiled.report, compiled.estimate
     target, model = request.target, request.model
     head = [
@@ -337,9 +339,8 @@ def _time(estimate: Mapping[str, Any], target: Any) -> list[str]:
 
 
 def ranking(rows: Sequence[Compiled]) -> list[str]:
-    """A table of settings that fit, best first: by the slowest step time a token, which no overlap is assumed for."""
-    head = f"{'':>3} {'ms a step':>15} {'tokens/s':>19} {'MFU %':>11} {'memory':>10}  {'binds':<12} setting"
-    table = [head]
+    """A table of settings that fit, in the given order."""
+    table = [f"{'':>3} {'ms a step':>15} {'tokens/s':>19} {'MFU %':>11} {'memory':>10}  {'binds':<12} setting"]
     for number, row in enumerate(rows, 1):
         request, estimate = row.request, row.estimate or {}
         times = _span(estimate["step_seconds"], milliseconds)

@@ -1,4 +1,4 @@
-"""The compiler's process: compiles one training step for absent chips, so that a crash of the compiler stays here.
+"""Compiles one training step for absent chips, in a process of its own, since the compiler may crash.
 
 Reads a pickled `CompileRequest` from standard input and writes one line of JSON, its report, to standard output.
 """
@@ -23,7 +23,7 @@ from diversity_jax.training.config import OptimizerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Slices of chips: `v5e:4x4` is one slice of 16, `v5e:4x4*2` two of them joined by the data-centre network."""
+    """One or several slices of chips: `v5e:4x4*2` is two slices of 16, joined by the data-centre network."""
 
     chip: Chip
     shape: tuple[int, ...]  # of one slice
@@ -36,20 +36,20 @@ class Target:
 
     @property
     def shape_name(self) -> str:
-        """`4x4`."""
+        """Such as `4x4`."""
         return "x".join(map(str, self.shape))
 
     @property
     def name(self) -> str:
-        """As it is written on the command line."""
+        """As on the command line."""
         return f"{self.chip.name}:{self.shape_name}" + (f"*{self.slices}" if self.slices > 1 else "")
 
 
 def parse_target(text: str) -> Target:
-    """The target that a name such as `v5e:4x4`, `v5p:2x2x4*2`, `h100:8` or a cloud's `v6e-16` stands for.
+    """Parses a name such as `v5e:4x4`, `v5p:2x2x4*2`, `h100:8` or a cloud's `v6e-16`.
 
     Raises:
-      InputError: no such chip, or a shape that its slices do not have.
+      InputError: the chip is unknown, or its slices have no such shape.
     """
     name, star, slices = text.partition("*")
     if slice_ := parse_slice(name):
@@ -70,7 +70,7 @@ def parse_target(text: str) -> Target:
 
 @dataclass(frozen=True, kw_only=True)
 class CompileRequest:
-    """A training step and where it is to run."""
+    """A training step and its target."""
 
     model: LlamaConfig
     optimizer: OptimizerConfig
@@ -81,12 +81,12 @@ class CompileRequest:
     gradient_accumulation: int = 1
     z_loss: float = 0.0
     num_components: int = 1
-    packed: bool = False  # the batch holds segment ids and positions, for attention that stays inside documents
+    packed: bool = False  # the batch holds segment ids and positions, for attention within documents
     lora: LoraConfig = field(default_factory=LoraConfig)
     effort: str = "default"  # of the compiler; "O1" takes half the time and may use a little more memory
 
 
-# Values only libtpu's own start-up looks at: any TPU machine has them, a machine without a TPU has to be told.
+# Values that only libtpu's start-up reads: every TPU machine sets them, other machines have to.
 _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5e-16",
@@ -96,17 +96,17 @@ _TPU_ENVIRONMENT = {
 
 
 def environment(platform: str, base: Mapping[str, str]) -> dict[str, str]:
-    """This machine's environment as one CPU, with the variables that compiling for `platform` (tpu, cuda) needs."""
+    """The environment of a worker: JAX on one CPU, with what compiling for `platform` (tpu, cuda) needs."""
     variables = {**base, "JAX_PLATFORMS": "cpu"}
     variables.pop("JAX_COMPILATION_CACHE_DIR", None)  # holds programs for devices of this machine
     if platform == "tpu":
         return variables | _TPU_ENVIRONMENT | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    # Without a GPU nothing can be timed, so the compiler must not try kernels out.
+    # Without a GPU kernels cannot be timed, so autotuning is turned off.
     return variables | {"XLA_FLAGS": f"{base.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()}
 
 
 def gpu_description(target: Target) -> str:
-    """An H100 or H200 as a text protocol buffer, which XLA takes in place of a device: limits, sizes and speeds."""
+    """An H100 or H200 as a text protocol buffer with its limits, sizes and speeds, which XLA accepts as a device."""
     chip = target.chip
     return f"""
 gpu_device_info {{
@@ -124,10 +124,10 @@ device_description_str: "NVIDIA {chip.name.upper()} (described)"
 
 
 def describe_topology(target: Target) -> list[Any]:
-    """Devices of an absent target, to make a mesh of.
+    """Device descriptions of an absent target, to make a mesh of.
 
     Raises:
-      InputError: the compiler for it is not installed, or knows no such slice.
+      InputError: its compiler is not installed, or knows no such slice.
     """
     from jax.experimental import topologies
 
@@ -157,10 +157,10 @@ def _remedy(target: Target, message: str) -> str:
 
 
 def compile_and_measure(request: CompileRequest) -> dict[str, Any]:
-    """Compiles the request and measures the program.
+    """Compiles the request and analyses the program; returns the report.
 
     Raises:
-      InputError: no such compiler, slice, mesh, batch or cut.
+      InputError: there is no such compiler or slice, or mesh and batch do not fit.
     """
     import jax
 
@@ -254,7 +254,7 @@ def _measure(compiled: Any, mesh: Any, target: Target) -> dict[str, Any]:
 def main() -> None:
     """Answers one request."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to standard error
+    os.dup2(2, 1)  # libraries' output goes to standard error
     try:
         answer = compile_and_measure(pickle.load(sys.stdin.buffer))
     except InputError as error:

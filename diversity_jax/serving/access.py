@@ -1,7 +1,7 @@
-"""Who may ask, and how much may be sent: a web page of elsewhere, a stranger or half a request gets no further.
+"""Access control of the server: checks of Host, Origin, key and content type, CORS headers, limits of request bodies.
 
-A browser lets any page send requests to this machine. It names the page in `Origin`, and in `Host` the name under which
-it reached the server, which a page's owner can point at 127.0.0.1; so both are checked.
+A browser lets any web page send requests to this machine. The header `Origin` names the page, and `Host` the name under
+which the server was reached, which the page's owner can resolve to 127.0.0.1 (DNS rebinding); so both are checked.
 """
 
 import asyncio
@@ -19,24 +19,24 @@ from aiohttp.web_protocol import RequestPayloadError
 
 
 class RequestRefused(Exception):
-    """A request that gets an error: HTTP status, OpenAI's `type` and `code`, and the parameter at fault."""
+    """A request that is answered with an error: HTTP status, message, the parameter at fault and OpenAI's `code`."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI's servers write it."""
+        """The error in OpenAI's format."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A client's value for a message: in one line of limited length."""
-    text = (
-        repr(value) if not isinstance(value, int) or abs(value) < 10**most else f"an integer of {most} digits or more"
-    )
+    """A client's value for a message: one line of limited length."""
+    if isinstance(value, int) and abs(value) >= 10**most:  # Python refuses to print thousands of digits
+        return f"an integer of {most} digits or more"
+    text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -44,11 +44,11 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _ALL_ADDRESSES = ("", "0.0.0.0", "::")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d{1,5})?")
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
-_OPEN_PATHS = ("/health",)  # which tell nothing of the model, and are asked by what restarts servers
+_OPEN_PATHS = ("/health",)  # need no key: they reveal nothing of the model, and supervisors ask for them
 
 
 def is_address(host: str) -> bool:
-    """Whether a host is written as a number, which no page's owner can point elsewhere."""
+    """Whether a host is an IP address, which needs no name resolution."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -61,10 +61,10 @@ class Access:
     """Checks the headers of requests.
 
     Attributes:
-      hosts: names that `Host` may have, beside the ones of this machine where `any_address` is set.
-      any_address: the server listens on all addresses: any number is right in `Host`.
-      origins: origins of pages that may read answers; `*`: all.
-      key: that `Authorization: Bearer` must carry; None: none is asked for.
+      hosts: names and addresses that `Host` may have.
+      any_address: `Host` may be any IP address, since the server listens on all.
+      origins: origins of pages that may send requests and read answers; `*`: all.
+      key: required in `Authorization: Bearer`; None: no key is required.
     """
 
     hosts: frozenset[str]
@@ -74,7 +74,7 @@ class Access:
 
     @classmethod
     def bound(cls, host: str, *, allowed: tuple[str, ...] = (), origins: tuple[str, ...] = (), key: str | None = None):
-        """For a server that listens on `host`."""
+        """Access to a server that listens on `host`."""
         everywhere = host in _ALL_ADDRESSES
         local = [host]
         if everywhere:
@@ -85,7 +85,7 @@ class Access:
         return cls(hosts=names, any_address=everywhere, origins=origins, key=key.encode() if key else None)
 
     def check(self, request: web.Request) -> None:
-        """Refuses what may not ask (401, 403)."""
+        """Raises `RequestRefused` (401 or 403) for requests that are not allowed."""
         given = request.headers.getall(hdrs.HOST, [])
         match = _HOST.fullmatch(given[0].lower()) if len(given) == 1 else None
         host = match[1].strip("[]") if match else ""
@@ -114,7 +114,7 @@ class Access:
         return "*" in self.origins or origin in self.origins
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Tells the browser what a page may do with an answer, and nobody what this server is made of."""
+        """Adds CORS headers, and replaces the `Server` header, which would name software and versions."""
         response.headers[hdrs.SERVER] = "diversity_jax"
         response.headers["X-Content-Type-Options"] = "nosniff"
         if self.origins:
@@ -134,16 +134,17 @@ class Access:
 
 
 def is_preflight(request: web.Request) -> bool:
-    """A browser's question whether a page may ask."""
+    """Whether this is a CORS preflight request."""
     return request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
 
 
-class Bodies:
-    """Reads bodies of requests: JSON alone, each and all together of limited size, within a time.
+class BodyReader:
+    """Reads JSON bodies of requests, with limits of size and time.
 
     Args:
-      each_bytes, together_bytes: longest body, and all bodies that are being read or understood.
-      seconds: until a body must have arrived.
+      each_bytes: most bytes of a body.
+      together_bytes: most bytes of all bodies that are being read or parsed.
+      seconds: timeout of receiving a body.
     """
 
     def __init__(self, each_bytes: int, together_bytes: int, seconds: float):
@@ -152,10 +153,11 @@ class Bodies:
 
     @contextlib.asynccontextmanager
     async def read(self, request: web.Request) -> AsyncIterator[bytes]:
-        """The body, which counts until the context ends.
+        """The body, which counts against `together_bytes` until the context ends.
 
         Raises:
-          RequestRefused: not JSON by its headers (415), too long (413), too slow (408), too many at once (429), or cut.
+          RequestRefused: not JSON by its headers (415), too long (413), too slow (408), too many at once (429), or
+            incomplete (400).
         """
         _check_type(request)
         data = bytearray()
@@ -181,7 +183,7 @@ class Bodies:
 
 
 def _check_type(request: web.Request) -> None:
-    """A page may send a form or plain text anywhere without asking first, but not JSON."""
+    """Requires JSON: browsers let any page send forms and plain text without a preflight request."""
     given = request.headers.get(hdrs.CONTENT_TYPE, "")
     charset = (request.charset or "utf-8").lower().replace("_", "-")
     if request.content_type != "application/json" or not given or charset not in ("utf-8", "utf8", "us-ascii"):

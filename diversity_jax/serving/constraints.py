@@ -1,4 +1,4 @@
-"""Answers that a schema, an expression or a grammar allows, enforced token by token by llguidance."""
+"""Constrained decoding with llguidance: answers that match a JSON schema, a regular expression or a grammar."""
 
 from collections.abc import Callable, Mapping, Sequence
 import json
@@ -16,21 +16,21 @@ from diversity_jax.tokenizers.tokenizer import (
     SentencePieceTokenizer,
 )
 
-MAX_GRAMMAR_CHARACTERS = 1 << 16  # 2,000 properties or so; compiling takes half a second then
-# A step of one answer takes a tenth of a second at most and a grammar some 100 MB; both a hundred times what they need.
+MAX_GRAMMAR_CHARACTERS = 1 << 16  # about 2,000 properties, which take half a second to compile
+# These limit a step of one answer to 0.1 s and a grammar to about 100 MB, a hundred times what usual ones need.
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 50_000,
     "step_max_items": 50_000,
     "max_lexer_states": 20_000,
     "max_grammar_size": 100_000,
-    "verbose_errors": False,  # they would quote the parser's state
+    "verbose_errors": False,  # verbose ones quote the parser's state
 }
-# Models that indent can, and none can write white space without end.
+# Allows indented JSON, but no endless white space.
 _JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r" |\r?\n[ \t]{0,20}", "lenient": False}
 
-# What several servers call the same thing: `response_format` is OpenAI's, `structured_outputs` and `guided_*` vLLM's,
-# `json_schema` and `grammar` llama.cpp's, `regex` and `ebnf` SGLang's.
+# Names of the same constraints in several servers: `response_format` is OpenAI's, `structured_outputs` and `guided_*`
+# are vLLM's, `json_schema` and `grammar` llama.cpp's, `regex` and `ebnf` SGLang's.
 _KINDS = {
     "guided_json": "json",
     "guided_regex": "regex",
@@ -45,13 +45,13 @@ FIELDS = ("response_format", "structured_outputs", *_KINDS)
 
 
 def read_grammar(value: Mapping[str, Any]) -> str | None:
-    """The grammar that a request's fields ask for, in llguidance's form; None where they ask for none.
+    """The grammar of a request in llguidance's format; None where no field asks for one.
 
     Raises:
-      RequestRefused: malformed, more than one, not supported, or too large.
+      RequestRefused: a constraint is malformed, not supported or too large, or there are several.
     """
-    asked = [name for name in FIELDS if value.get(name) is not None]
-    kinds = [(name, *spec) for name in asked if (spec := _read_field(name, value[name])) is not None]
+    given = [name for name in FIELDS if value.get(name) is not None]
+    kinds = [(name, *spec) for name in given if (spec := _read_field(name, value[name])) is not None]
     if not kinds:
         return None
     if len(kinds) > 1:
@@ -65,16 +65,14 @@ def read_grammar(value: Mapping[str, Any]) -> str | None:
 
 
 def _read_field(name: str, value: Any) -> tuple[str, Any] | None:
-    """Kind and content of what one field asks for."""
+    """Kind and content of one field's constraint; None: no constraint."""
     if name in _KINDS:
         return _KINDS[name], value
+    if (name, value) == ("response_format", "text"):
+        return None
     if not isinstance(value, Mapping):
-        expected = (
-            'expected an object such as {"type": "json_object"}' if name == "response_format" else "expected an object"
-        )
-        if (name, value) == ("response_format", "text"):
-            return None
-        raise RequestRefused(400, f"{name}: {expected}", param=name)
+        example = ' such as {"type": "json_object"}' if name == "response_format" else ""
+        raise RequestRefused(400, f"{name}: expected an object{example}", param=name)
     given = {key: item for key, item in value.items() if item is not None}
     if name == "structured_outputs":
         return _structured_outputs(given)
@@ -98,15 +96,15 @@ def _read_field(name: str, value: Any) -> tuple[str, Any] | None:
 
 def _structured_outputs(given: Mapping[str, Any]) -> tuple[str, Any] | None:
     kinds = {"json": "json", "regex": "regex", "choice": "choice", "grammar": "grammar", "json_object": "json"}
-    asked = {key: item for key, item in given.items() if item is not False}
-    if unknown := sorted(asked.keys() - kinds.keys()):
+    constraints = {key: item for key, item in given.items() if item is not False}
+    if unknown := sorted(constraints.keys() - kinds.keys()):
         message = f"structured_outputs.{unknown[0][:80]} is not supported by this server; leave it out"
         raise RequestRefused(400, message, param="structured_outputs", code="unsupported_parameter")
-    if len(asked) > 1:
+    if len(constraints) > 1:
         raise RequestRefused(400, f"structured_outputs: give one of {', '.join(kinds)}", param="structured_outputs")
-    if not asked:
+    if not constraints:
         return None
-    name, content = next(iter(asked.items()))
+    [(name, content)] = constraints.items()
     return kinds[name], {"type": "object"} if name == "json_object" else content
 
 
@@ -123,25 +121,22 @@ def _grammar(kind: str, content: Any) -> str:
             raise InputError("is no JSON schema; give an object, or its JSON as text") from None
         if not isinstance(schema, dict | bool):
             raise InputError(f"is {type(schema).__name__}; expected a JSON schema, which is an object")
-        return _made(matcher.grammar_from_json_schema, text, overrides=_JSON_OPTIONS)
+        return _converted(matcher.grammar_from_json_schema, text, overrides=_JSON_OPTIONS)
     if kind == "choice":
-        if (
-            not isinstance(content, list)
-            or not content
-            or not all(isinstance(literal, str) and literal for literal in content)
-        ):
+        texts = content if isinstance(content, list) else []
+        if not texts or not all(isinstance(text, str) and text for text in texts):
             raise InputError("expected a list of texts that are not empty")
-        _check_length("".join(content))
-        literals = " | ".join(json.dumps(literal, ensure_ascii=False) for literal in content)
-        return _made(matcher.grammar_from_lark, f"start: {literals}")
+        _check_length("".join(texts))
+        literals = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        return _converted(matcher.grammar_from_lark, f"start: {literals}")
     if not isinstance(content, str) or not content.strip():
         raise InputError("expected a text that is not empty")
     _check_length(content)
     if kind == "regex":
-        return _made(matcher.grammar_from_regex, content)
+        return _converted(matcher.grammar_from_regex, content)
     from llguidance.gbnf_to_lark import any_to_lark
 
-    return _made(lambda text: matcher.grammar_from_lark(any_to_lark(text)), content)
+    return _converted(lambda text: matcher.grammar_from_lark(any_to_lark(text)), content)
 
 
 def _check_length(text: str) -> None:
@@ -149,34 +144,34 @@ def _check_length(text: str) -> None:
         raise InputError(f"has {len(text):,} characters; at most {MAX_GRAMMAR_CHARACTERS:,}")
 
 
-def _made(make: Callable[..., str], text: str, **options: Any) -> str:
+def _converted(convert: Callable[..., str], text: str, **options: Any) -> str:
     try:
-        return make(text, **options)
-    except (Exception, RecursionError) as error:  # the converter of grammars raises several kinds
+        return convert(text, **options)
+    except (Exception, RecursionError) as error:  # the converters raise several types
         raise InputError(_line(str(error) or type(error).__name__)) from None
 
 
 def _line(text: str) -> str:
-    """The library's reason in one line."""
+    """The library's error message in one line."""
     return " ".join(text.partition("<non-verbose/>")[0].split())[:200]
 
 
 class Constraint:
-    """An `evaluation.generate.TokenConstraint`: one answer's place in a grammar."""
+    """An `evaluation.generation_request.TokenConstraint`: one answer's position in a grammar."""
 
     def __init__(self, matcher: Any):
         self._matcher = matcher
 
     @property
     def finished(self) -> bool:
-        """Nothing can follow but the end."""
+        """Whether only the end can follow."""
         return self._matcher.is_stopped()
 
     def fill(self, bits_W: np.ndarray) -> None:
-        """Sets bit i where id i may be next.
+        """Sets bit i where id i may follow, and clears the others.
 
         Raises:
-          InputError: the grammar became too complex, or this tokenizer cannot write what it asks for.
+          InputError: the grammar became too complex, or requires text that this tokenizer cannot write.
         """
         self._matcher.unsafe_compute_mask_ptr(bits_W.ctypes.data, bits_W.nbytes)
         self._check()
@@ -184,7 +179,7 @@ class Constraint:
             raise InputError("the grammar allows nothing that this model's tokenizer can write; change it")
 
     def accept(self, tokens: Sequence[int]) -> int:
-        """Takes the first tokens, as many as are allowed one after another; returns how many.
+        """Advances by the longest allowed prefix of `tokens`; returns its length.
 
         Raises:
           InputError: the grammar became too complex.
@@ -199,22 +194,22 @@ class Constraint:
             raise InputError(f"the grammar cannot be followed further ({reason}); simplify it")
 
     def copy(self) -> "Constraint":
-        """Another answer at the same place."""
+        """A constraint of another answer at the same position."""
         return Constraint(self._matcher.deep_copy())
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer, which is read when the first is asked for. Safe from any thread."""
+    """Compiles grammars for one tokenizer, which is loaded with the first. Safe from any thread."""
 
     def __init__(self, tokenizer: ModelTokenizer):
         self._model_tokenizer, self._lock = tokenizer, threading.Lock()
         self._tokenizer: Any = None
 
     def compile(self, grammar: str) -> Constraint:
-        """An answer's beginning.
+        """A constraint at the beginning of an answer.
 
         Raises:
-          InputError: not a grammar, not supported, or too complex.
+          InputError: the grammar is invalid, not supported, or too complex.
         """
         import llguidance
 
@@ -229,27 +224,27 @@ class Grammars:
         return constraint
 
 
-class _Spelt:
-    """A vocabulary as `llguidance.TokenizerWrapper` reads it: what each id adds to a text."""
+class _VocabularyBytes:
+    """A vocabulary in the interface of `llguidance.TokenizerWrapper`: the bytes of each id."""
 
     def __init__(self, vocabulary: ByteTokenizer | SentencePieceTokenizer):
-        spelt = vocabulary.token_bytes()
+        token_bytes = vocabulary.token_bytes()
         self.eos_token_id, self.bos_token_id = vocabulary.end_of_text_id, None
-        self.special_token_ids = [i for i, text in enumerate(spelt) if text is None]
-        self.tokens = [f"<special_{i}>".encode() if text is None else text for i, text in enumerate(spelt)]
-        self._ids = {text: i for i, text in enumerate(spelt) if text}
+        self.special_token_ids = [i for i, text in enumerate(token_bytes) if text is None]
+        self.tokens = [f"<special_{i}>".encode() if text is None else text for i, text in enumerate(token_bytes)]
+        self._ids = {text: i for i, text in enumerate(token_bytes) if text}
         self._longest = max(map(len, self._ids))
 
     def __call__(self, text: str) -> list[int]:
-        """Ids that join to exactly this text, the longest first: SentencePiece itself would begin it with a space."""
-        data, ids, at = text.encode(), [], 0
-        while at < len(data):
-            ends = range(min(at + self._longest, len(data)), at, -1)
-            end = next((end for end in ends if data[at:end] in self._ids), None)
+        """Ids of exactly this text by longest match; SentencePiece itself would add a space before it."""
+        data, ids, start = text.encode(), [], 0
+        while start < len(data):
+            ends = range(min(start + self._longest, len(data)), start, -1)
+            end = next((end for end in ends if data[start:end] in self._ids), None)
             if end is None:
-                break  # the library goes on by bytes, and refuses what cannot be written
-            ids.append(self._ids[data[at:end]])
-            at = end
+                break  # the library continues by bytes, and refuses what cannot be written
+            ids.append(self._ids[data[start:end]])
+            start = end
         return ids
 
 
@@ -262,6 +257,6 @@ def _library_tokenizer(tokenizer: ModelTokenizer) -> Any:
         if isinstance(vocabulary, HuggingFaceTokenizer):
             return llguidance.LLTokenizer(vocabulary.to_json(), n_vocab=vocabulary.size, eos_token=ends)
         assert isinstance(vocabulary, ByteTokenizer | SentencePieceTokenizer)
-        return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Spelt(vocabulary)), eos_token=ends)
+        return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_VocabularyBytes(vocabulary)), eos_token=ends)
     except ValueError as error:
         raise InputError(f"this model's tokenizer cannot be constrained ({_line(str(error))})") from None

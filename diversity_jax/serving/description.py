@@ -1,4 +1,4 @@
-"""What the server says of itself (OpenAPI 3.1, from the models that read requests), and answers in OpenAI's form."""
+"""The server's OpenAPI 3.1 document, from the models that read requests, and its answers in OpenAI's format."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,7 +88,7 @@ _REFUSALS = {
 
 
 class TokenizeBody(BaseModel):
-    """`/tokenize`, as vLLM's servers have it."""
+    """`/tokenize`, compatible with vLLM."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -166,20 +166,20 @@ def _operation(summary: str, body: str | None, required: list[str], *, health: b
 
 
 def envelope(request: ApiRequest, choices: Sequence[Mapping[str, Any]], *, chunk: bool = False) -> dict[str, Any]:
-    """A complete answer, or one chunk of a stream."""
+    """The JSON object of a complete answer, or of one chunk of a stream."""
     kind = ("chat.completion.chunk" if chunk else "chat.completion") if request.chat else "text_completion"
     return {**request.head, "object": kind, "choices": list(choices)}
 
 
 def usage(request: ApiRequest, answers: Sequence[GeneratedText | None]) -> dict[str, int]:
-    """Tokens read and written; a prompt counts once however many choices it has."""
-    prompt = sum(len(each.ids) for each in request.prompts)
+    """Number of prompt and answer tokens; a prompt counts once for all its choices."""
+    prompt = sum(len(prompt.ids) for prompt in request.prompts)
     completion = sum(len(answer.tokens) for answer in answers if answer)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 class ChoiceWriter:
-    """Writes one choice, at once or in parts of a stream; it knows what of it was written before."""
+    """Formats one choice, complete or in chunks of a stream."""
 
     def __init__(self, tokenizer: ModelTokenizer, request: ApiRequest, index: int):
         self._tokenizer, self._request, self._index = tokenizer, request, index
@@ -189,7 +189,7 @@ class ChoiceWriter:
     def write(
         self, text: str, logprobs: Sequence[TokenLogprob], finished: GeneratedText | None, *, chunk: bool = False
     ) -> dict[str, Any]:
-        """The choice with what is new of it."""
+        """The choice with new text and log-probabilities, and the finished answer or None."""
         first, self.begun = not self.begun, True
         body: dict[str, Any]
         if self._request.chat and chunk:
@@ -198,8 +198,8 @@ class ChoiceWriter:
             body = {"message": {"role": "assistant", "content": text, "refusal": None}}
         else:
             body = {"text": (self._request.prompt_of(self._index).text if self._request.echo and first else "") + text}
-        asked = self._request.sampling[0].top_logprobs is not None
-        listed = self._logprobs(logprobs, first) if asked and (logprobs or first) else None
+        with_logprobs = self._request.sampling[0].top_logprobs is not None
+        listed = self._logprobs(logprobs, first) if with_logprobs and (logprobs or first) else None
         reason = finished.finish_reason if finished else None
         return {"index": self._index, **body, "finish_reason": reason, "logprobs": listed}
 
@@ -215,13 +215,13 @@ class ChoiceWriter:
                 for text, chosen, top in zip(texts, logprobs, tops, strict=True)
             ]
             return {"content": content, "refusal": None}
-        # Of tokens that read alike, the likeliest counts. The chosen one is shown whether it is among them or not.
+        # Of tokens with equal text the likeliest counts. The chosen token is always included.
         likeliest: list[dict[str, float] | None] = [
             {text: chosen.logprob, **dict(reversed(top))}
             for text, chosen, top in zip(texts, logprobs, tops, strict=True)
         ]
         values: list[float | None] = [chosen.logprob for chosen in logprobs]
-        if first and sampling.prompt_logprobs:  # nothing stands before a prompt's first token
+        if first and sampling.prompt_logprobs:  # a prompt's first token has no log-probability
             texts.insert(0, tokenizer.decode(self._request.prompt_of(self._index).ids[:1]))
             values.insert(0, None)
             likeliest.insert(0, None)
@@ -238,6 +238,6 @@ def _chat_logprob(text: str, logprob: float) -> dict[str, Any]:
 
 
 def token_text(tokenizer: ModelTokenizer, before: int, token: int) -> str:
-    """What a token adds to the text: decoded alone, some tokenizers leave out the space that it begins with."""
-    known, both = tokenizer.decode([before]), tokenizer.decode([before, token])
-    return both[len(known) :] if both.startswith(known) else tokenizer.decode([token])
+    """The text that a token adds after `before`; decoded alone, some tokenizers drop its leading space."""
+    text_before, both = tokenizer.decode([before]), tokenizer.decode([before, token])
+    return both[len(text_before) :] if both.startswith(text_before) else tokenizer.decode([token])

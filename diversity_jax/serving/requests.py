@@ -1,4 +1,4 @@
-"""OpenAI's requests, read strictly: a field that would change the answer and is not supported is refused by name."""
+"""Reads and checks OpenAI-compatible requests; unsupported fields that would change the answer are refused by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from diversity_jax.serving.constraints import Constraint, Grammars
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
-_DEFAULT_COMPLETION_TOKENS = 16  # of OpenAI's completions; a chat may fill the context
-# Fields that clients send and that change nothing here: bookkeeping, caching, scheduling.
+_DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for completions; a chat may fill the context
+# Accepted fields that have no effect here: bookkeeping, caching, scheduling.
 NO_EFFECT = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("prediction", "priority", "parallel_tool_calls", "request_id", "cache_salt", "guided_decoding_backend"),
     "spaces_between_special_tokens",
 }
-# Fields that change the answer and are not supported, with the values that change nothing.
+# Unsupported fields that would change the answer -> the values that are accepted, since they have no effect.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
@@ -67,15 +67,15 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "structural_tag": (),
 }
 _EXPECTED = {f"{name}_type": name for name in ("int", "float", "bool", "list", "dict")} | {"string_type": "str"}
-_STOP_CHARACTERS = 256  # each new token is compared with every beginning of every stop text
+_STOP_CHARACTERS = 256  # each new token is compared with every prefix of every stop text
 
 B = TypeVar("B", bound=BaseModel)
 Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
-TokenIds = Annotated[list[Count], Field(fail_fast=True)]  # one error, not one for each of a million items
+TokenIds = Annotated[list[Count], Field(fail_fast=True)]  # one error, not one for each item
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the text."""
+    """Additional content of a stream."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -84,7 +84,7 @@ class StreamOptions(BaseModel):
 
 
 class RequestBody(BaseModel):
-    """Fields of both kinds of requests."""
+    """Fields of completion and chat requests."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
@@ -117,7 +117,7 @@ class CompletionBody(RequestBody):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     def token_limit(self, available: int) -> int:
-        """The longest answer."""
+        """Most tokens of an answer, of the `available` ones in the context."""
         if self.max_tokens == 0 and not self.echo:
             raise RequestRefused(400, "max_tokens=0 needs echo to be true", param="max_tokens")
         limit = min(_DEFAULT_COMPLETION_TOKENS, max(available, 1))
@@ -139,7 +139,7 @@ class ChatBody(RequestBody):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     def token_limit(self, available: int) -> int:
-        """The longest answer."""
+        """Most tokens of an answer, of the `available` ones in the context."""
         name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         limit = getattr(self, name)
         if limit == 0:
@@ -165,10 +165,10 @@ class ApiRequest:
     """A request, ready for the generator.
 
     Attributes:
-      prompts: one for a chat.
-      sampling: settings of each choice of one prompt; choice n has the seed after choice n - 1's.
-      constraint: what each answer may consist of, at its beginning.
-      head: what all parts of the answer carry.
+      prompts: exactly one for a chat.
+      sampling: settings of each choice of one prompt, with consecutive seeds.
+      constraint: of each answer, at its beginning; to be copied.
+      head: fields of the complete answer and of every chunk.
     """
 
     body: CompletionBody | ChatBody
@@ -179,12 +179,12 @@ class ApiRequest:
 
     @property
     def chat(self) -> bool:
-        """A conversation, not a text to complete."""
+        """Whether this is a chat request."""
         return isinstance(self.body, ChatBody)
 
     @property
     def echo(self) -> bool:
-        """Each choice begins with its prompt."""
+        """Whether each choice begins with its prompt."""
         return isinstance(self.body, CompletionBody) and self.body.echo
 
     def prompt_of(self, choice: int) -> Prompt:
@@ -195,7 +195,7 @@ def parse_json(data: bytes) -> Any:
     """The value of a request's body.
 
     Raises:
-      RequestRefused: no JSON; NaN, half a surrogate pair and more than 200 levels are none.
+      RequestRefused: the body is not JSON, or holds NaN, a lone surrogate or more than 200 levels.
     """
     try:
         return from_json(data, allow_inf_nan=False)
@@ -204,10 +204,10 @@ def parse_json(data: bytes) -> Any:
 
 
 def read_request(value: Any, model: LanguageModel, grammars: Grammars, *, chat: bool) -> ApiRequest:
-    """Reads the JSON of a request; null stands for a field's default.
+    """Reads the JSON of a request; a field that is null has its default.
 
     Raises:
-      RequestRefused: malformed (400), an unknown model (404), or longer than the context (400).
+      RequestRefused: the request is malformed (400), longer than the context (400), or for another model (404).
     """
     body_type: type[ChatBody | CompletionBody] = ChatBody if chat else CompletionBody
     body = read_body(value, body_type)
@@ -228,10 +228,10 @@ def read_request(value: Any, model: LanguageModel, grammars: Grammars, *, chat: 
 
 
 def read_body(value: Any, body_type: type[B]) -> B:
-    """Checks the fields of a request, beside those that constrain the answer.
+    """Reads the fields of a request, except those that constrain the answer.
 
     Raises:
-      RequestRefused: names the first field at fault.
+      RequestRefused: a field is invalid; the message names the first one.
     """
     if not isinstance(value, Mapping):
         raise RequestRefused(400, f"the body is {type(value).__name__}; expected a JSON object")
@@ -254,7 +254,7 @@ def read_body(value: Any, body_type: type[B]) -> B:
 
 
 def _refusal(error: ValidationError, body_type: type[BaseModel]) -> RequestRefused:
-    """The first field at fault, in one line; a field of several types has one error for each."""
+    """An error about the first invalid field; pydantic reports one error for each type of a union."""
     first, *others = error.errors(include_url=False)
     name, value = str(first["loc"][0]), first["input"]
     errors = [first, *(other for other in others if other["loc"][0] == name)]
@@ -270,24 +270,24 @@ def _refusal(error: ValidationError, body_type: type[BaseModel]) -> RequestRefus
 
 
 def chat_prompt(messages: list[Any], model: LanguageModel) -> Prompt:
-    """A conversation as its model reads it.
+    """The prompt of a conversation.
 
     Raises:
-      RequestRefused: it is none, or none for this model's template.
+      RequestRefused: the messages are invalid, or the model's template refuses them.
     """
     template = model.tokenizer.chat_template or ""
     try:
-        text, ids = model.encode_chat([_read_message(i, each, template) for i, each in enumerate(messages)])
+        text, ids = model.encode_chat([_read_message(i, message, template) for i, message in enumerate(messages)])
     except InputError as error:
         raise RequestRefused(400, str(error), param="messages") from None
     return Prompt(tuple(ids), text)
 
 
 def _read_message(number: int, message: Any, template: str) -> Any:
-    """A message as templates read it; what it is not, `encode_chat` refuses.
+    """A message in the form that templates read; `encode_chat` refuses what is no message.
 
-    Parts of text are joined. The role `developer` is `system` to templates that do not know it. Calls of tools are for
-    templates that write them, which want their arguments as objects.
+    Text parts are joined. The role `developer` becomes `system` for templates that do not know it. Tool calls are
+    accepted if the template writes them, with their arguments parsed.
     """
     if not isinstance(message, Mapping):
         return message
@@ -339,7 +339,7 @@ def decode(ids: Sequence[int], model: LanguageModel, param: str) -> str:
     """Text of a client's ids.
 
     Raises:
-      RequestRefused: an id that the tokenizer does not have.
+      RequestRefused: an id is outside the tokenizer's vocabulary.
     """
     size = model.tokenizer.vocabulary.size
     if ids and max(ids) >= size:

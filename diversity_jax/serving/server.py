@@ -1,4 +1,4 @@
-"""An HTTP server in OpenAI's protocol over one model: one thread generates, an event loop talks to clients."""
+"""An OpenAI-compatible HTTP server of one model: one thread generates, an event loop serves clients."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -20,21 +20,21 @@ from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.run import open_source
 from diversity_jax.serving import description
-from diversity_jax.serving.access import LOOPBACK, Access, Bodies, RequestRefused, is_preflight, shown
+from diversity_jax.serving.access import LOOPBACK, Access, BodyReader, RequestRefused, is_preflight, shown
 from diversity_jax.serving.constraints import Grammars
 from diversity_jax.serving.description import ChoiceWriter, envelope, usage
 from diversity_jax.serving.requests import chat_prompt, decode, parse_json, read_body, read_request
-from diversity_jax.serving.worker import FAILED, Change, RunningChoices, Worker
+from diversity_jax.serving.worker import FAILED, ChoiceUpdate, RunningChoices, Worker
 
 log = logging.getLogger(__name__)
 
 
 class Service:
-    """The handlers, and what they share.
+    """The request handlers and their shared state.
 
     Args:
-      config: limits, and who may ask; the model it names is not opened.
-      key: what clients must send; None: nothing.
+      config: limits and access; its `model` is not used.
+      key: required of clients; None: no key.
     """
 
     def __init__(self, model: LanguageModel, generator: Generator, config: ServeConfig, *, key: str | None = None):
@@ -42,7 +42,7 @@ class Service:
         self._grammars = Grammars(model.tokenizer)
         origins = config.allow_origin
         self._access = Access.bound(config.host, allowed=config.allow_host, origins=origins, key=key)
-        self._bodies = Bodies(config.max_body_bytes, config.max_bodies_bytes, config.read_seconds)
+        self._bodies = BodyReader(config.max_body_bytes, config.max_bodies_bytes, config.read_seconds)
         self._model_object = {"id": model.name, "object": "model", "created": int(time.time())}
         self._model_object |= {"owned_by": "diversity_jax", "max_model_len": model.config.max_length}
         self._description = description.describe(model, needs_key=key is not None)
@@ -67,7 +67,7 @@ class Service:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Refuses who may not ask, and answers every error with OpenAI's body."""
+        """Checks access, and answers every error in OpenAI's format."""
         headers: dict[str, str] = {}
         try:
             self._access.check(request)
@@ -90,12 +90,12 @@ class Service:
         if refused.status == 401:
             headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
         response = web.json_response(refused.body(), status=refused.status, headers=headers)
-        if refused.status in (408, 413):  # what is still to come would be read for nothing
+        if refused.status in (408, 413):  # the rest of the body is not read
             response.force_close()
         return response
 
     async def _health(self, _: web.Request) -> web.Response:
-        """Whether answers can be expected, and how many requests are running or queued."""
+        """Whether the generator works, and the number of running and queued requests."""
         problem = self.worker.problem
         state = {"status": "failed", "reason": problem} if problem else {"status": "ok"}
         return web.json_response({**state, "load": self.worker.generator.load}, status=503 if problem else 200)
@@ -113,7 +113,7 @@ class Service:
         return web.json_response(self._model_object)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        """Ids of a text or a conversation, as vLLM's servers give them."""
+        """Ids of a text or a conversation, compatible with vLLM."""
 
         def read(data: bytes) -> list[int]:
             body = read_body(parse_json(data), description.TokenizeBody)
@@ -147,7 +147,7 @@ class Service:
         """Continues a text or a conversation."""
         chat = request.path.endswith("/chat/completions")
         async with self._bodies.read(request) as data:
-            # Templates, tokenizers and grammars take a while; other clients are served meanwhile.
+            # In a thread, since templates, tokenizers and grammars would block other clients.
             api_request = await asyncio.to_thread(
                 lambda: read_request(parse_json(data), self.model, self._grammars, chat=chat)
             )
@@ -157,20 +157,19 @@ class Service:
         try:
             if api_request.body.stream:
                 return await self._stream(request, choices, writers)
-            async for _ in choices.changes():
+            async for _ in choices.updates():
                 pass
             answers = [generation.answer for generation in choices.generations if generation.answer is not None]
 
-            def write() -> dict[str, Any]:  # the spelling of many log-probabilities takes a while too
+            def write() -> dict[str, Any]:  # in a thread, since decoding many log-probabilities' tokens takes long
                 pairs = zip(writers, answers, strict=True)
-                return envelope(
-                    api_request, [each.write(answer.text, answer.logprobs, answer) for each, answer in pairs]
-                )
+                written = [writer.write(answer.text, answer.logprobs, answer) for writer, answer in pairs]
+                return envelope(api_request, written)
 
             written = await asyncio.to_thread(write)
             return web.json_response(written | {"usage": usage(api_request, answers)})
         finally:
-            choices.cancel()  # a client that hung up cancels this handler
+            choices.cancel()  # aiohttp cancels this handler when the client disconnects
 
     async def _stream(
         self, request: web.Request, choices: RunningChoices, writers: list[ChoiceWriter]
@@ -182,16 +181,16 @@ class Service:
         with_usage = api_request.body.stream_options.include_usage  # tokens are counted in a last event
         no_usage = {"usage": None} if with_usage else {}
 
-        def write(change: Change) -> dict[str, Any]:
-            part = writers[change.number].write(change.text, change.logprobs, change.answer, chunk=True)
+        def write(update: ChoiceUpdate) -> dict[str, Any]:
+            part = writers[update.number].write(update.text, update.logprobs, update.answer, chunk=True)
             return {**envelope(api_request, [part], chunk=True), **no_usage}
 
         try:
-            async for change in choices.changes():
-                if change.logprobs:  # whose spelling takes a while
-                    await self._send_event(response, await asyncio.to_thread(write, change))
-                elif change.text or change.answer or not writers[change.number].begun:
-                    await self._send_event(response, write(change))
+            async for update in choices.updates():
+                if update.logprobs:  # whose tokens take long to decode
+                    await self._send_event(response, await asyncio.to_thread(write, update))
+                elif update.text or update.answer or not writers[update.number].begun:
+                    await self._send_event(response, write(update))
         except RequestRefused as error:
             await self._send_event(response, error.body())
         else:
@@ -203,7 +202,7 @@ class Service:
         return response
 
     async def _send_event(self, response: web.StreamResponse, value: Mapping[str, Any] | None) -> None:
-        """One event, or the end; a client that reads nothing for too long is dropped."""
+        """Sends one event, or the end for None; disconnects a client that reads nothing for `read_seconds`."""
         data = "[DONE]" if value is None else json.dumps(value, ensure_ascii=False)
         try:
             async with asyncio.timeout(self._config.read_seconds):
@@ -219,17 +218,17 @@ async def serve(service: Service, config: ServeConfig, *, ready: Callable[[int],
       ready: called with the port once clients can connect.
 
     Raises:
-      InputError: the address cannot be listened on.
+      InputError: the server cannot listen on the address.
     """
     runner = web.AppRunner(
         service.application(),
         handler_cancellation=True,
         access_log=None,
         auto_decompress=False,
-        keepalive_timeout=config.read_seconds,  # also the time in which the head of a request must arrive
+        keepalive_timeout=config.read_seconds,  # also the timeout of receiving a request's headers
         lingering_time=1.0,
     )
-    # Handlers log what they raise; this is about bytes that are no HTTP, of which a scanner sends thousands.
+    # Handlers log their own errors; aiohttp logs every connection that does not speak HTTP, such as port scanners'.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     await runner.setup()
     host, port = config.host, config.port
@@ -249,7 +248,7 @@ async def serve(service: Service, config: ServeConfig, *, ready: Callable[[int],
 
 
 def _key(config: ServeConfig) -> str | None:
-    """The key that clients must send. What `api_key` holds is never shown: it may be the key, put there by mistake."""
+    """The key that clients must send. Messages never quote `api_key`, which may be the key itself by mistake."""
     if not config.api_key:
         return None
     key = os.environ.get(config.api_key, "").strip()
@@ -268,7 +267,7 @@ def serve_model(config: ServeConfig) -> None:
     generator.reserve(model.config.max_length)
     generator.compile()  # before any client waits for it
     gc.collect()
-    return_free_memory()  # what loading and compiling took
+    return_free_memory()  # of loading and compiling
     if config.host not in LOOPBACK and key is None:
         log.warning("listening on %s without api_key: whoever can reach it can use the model", config.host)
     service = Service(model, generator, config, key=key)

@@ -14,18 +14,15 @@ from diversity_jax.serving.requests import ApiRequest
 
 log = logging.getLogger(__name__)
 FAILED = "the server failed while answering; its log says why"
-_ARRIVAL_SECONDS, _ARRIVALS = 0.004, 16  # between two requests that begin together, and how often that is waited
+_ARRIVAL_SECONDS, _ARRIVALS = 0.004, 16  # wait between requests that are collected into a batch, and most such waits
 _RESTART_SECONDS = (0.5, 30.0)  # the first and the longest wait between two attempts
 
 
 class Worker:
-    """The thread that runs the generator while there is anything to generate.
+    """The thread that runs the generator while there are requests.
 
-    An exception fails the requests that were computed together, and no other: what waits is answered by the generator
-    made anew. Where that fails too, everything is refused until it works again.
-
-    Attributes:
-      problem: why nothing can be generated at present; None: all is well.
+    An exception fails the running requests only: waiting ones are answered after the generator is restarted. Where that
+    fails too, all requests are refused until a later attempt succeeds.
     """
 
     def __init__(self, generator: Generator):
@@ -36,7 +33,7 @@ class Worker:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing can be generated at present; None: all is well."""
+        """Why the generator does not work at present; None: it works."""
         ended = self._thread.ident is not None and not self._thread.is_alive()
         return self._problem or ("the thread that generates has ended" if ended else None)
 
@@ -53,11 +50,11 @@ class Worker:
                     self._wake.wait()
                     self._wake.clear()
                     self._gather()
-            except BaseException as error:  # whatever it is, a thread that ends in silence is worse
+            except BaseException as error:  # of any type, since the thread must not end silently
                 self._recover(error)
 
     def _gather(self) -> None:
-        """Waits while requests arrive one upon another: read and decoded together, they take far less time."""
+        """Waits while further requests arrive within milliseconds, since a batch of them takes far less time."""
         load = 0
         for _ in range(_ARRIVALS):
             before, load = load, self.generator.load
@@ -89,8 +86,8 @@ class Worker:
         self._thread.join(timeout=60)
 
 
-class Change(NamedTuple):
-    """What is new of one choice: text, log-probabilities, and the answer once it is finished."""
+class ChoiceUpdate(NamedTuple):
+    """New text and log-probabilities of one choice, and the answer once it is finished."""
 
     number: int
     text: str
@@ -115,46 +112,46 @@ class RunningChoices:
             raise RequestRefused(429, message, code="rate_limit_exceeded")
         self.request = request
         self._loop = asyncio.get_running_loop()
-        self._changes: asyncio.Queue[Change | Exception] = asyncio.Queue()
+        self._updates: asyncio.Queue[ChoiceUpdate | Exception] = asyncio.Queue()
         constraints = [request.constraint and request.constraint.copy() for _ in pairs]
         self.generations: list[GenerationRequest] = []
         for index, (pair, constraint) in enumerate(zip(pairs, constraints, strict=True)):
             self.generations.append(worker.submit(*pair, self._reporter(index), constraint))
 
     def _reporter(self, index: int) -> Callable[[GenerationRequest], None]:
-        """A callback for the generator's thread that queues what is new, or why there is no answer."""
-        told = 0
+        """A callback for the generator's thread that queues an update, or the failure."""
+        reported = 0
 
         def report(generation: GenerationRequest) -> None:
-            nonlocal told
+            nonlocal reported
             answer = generation.answer
             text = generation.stream.take(last=answer is not None)
-            told, new = len(generation.logprobs), tuple(generation.logprobs[told:])
-            change = generation.failure or Change(index, text, new, answer)
+            reported, new = len(generation.logprobs), tuple(generation.logprobs[reported:])
+            update = generation.failure or ChoiceUpdate(index, text, new, answer)
             try:
-                self._loop.call_soon_threadsafe(self._changes.put_nowait, change)
+                self._loop.call_soon_threadsafe(self._updates.put_nowait, update)
             except RuntimeError:  # the event loop is closed: the server is shutting down
                 generation.cancelled = True
 
         return report
 
-    async def changes(self) -> AsyncIterator[Change]:
-        """Changes until all choices are finished.
+    async def updates(self) -> AsyncIterator[ChoiceUpdate]:
+        """Updates until all choices are finished.
 
         Raises:
-          RequestRefused: generation failed (500), or the answer cannot be what was asked for (400).
+          RequestRefused: generation failed (500), or the constraint cannot be met (400).
         """
         unfinished = len(self.generations)
         while unfinished:
-            change = await self._changes.get()
-            if isinstance(change, InputError):
-                raise RequestRefused(400, str(change))
-            if isinstance(change, Exception):
-                raise RequestRefused(500, str(change) if isinstance(change, ArithmeticError) else FAILED)
-            unfinished -= change.answer is not None
-            yield change
+            update = await self._updates.get()
+            if isinstance(update, InputError):
+                raise RequestRefused(400, str(update))
+            if isinstance(update, Exception):
+                raise RequestRefused(500, str(update) if isinstance(update, ArithmeticError) else FAILED)
+            unfinished -= update.answer is not None
+            yield update
 
     def cancel(self) -> None:
-        """Frees the slots of answers that nobody waits for."""
+        """Cancels all unfinished answers."""
         for generation in self.generations:
             generation.cancelled = True
