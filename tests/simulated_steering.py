@@ -11,7 +11,7 @@ from diversity_jax.synthesis.steering import (
     Steering,
     allocate_documents,
     effective_clusters,
-    evidence_of_labels,
+    overlap_of_labels,
 )
 
 
@@ -110,7 +110,7 @@ def simulate(
 
 def _look(run: SimulatedRun, steering: Steering, arms: dict[str, SimulatedArm], owners: np.ndarray, added: int) -> None:
     evidence = {
-        name: evidence_of_labels(run.labels, owners == steering.arms.index(name), arms[name].dollars)
+        name: overlap_of_labels(run.labels, owners == steering.arms.index(name), arms[name].dollars)
         for name in steering.live
     }
     setting = steering.config.min_gain_per_dollar

@@ -10,8 +10,8 @@ from diversity_jax.synthesis.steering import (
     Steering,
     allocate_documents,
     effective_clusters,
-    evidence_of_labels,
     marginal_gain,
+    overlap_of_labels,
 )
 from tests.simulated_steering import SimulatedWriter, arm_over, simulate, true_gain
 
@@ -60,9 +60,10 @@ def test_the_estimated_gain_is_the_true_one():
     too_low = too_high = 0
     for _ in range(200):
         labels = np.append(arm.write(150, generator), rest.write(300, generator))
-        gain = marginal_gain(evidence_of_labels(labels, np.arange(450) < 150, arm.dollars), 50)
+        gain = marginal_gain(overlap_of_labels(labels, np.arange(450) < 150, arm.dollars), 50)
         truth = true_gain(arm, labels, 50)
-        too_low, too_high = too_low + (gain.bound(0.05, 1) < truth), too_high + (gain.bound(0.05, -1) > truth)
+        half = gain.half_width(0.95)
+        too_low, too_high = too_low + (gain.value + half < truth), too_high + (gain.value - half > truth)
     assert too_low <= 5  # the side on which an arm would be stopped wrongly
     assert too_high <= 24  # the imagined document of another cluster leans this way
 
@@ -89,8 +90,8 @@ def test_the_papers_shape():
 def test_a_stopped_arm_gets_nothing_and_looks_are_taken_up_again():
     labels = np.append(np.zeros(200, int), np.arange(1, 201))
     evidence = {
-        "a": evidence_of_labels(labels, np.arange(400) < 200, 0.01),
-        "b": evidence_of_labels(labels, np.arange(400) >= 200, 0.01),
+        "a": overlap_of_labels(labels, np.arange(400) < 200, 0.01),
+        "b": overlap_of_labels(labels, np.arange(400) >= 200, 0.01),
     }
     first = Steering(["a", "b"], SteeringConfig(arms=("style",)), seed=1)
     verdicts = []

@@ -1,4 +1,4 @@
-"""The grid: topics x generations per topic, traversed by each arm in a seeded order of its own."""
+"""The grid of topics x generations per topic, its arms and their order, and the requests of its cells."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ _MOST_ATTEMPTS = 1000  # replicate of a request = generation * this + attempt
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A way to write.
+    """A combination of template, generator, style and number of topics.
 
     Attributes:
-      name: the parts that tell it from other arms, joined by ` x `.
+      name: the parts in which arms differ, joined by ` x `.
       template: its template's name.
       generator: label of its generator, or None where generators share the grid.
-      style: its style, or None where one is drawn for each document.
-      topics: number of topics that it writes on, the first ones; None for all.
+      style: its style, or None where each document draws one.
+      topics: number of its topics, the first ones; None for all.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Arm:
 
 
 def make_arms(config: SynthesisConfig, templates: Mapping[str, Template]) -> list[Arm]:
-    """Arms by template, topic count, generator (unless the grid is shared) and style (where it is steered by)."""
+    """Arms by template, topic count, generator (unless the grid is shared) and style (where steering compares it)."""
     grid = config.grid
     labels: Sequence[str | None] = [None] if grid.mixed else [generator.label for generator in config.generators]
     counts: Sequence[int | None] = grid.topic_counts or [None]
@@ -52,10 +52,7 @@ def make_arms(config: SynthesisConfig, templates: Mapping[str, Template]) -> lis
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A point of the grid: the arm that writes, the topic's number, and the generation on this topic.
-
-    `attempt` counts draws of the cell from 0.
-    """
+    """A point of the grid: arm, number of the topic, and number of the generation on it; `attempt` counts from 0."""
 
     arm: str
     topic: int
@@ -64,7 +61,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its name in seeds and document ids."""
+        """Its name, from which seeds and document ids are made."""
         return f"{self.arm}|{self.topic}|{self.generation}"
 
 
@@ -93,14 +90,14 @@ class _Permutation:
 
 
 class Material:
-    """What cells are filled with, and the requests made of it.
+    """Topics, personas, arms and generators, from which the requests of cells are made.
 
     Attributes:
-      topics: all of them; those beyond `grid_topics` were added during the run and have cells of their own.
+      topics: all of them; those from number `grid_topics` on were added during the run and are not in the grid.
       arms: by name; generators: by label.
 
     Raises:
-      InputError: a template offers personas, and there are none.
+      InputError: a template needs personas, and there are none.
     """
 
     def __init__(
@@ -122,7 +119,7 @@ class Material:
         self._config, self._templates, self._personas = config, templates, personas
 
     def cells(self, arm: Arm, start: int = 0) -> Iterator[Cell]:
-        """The arm's cells of the grid from number `start` on, in an order set by its name and the seed."""
+        """The arm's cells of the grid from number `start` on, in a pseudo-random order of its own."""
         topics = min(self.grid_topics, arm.topics or self.grid_topics)
         total = topics * self._config.grid.generations_per_topic
         order = _Permutation(total, f"{self._config.seed} {arm.name}")
@@ -131,7 +128,7 @@ class Material:
             yield Cell(arm=arm.name, topic=topic, generation=generation)
 
     def request(self, cell: Cell, avoid: Sequence[str]) -> tuple[Request, Seeds, Template]:
-        """The request of a cell's present attempt, and what it is made from; `avoid` names subjects."""
+        """The request of a cell's current attempt, its seeds and its template; `avoid` names subjects."""
         config, template = self._config, self._templates[self.arms[cell.arm].template]
         seeds = self._seeds(cell, template, avoid)
         request = template.request(
@@ -156,7 +153,7 @@ class Material:
         )
 
     def _other_topics(self, topic: int, draw: random.Random) -> list[Topic]:
-        """Topics that may be combined with one: neighbours in the file, which lie in one subtree, and any other."""
+        """Topics offered beside a topic: neighbours in the file, mostly of the same subtree, and a random one."""
         count = min(self._config.grid.topics_shown, len(self.topics)) - 1
         reach = 4 * self._config.grid.topics_shown
         nearby = [
@@ -170,7 +167,7 @@ class Material:
         return [self.topics[other] for other in chosen]
 
     def generator_for(self, cell: Cell, stopped: Collection[str]) -> str | None:
-        """Label of the cell's generator: its arm's, or one drawn by weight; None where all candidates are stopped."""
+        """The label of the cell's generator: its arm's, or one drawn by weight; None where all of them are stopped."""
         own = self.arms[cell.arm].generator
         labels = [label for label in ([own] if own else self.generators) if label not in stopped]
         if not labels:

@@ -33,8 +33,8 @@ class TopicsConfig:
       limit: most topics, chosen by a seeded draw where there are more; None is no limit.
       levels: names in a path, at most five.
       branching: topics requested below each one (`root`), or at most from each document (`documents`).
-      near_duplicate: cosine from which two names may be one topic; None merges only what is equal once normalised.
-      leaves_only: of an outline, only what has nothing below it.
+      near_duplicate: cosine from which two topics may be merged; None merges only those equal after normalisation.
+      leaves_only: of an outline, only topics without topics below them.
     """
 
     source: str | None = None
@@ -84,15 +84,15 @@ class PersonasConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    """One model that writes.
+    """A model that generates documents.
 
     Attributes:
       model: `provider:model`, of the providers in `llm.providers.registry`.
-      base_url: address of a server of one's own, such as http://127.0.0.1:8000/v1.
+      base_url: address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
       weight: its part of the documents where several generators share the grid (`grid.mixed`).
       name: on pages and in records; None takes the model's.
       batch: use the provider's batch API: cheaper, answered within a day.
-      endpoint: headers, query and body that its server wants.
+      endpoint: headers, query and body that its server needs.
     """
 
     model: str
@@ -115,7 +115,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig:
-    """What is written: topics x generations per topic x templates x generators.
+    """The grid of documents: topics x generations per topic x templates x generators.
 
     Attributes:
       templates: built-in names or `.json` files.
@@ -150,15 +150,15 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
-    """The quality floor: what a document has to satisfy to be accepted.
+    """The quality floor: requirements of accepted documents.
 
     Attributes:
       min_passage_words, max_passage_words: of every passage; see `core.words.count_words` for scripts without spaces.
-      max_copied_share: share of the passages' eight-word sequences that may stand in the prompt.
+      max_copied_share: share of the passages' eight-word sequences that may occur in the prompt.
       near_duplicate: estimated Jaccard similarity, over five-word sequences, to an accepted document from which a new
         one is refused; None compares nothing.
       attempts: requests for one document, the first included, before its cell is given up.
-      give_up_after: calls of a generator in a row without a usable answer after which it is stopped.
+      give_up_after: consecutive calls of a generator without a usable answer after which it is stopped.
     """
 
     min_passage_words: int = 25
@@ -179,18 +179,18 @@ class QualityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringConfig:
-    """Acts on diversity while documents are written; see `steering`.
+    """Steers generation by measured diversity; see `steering`.
 
     Attributes:
-      arms: what tells arms apart: of `template`, `generator`, `style`, `topics`; empty turns steering off.
+      arms: dimensions in which arms differ: of `template`, `generator`, `style`, `topics`; empty turns steering off.
       metric: `words` (free: documents clustered by their words) or `judge` (the cluster-agent with `judge`).
-      min_gain_per_dollar: effective clusters a dollar below which an arm is stopped, once that is decided.
+      min_gain_per_dollar: effective clusters per dollar; an arm that is decided to give less is stopped.
       alpha: probability, over all arms and looks, that any arm is stopped although its gain is not below.
       looks: looks planned at each arm, over which alpha is spent.
       explore_share: of a round's dollars, spent evenly over all arms that are not stopped.
       min_documents: of an arm, before it may be stopped.
       groupings_per_look: of each arm, where the metric is `judge`.
-      over_represented: multiple of the mean share above which a cluster's subject is avoided; None avoids nothing.
+      over_represented: multiple of the mean size above which a cluster's subject is avoided; None avoids nothing.
       avoided: most subjects named in a prompt.
       new_seeds: topics added in every round below the topics of thin clusters.
       dollars_per_million_free_tokens: assumed price of models without one, so that arms can be compared.
@@ -229,18 +229,18 @@ class SynthesisConfig:
       output_dir: for `documents/*.jsonl.zst`, `rejects/`, `rounds/`, `report.html` and the response cache; a later run
         continues there.
       generators: models that write.
-      batch: how generators with `batch=True` are asked.
+      batch: settings of generators with `batch=True`.
       judge: where `steering.metric` is `judge`: `offline`, `openai:MODEL`, `gemini:MODEL`, ...
       judge_base_url: of an OpenAI-compatible server that judges.
-      judge_endpoint: headers, query and body that this server wants.
-      agent: how that judge groups.
+      judge_endpoint: headers, query and body that this server needs.
+      agent: settings of that judge.
       temperature: of generations.
-      max_output_tokens: longest generation.
+      max_output_tokens: of a generation.
       schema_limits: send limits of length with the schema: for llama.cpp and vLLM, not for OpenAI.
       completion_tokens_expected: tokens of an answer, for the forecast.
       seed: of every draw.
       dry_run: print the forecast of calls, tokens and dollars, and stop.
-      engine: how language models are called.
+      engine: settings of calls to language models.
       budget: the cap for all generators together.
     """
 
@@ -283,16 +283,16 @@ class SynthesisConfig:
 
     @property
     def cache_path(self) -> str:
-        """Of the response cache that all generators and the judge share."""
+        """Path of the response cache that all generators and the judge share."""
         return self.engine.ledger or str(Path(self.output_dir) / "ledger.sqlite")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SynthesisConfig):
-    """What `python -m diversity_jax.generate` writes: a component made by language models, demo text, or both.
+    """A component made by language models, demo text, or both: the settings of the command `generate`.
 
     Attributes:
-      generators: models that write; without them only the grammar does. All other fields are `SynthesisConfig`'s.
+      generators: models that generate; empty where only demo text is written.
       grammar: components of demo text, made by a grammar and not by an LLM.
     """
 

@@ -1,8 +1,8 @@
-"""Demo text from a grammar: textbook-like passages of known diversity, written without a language model.
+"""Generates demo text from a grammar: textbook-like passages of known diversity, without a language model.
 
-A passage is about one of a chosen number of topics, each with its own words and choice of sentence patterns: few topics
-make a redundant component and many a diverse one, at equal length. It replaces synthetic data in demonstrations and
-tests only, and every record names its generator. The words and patterns are in `demo_grammar.toml`.
+A passage is about one of a chosen number of topics, each with its own words and sentence patterns: few topics make a
+redundant component and many a diverse one, at equal length. It replaces synthetic data in demonstrations and tests
+only, and every record names its generator. The words and patterns are in `demo_grammar.toml`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,11 +23,11 @@ from diversity_jax.core.files import writing
 _logger = logging.getLogger(__name__)
 
 GENERATOR = "grammar demo generator, not an LLM"
-VERSION = 1  # raise it when the same settings begin to give other text
+VERSION = 1  # to be raised when equal settings give other text
 MOST_TOPICS = 2400  # aspects x things of all fields in demo_grammar.toml
 
-_CONNECTED_SHARE = 0.25  # of the sentences, begun with a connective
-_SPECIAL_SHARE = 0.35  # of the sentences, on the topic's aspect
+_CONNECTED_SHARE = 0.25  # of sentences that begin with a connective
+_SPECIAL_SHARE = 0.35  # of sentences on the topic's aspect
 _LONGEST_SENTENCE_WORDS = 30
 _FILE_BLOCK_RECORDS = 1000
 
@@ -67,7 +67,7 @@ class GrammarConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GrammarComponent:
-    """A file of demo text, and what the grammar writes into it."""
+    """A file of demo text, and the settings of its text."""
 
     path: str  # of the file, which ends in .jsonl or .jsonl.gz
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
@@ -117,13 +117,13 @@ def load_grammar() -> Grammar:
 
 @dataclass(frozen=True, kw_only=True)
 class _Topic:
-    """What all passages on one topic share.
+    """The common parts of all passages on a topic.
 
     Attributes:
       path: `field/thing/aspect`.
-      words: by slot, the words that never change within the topic.
-      fillings: for every group of slots that go together, the topic's ways to fill them; a sentence takes one of each.
-      openings, closings: sentence patterns of a passage's first and last sentence.
+      words: by slot, the words that are the same in all its sentences.
+      fillings: for every group of slots that are filled together, the choices, of which a sentence takes one.
+      openings, closings: patterns of a passage's first and last sentence.
       general: patterns that fit any aspect.
       special: patterns of the topic's own aspect.
     """
@@ -138,7 +138,7 @@ class _Topic:
 
 
 def generate(config: GrammarConfig) -> Iterator[dict[str, Any]]:
-    """Passages one after the other, the topics in turn.
+    """Yields passages, the topics in turn.
 
     Yields:
       `text`; `topic`, as `field/thing/aspect`; `seed`, of the component; `document`, its number; and, as provenance,
@@ -153,7 +153,7 @@ def generate(config: GrammarConfig) -> Iterator[dict[str, Any]]:
 
 
 def write_demo_text(components: Iterable[GrammarComponent]) -> None:
-    """Writes the files of demo text that are not there yet; equal settings give equal bytes."""
+    """Writes files of demo text that do not exist yet; equal settings give equal bytes."""
     for component in components:
         path, config = component.path, component.grammar
         if Path(path).exists():
@@ -166,10 +166,10 @@ def write_demo_text(components: Iterable[GrammarComponent]) -> None:
 
 
 def write_component(config: GrammarConfig, path: str | Path) -> Path:
-    """Writes all passages as JSON Lines, compressed when the name ends in `.gz`; the file appears whole or not at all.
+    """Writes all passages as JSON Lines, compressed where the name ends in `.gz`, atomically.
 
     Raises:
-      InputError: the name ends otherwise, or the disk is full.
+      InputError: the name has another ending, or the disk is full.
     """
     path = Path(path)
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -190,7 +190,7 @@ def _write_lines(config: GrammarConfig, file: Any) -> None:
 
 
 def _topics(config: GrammarConfig) -> list[_Topic]:
-    """The topics of a component: the fields in turn, so that few lie far apart and many fill all fields alike."""
+    """The topics of a component, the fields in turn, so that topics are spread evenly over all fields."""
     rng, grammar = random.Random(f"topics {config.seed}"), load_grammar()
     fields = rng.sample(grammar.fields, len(grammar.fields))
     pairs = {field.name: list(itertools.product(field.things, grammar.aspects)) for field in fields}
@@ -223,7 +223,7 @@ def _topic(field: Field, thing: str, aspect: str, seed: int) -> _Topic:
 
 
 def _pairs(slot: str, words: Sequence[str]) -> list[dict[str, str]]:
-    """Fillings of a slot and of a second one of its kind, which never takes the same word."""
+    """Fillings of two slots of a kind, which never have the same word."""
     return [
         {slot: first, f"{slot}2": second, f"{slot}s": _plural(first), slot.capitalize(): _capitalised(first)}
         for first, second in itertools.permutations(words, 2)
@@ -236,7 +236,7 @@ def _noun(slot: str, plural_slot: str, word: str) -> dict[str, str]:
 
 
 def _nouns(slot: str, plural_slot: str, words: Sequence[str]) -> list[dict[str, str]]:
-    """Fillings of the slots of countable nouns, and of those that begin a sentence."""
+    """Fillings of the slots of countable nouns, also capitalised for the beginning of a sentence."""
     fillings = [_noun(slot, plural_slot, word) for word in words]
     return [
         filling | {name.capitalize(): _capitalised(value) for name, value in filling.items()} for filling in fillings
@@ -244,7 +244,7 @@ def _nouns(slot: str, plural_slot: str, words: Sequence[str]) -> list[dict[str, 
 
 
 def _passage(topic: _Topic, rng: random.Random, config: GrammarConfig) -> str:
-    """An opening, general and special sentences mixed, and a closing; no pattern twice unless the passage is long."""
+    """An opening, general and special sentences mixed, and a closing; patterns repeat only in long passages."""
     connectives = load_grammar().connectives
     target_words = rng.randint(config.shortest_words, config.longest_words - _LONGEST_SENTENCE_WORDS)
     sentences = [_sentence(rng.choice(topic.openings), topic, rng)]
@@ -262,7 +262,7 @@ def _passage(topic: _Topic, rng: random.Random, config: GrammarConfig) -> str:
 
 
 def _mixed_patterns(topic: _Topic, rng: random.Random) -> list[str]:
-    """All patterns of a passage's middle, each once, for `pop`; the next is special at a rate of `_SPECIAL_SHARE`."""
+    """All general and special patterns, for `pop`; the next one is special with probability `_SPECIAL_SHARE`."""
     general, special = rng.sample(topic.general, len(topic.general)), rng.sample(topic.special, len(topic.special))
     mixed = []
     while general or special:

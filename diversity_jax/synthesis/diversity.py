@@ -1,8 +1,7 @@
-"""Clusters of the documents written so far: by their words, without a model, or by the cluster-agent's judge.
+"""Clusters the documents written so far: by their words, without a model, or by the cluster-agent's judge.
 
-By words: the vectors and the threshold of the offline judge. A document joins the cluster whose members are the most
-alike it, or begins one of its own, so that every document has a number. It is a baseline that sees subjects as far as
-words show them, in English.
+By words: the vectors and the threshold of the offline judge. A document joins the cluster whose members are most
+similar to it, or starts a new one. It is a baseline that recognises the subjects of English texts.
 
 By a judge: groupings of documents, half of one arm and half of the collection, under criteria proposed from the first
 round.
@@ -19,13 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.cluster_agent import (
-    AgentConfig,
-    Criteria,
-    Judge,
-    open_judge,
-    propose_criteria,
-)
+from diversity_jax.cluster_agent import AgentConfig, Criteria, Judge, open_judge, propose_criteria
 from diversity_jax.cluster_agent.canaries import plant
 from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
 from diversity_jax.cluster_agent.embedding_judge import adapted
@@ -38,26 +31,26 @@ from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.steering import ArmOverlap
 
 _FEWEST_GROUPINGS = 4
-_FEWEST_CROWDED = 10  # documents of a cluster, fewer of which never are too many
+_FEWEST_CROWDED = 10  # documents; a smaller cluster is never crowded
 
 
 class WordClusters:
-    """Clusters by the vectors of words.
+    """Clusters by word vectors.
 
     Attributes:
       labels: cluster of every document so far.
-      unread: how many of them the ruler cannot read, because they are not in English; each is a cluster of its own.
+      unread: number of documents without a vector, since they are not in English; each is a cluster of its own.
     """
 
     def __init__(self) -> None:
         self._ruler = default_ruler()
-        self._words = 0  # read of each document: what most of the first ones have
+        self._words = 0  # read of each document, chosen by the first ones
         self._sums, self._sizes = np.zeros((256, 0), np.float32), np.zeros(256)
         self.labels: list[int] = []
         self.unread = 0
 
     def extend(self, texts: Sequence[str]) -> None:
-        """Takes documents in, in order."""
+        """Assigns further documents, in order."""
         if not texts:
             return
         self._words = self._words or self._ruler.reading_length(texts)
@@ -66,7 +59,7 @@ class WordClusters:
         self.labels += [self._join(vector) for vector in vectors]
 
     def _join(self, vector: np.ndarray) -> int:
-        """The cluster whose members are the most alike a unit vector on average, a new one where none is alike."""
+        """Adds a unit vector to the cluster most similar to it on average, or to a new one where none is similar."""
         count = int((self._sizes > 0).sum())
         if count:
             similar = self._sums[:count] @ vector / self._sizes[:count]
@@ -85,11 +78,11 @@ class WordClusters:
 
 
 class JudgedClusters:
-    """ArmOverlap by a judge: groupings of K samples, half of an arm and half of the collection.
+    """The overlap of arms by a judge: groupings of K samples, half of an arm and half of the collection.
 
     Args:
-      judge: entered where it needs to be.
-      criteria: one or more sets; groupings take them in turn.
+      judge: open.
+      criteria: one or more sets, which groupings use in turn.
       config: of the cluster-agent.
 
     Attributes:
@@ -100,13 +93,13 @@ class JudgedClusters:
         self._judge, self._criteria, self._config = judge, criteria, config
         self.dollars = 0.0
 
-    async def evidence(
+    async def overlap(
         self, arm_texts: Sequence[str], all_texts: Sequence[str], *, look: str, groupings: int, dollars: float
     ) -> ArmOverlap | None:
-        """ArmOverlap on an arm from new groupings; None where too few are usable.
+        """The overlap of an arm from new groupings; None where too few are usable.
 
         Args:
-          look: name of the look, for the draws.
+          look: name of the look, which seeds the draws.
           dollars: cost of a document of the arm.
 
         Raises:
@@ -139,7 +132,7 @@ class JudgedClusters:
         index = child_seed(self._config.seed, look, number)
         draw = random.Random(index)
         texts = [("arm", text) for text in draw.sample(arm_texts, half)]
-        texts += [("standing", text) for text in draw.sample(all_texts, half)]
+        texts += [("collection", text) for text in draw.sample(all_texts, half)]
         draw.shuffle(texts)
         ids = random_ids(draw, 2 * half + 2)
         samples = tuple(
@@ -157,23 +150,23 @@ class JudgedClusters:
 def _pair_shares(grouping: JudgedGrouping, half: int) -> tuple[float, float, float]:
     """Shares of pairs (arm with collection, arm with arm, collection with collection) that lie in one cluster.
 
-    Samples of an invalid cluster are alone.
+    Samples of an invalid cluster count as singletons.
     """
     side = {sample.sample_id: sample.document for sample in grouping.planned.samples}
     across = own = existing = 0
     for cluster in grouping.clusters:
         if cluster.valid:
             sides = [side.get(sample_id) for sample_id in cluster.sample_ids]
-            arm, rest = sides.count("arm"), sides.count("standing")
-            across += arm * rest
+            arm, collection = sides.count("arm"), sides.count("collection")
+            across += arm * collection
             own += arm * (arm - 1) // 2
-            existing += rest * (rest - 1) // 2
+            existing += collection * (collection - 1) // 2
     pairs = half * (half - 1) / 2
     return across / half**2, own / pairs, existing / pairs
 
 
 def crowded(labels: np.ndarray, factor: float) -> np.ndarray:
-    """Clusters whose share is more than `factor` times the mean, the largest first: int [clusters]."""
+    """Clusters of more than `factor` times the mean size, the largest first: int [clusters]."""
     counts = np.bincount(labels[labels >= 0])
     if not counts.any():
         return np.zeros(0, int)
@@ -188,7 +181,7 @@ def thin(labels: np.ndarray) -> np.ndarray:
 
 
 class _Texts:
-    """Texts as a corpus that documents are sampled from."""
+    """Texts as a corpus that criteria are proposed from."""
 
     def __init__(self, texts: Sequence[str]):
         self._texts = texts
@@ -206,7 +199,7 @@ class _Texts:
 async def open_clusters(
     config: SynthesisConfig, texts: Sequence[str], stack: contextlib.AsyncExitStack
 ) -> JudgedClusters:
-    """Enters the judge of a configuration, which `stack` closes, and lets it propose criteria from the texts at hand.
+    """Opens the judge of a configuration, which `stack` closes, and has it propose criteria from the texts.
 
     Raises:
       InputError: an unknown judge, a missing key, or no criteria.

@@ -1,4 +1,4 @@
-"""Between two rounds: documents are measured, arms stopped or given more, subjects avoided, new topics added."""
+"""After each round: measures documents, stops arms or changes their shares, avoids subjects, adds topics."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -17,7 +17,7 @@ from diversity_jax.synthesis.arms import Cell, Material
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.diversity import JudgedClusters, WordClusters, crowded, open_clusters, thin
 from diversity_jax.synthesis.generate_round import RoundResult
-from diversity_jax.synthesis.steering import ArmDecision, ArmOverlap, Steering, effective_clusters, evidence_of_labels
+from diversity_jax.synthesis.steering import ArmDecision, ArmOverlap, Steering, effective_clusters, overlap_of_labels
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.topic_deduplication import normalised
 from diversity_jax.synthesis.topic_expansion import TopicExpander
@@ -25,19 +25,19 @@ from diversity_jax.synthesis.topics import Topic
 
 _logger = logging.getLogger(__name__)
 _MEASURED_UNSTEERED = 500  # documents of a round that are clustered, for the page only, where nothing is steered
-_TOPICS_PER_PARENT = 4  # requested below one topic
+_TOPICS_PER_PARENT = 4  # requested below a topic
 _PARENT_CANDIDATES = 4  # thin clusters searched for parents, per new topic
-# A topic is covered when this share of its documents, of which there are so many at least, lies in crowded clusters.
+# A topic of at least so many documents is covered when this share of them lies in crowded clusters.
 _COVERED_SHARE, _COVERED_DOCUMENTS = 0.8, 3
 _MOST_UNREAD = 0.05  # share of documents that are not in English
 
 
 class Feedback:
-    """Measures rounds and decides what comes next.
+    """Measures rounds and decides on the next one.
 
     Args:
       expander: requests new topics.
-      stack: closes the judge, if there is one.
+      stack: closes the judge.
 
     Attributes:
       avoid: subjects of crowded clusters, to be named in prompts.
@@ -53,9 +53,7 @@ class Feedback:
         self._clusters = WordClusters()
         self._judged: JudgedClusters | None = None
         self._texts: list[str] = []  # of all documents, where a judge measures
-        self._first_texts = (
-            0  # number of texts of the first round, from which every process lets a judge propose criteria
-        )
+        self._first_texts = 0  # number of texts of the first round, from which every process proposes criteria
         self._finished: set[str] = set()  # arms whose grid is done
         self._document_arms: list[int] = []  # number of the arm of every document measured
         self._document_topics: list[int] = []  # number of the topic of every document measured
@@ -68,11 +66,11 @@ class Feedback:
         self.avoid: list[str] = []
 
     async def restore(self, store: Store) -> None:
-        """Takes up the rounds of earlier processes."""
+        """Restores the rounds of earlier processes."""
         for summary in store.rounds:
             self._add_topics(Topic(tuple(new["path"]), tuple(new["keywords"])) for new in summary["new_topics"])
             self._count(summary["arm_documents"], summary["dollars_by_arm"])
-            self._steering.restore([ArmDecision(**verdict) for verdict in summary["verdicts"]], summary["gains"])
+            self._steering.restore([ArmDecision(**decision) for decision in summary["verdicts"]], summary["gains"])
         for _, documents in itertools.groupby(store.documents(), key=lambda document: document["round"]):
             await self._measure(list(documents))
         self._update_avoided()
@@ -85,7 +83,7 @@ class Feedback:
         return {arm: 1 / len(live) for arm in live}
 
     def dollars_each(self) -> dict[str, float]:
-        """What a document of each arm has cost so far; the mean of all where there is none yet."""
+        """The cost of a document of each arm so far; the mean of all arms where it has none yet."""
         if not self._is_steered:
             return dict.fromkeys(self._arms, 1.0)
         known = {arm: self._dollars[arm] / max(self._documents[arm], 1) for arm in self._arms if self._dollars[arm]}
@@ -98,7 +96,7 @@ class Feedback:
                 self._steering.stop(arm.name, "its generator is stopped")
 
     def finish(self, arm: str) -> None:
-        """Notes that an arm's grid is at its end."""
+        """Stops an arm whose grid is complete."""
         self._steering.stop(arm, "its grid is done")
         self._finished.add(arm)
 
@@ -111,18 +109,18 @@ class Feedback:
         return cell.topic in self._covered
 
     async def after(self, result: RoundResult, number: int) -> tuple[list[Cell], dict[str, Any]]:
-        """Measures a round that is about to be committed, and decides.
+        """Measures a round that is about to be committed, and decides on the next one.
 
         Returns:
-          Cells of new topics, and the entries of the round's summary.
+          Cells of new topics, and fields of the round's summary.
         """
         counts = Counter(document["arm"] for document in result.documents)
         self._count(counts, result.dollars)
         await self._measure(result.documents)
-        verdicts = await self._look(number) if self._is_steered else []
-        for verdict in verdicts:
-            if verdict.stopped:
-                _logger.info("arm %s is stopped: %s", verdict.arm, verdict.reason)
+        decisions = await self._look(number) if self._is_steered else []
+        for decision in decisions:
+            if decision.stopped:
+                _logger.info("arm %s is stopped: %s", decision.arm, decision.reason)
         self._update_avoided()
         dollars_before, first_new = self._expander.dollars, len(self._material.topics)
         topics = await self._new_topics(number) if self._is_steered and result.ended is None else []
@@ -135,7 +133,7 @@ class Feedback:
         labels = np.array(self._clusters.labels, np.int64)
         return cells, {
             "arm_documents": dict(counts),
-            "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
+            "verdicts": [dataclasses.asdict(decision) for decision in decisions],
             "gains": {arm: [gain.value, gain.error, gain.freedom] for arm, gain in self._steering.gains.items()},
             "arms_stopped": dict(self._steering.stopped),
             "shares": self.shares(number + 1) if self._steering.live else {},
@@ -149,7 +147,7 @@ class Feedback:
         }
 
     def describe(self, result: RoundResult, documents: int) -> str:
-        """A round in a line; `documents` counts those of all rounds."""
+        """A line about a round; `documents` counts those of all rounds."""
         outcomes = sum(result.outcomes.values(), Counter[str]())
         flaws = (f"{count} {reason}" for reason, count in outcomes.most_common() if reason != "accepted")
         parts = [f"{len(result.documents)} documents ({documents:,} in all)", f"${result.paid:.4f}", *flaws]
@@ -175,27 +173,24 @@ class Feedback:
         await asyncio.to_thread(self._clusters.extend, texts)
 
     async def _look(self, number: int) -> list[ArmDecision]:
-        labels, arms, live = (
-            np.array(self._clusters.labels, np.int64),
-            np.array(self._document_arms),
-            self._steering.live,
-        )
+        labels, arms = np.array(self._clusters.labels, np.int64), np.array(self._document_arms)
+        live = self._steering.live
         if not len(labels) or not self._can_read():
             return []
         added = max(1, self._config.grid.documents_per_round // max(1, len(live)))
-        prices, evidence = self.dollars_each(), {}
+        prices, overlaps = self.dollars_each(), {}
         for arm in live:
             is_arm = arms == self._arm_numbers[arm]
             if is_arm.sum() < self._config.steering.min_documents:
                 continue
             if self._config.steering.metric == "words":
-                evidence[arm] = evidence_of_labels(labels, is_arm, prices[arm])
+                overlaps[arm] = overlap_of_labels(labels, is_arm, prices[arm])
             elif judged := await self._judge(arm, np.flatnonzero(is_arm), prices[arm], number):
-                evidence[arm] = judged
-        return self._steering.look(evidence, added)
+                overlaps[arm] = judged
+        return self._steering.look(overlaps, added)
 
     def _can_read(self) -> bool:
-        """Whether clusters by words say anything of these documents; where they do not, a warning, once."""
+        """Whether clusters by words are meaningful for these documents; warns once where they are not."""
         unread = self._clusters.unread / len(self._clusters.labels)
         if self._config.steering.metric != "words" or unread <= _MOST_UNREAD:
             return True
@@ -213,7 +208,7 @@ class Feedback:
         try:
             if self._judged is None:
                 self._judged = await open_clusters(config, self._texts[: self._first_texts], self._stack)
-            return await self._judged.evidence(
+            return await self._judged.overlap(
                 [self._texts[document] for document in documents.tolist()],
                 self._texts,
                 look=f"{arm} {number}",
@@ -226,16 +221,14 @@ class Feedback:
             ) from None
 
     def _update_avoided(self) -> None:
-        """Subjects of crowded clusters, and topics that are covered; documents of stopped arms do not count."""
+        """Updates subjects of crowded clusters and covered topics; documents of stopped arms do not count."""
         factor = self._config.steering.over_represented
         self.avoid, self._covered = [], set()
         if factor is None or not self._is_steered:
             return
         counted = np.isin(self._document_arms, [self._arm_numbers[arm] for arm in self._steering.live])
-        labels, topics = (
-            np.array(self._clusters.labels, np.int64)[counted],
-            np.array(self._document_topics, np.int64)[counted],
-        )
+        labels = np.array(self._clusters.labels, np.int64)[counted]
+        topics = np.array(self._document_topics, np.int64)[counted]
         clusters = crowded(labels, factor)
         if not len(clusters):
             return

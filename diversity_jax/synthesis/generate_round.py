@@ -1,7 +1,7 @@
-"""One round: cells become documents, requested at once, checked, and requested again where the answer is flawed.
+"""Generates one round: requests a document for every cell, checks answers, and repeats requests with flawed answers.
 
-The result of a round does not depend on the order of answers: an answer that is flawed by itself is replaced at once,
-while near duplicates, which depend on the other documents, are searched in the order of the cells and replaced in a
+The result of a round does not depend on the order of answers. An answer that is flawed by itself is requested again at
+once; near duplicates, which depend on other documents, are searched in the order of the cells and requested again in a
 further wave.
 """
 
@@ -26,7 +26,7 @@ from diversity_jax.synthesis.templates import PROMPT_VERSION, Seeds, Template
 
 _SHOWN_CHARACTERS = 2000  # of a rejected answer
 _DETAIL_CHARACTERS = 300
-# Failures that an equal request would meet again; others come from the server and pass.
+# Failures that an equal request would repeat; others are temporary failures of the server.
 _FINAL_FAILURES = ("refused", "truncated", "empty", "rejected")
 _TASKS_PER_CALL = 2  # so that the next request is ready when a call ends
 PERMUTATIONS = 32  # of MinHash: about 4 KB of memory a document; the standard error of a similarity of 0.6 is 0.09
@@ -34,17 +34,17 @@ PERMUTATIONS = 32  # of MinHash: about 4 KB of memory a document; the standard e
 
 @dataclass(kw_only=True)
 class RoundResult:
-    """What a round gave.
+    """The result of a round.
 
     Attributes:
       documents, rejects: records, in the order of the cells.
-      pending: cells without a result, because the run or their generator ended; an attempt that is paid for counts.
-      attempts, dollars: by arm, failed attempts included; `dollars` gives a price to free tokens, as steering does.
-      paid: dollars really spent.
+      pending: cells without a result, because the run or their generator ended; paid attempts are counted in them.
+      attempts, dollars: by arm, failed attempts included; `dollars` assumes a price of free tokens, as steering does.
+      paid: dollars spent.
       tokens: by generator.
-      outcomes: by generator, the number of attempts by what they ended in, `accepted` or a flaw's reason.
+      outcomes: by generator, the number of attempts with each outcome, `accepted` or a flaw's reason.
       given_up: number of cells whose every attempt was flawed.
-      stopped: generators stopped in this round because none of their answers was usable any more, with the reason.
+      stopped: the reason of every generator stopped in this round because its answers were unusable.
       ended: why no further call can be sent, or None.
     """
 
@@ -62,7 +62,7 @@ class RoundResult:
 
 
 class _Candidate(NamedTuple):
-    """An answer that is usable by itself; `signature` is None where near duplicates are not searched."""
+    """An answer without flaws of its own; `signature` is None where near duplicates are not searched."""
 
     cell: Cell
     label: str
@@ -72,15 +72,14 @@ class _Candidate(NamedTuple):
 
 
 class RoundGenerator:
-    """Makes documents of cells, round after round.
+    """Generates documents for cells, round after round.
 
     Args:
-      material: what cells are filled with.
+      material: makes the requests of cells.
       engines: of each generator, by label.
-      config: quality floor, decoding.
 
     Attributes:
-      stopped: generators that are not asked any more, with the reason.
+      stopped: the reason of every generator that is no longer used.
     """
 
     def __init__(self, material: Material, engines: Mapping[str, Engine], config: SynthesisConfig):
@@ -90,16 +89,16 @@ class RoundGenerator:
             self._hasher = MinHasher(config.quality.near_duplicate, permutations=PERMUTATIONS)
             self._index = NearDuplicateIndex(self._hasher)
         self.stopped: dict[str, str] = {}
-        # By generator: flaws since its last answer that was usable by itself, and repeats since its last document.
+        # By generator: flaws since its last answer without a flaw, and near duplicates since its last document.
         self._flaws: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._repeats: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        # Of the round in progress.
+        # Of the current round.
         self._result, self._round_number = RoundResult(), 0
         self._avoid: Sequence[str] = ()
         self._failures: ResponseCacheFile | None = None
 
     def restore(self, documents: Iterable[Mapping[str, Any]]) -> None:
-        """Takes up documents of earlier rounds, which new ones must not repeat."""
+        """Adds documents of earlier rounds, which new ones must not repeat."""
         if self._hasher is not None:
             for document in documents:
                 text = "\n".join(passage["text"] for passage in document["passages"])
@@ -113,13 +112,13 @@ class RoundGenerator:
         round_number: int,
         failures: ResponseCacheFile | None = None,
     ) -> RoundResult:
-        """Generates a document for each cell as far as that is possible.
+        """Generates a document for each cell, as far as possible.
 
         Args:
           cells: in order.
           avoid: subjects named in prompts.
-          round_number: for provenance.
-          failures: recorded ones, where an earlier process began this round: known failures are not paid for again.
+          round_number: recorded in documents.
+          failures: of an earlier process that began this round; requests that failed finally are not repeated.
         """
         self._round_number, self._avoid, self._failures = round_number, avoid, failures
         self._result = result = RoundResult()
@@ -139,7 +138,7 @@ class RoundGenerator:
         return result
 
     def check_any_left(self) -> None:
-        """Raises an InputError where every generator is stopped."""
+        """Raises an InputError if every generator is stopped."""
         if all(label in self.stopped for label in self._engines):
             reasons = "; ".join(f"{label}: {why}" for label, why in self.stopped.items())
             raise InputError(
@@ -167,7 +166,7 @@ class RoundGenerator:
         return [candidate for _, candidate in sorted(candidates.items()) if candidate is not None]
 
     async def _draw(self, cell: Cell) -> _Candidate | None:
-        """Requests a cell until an answer is usable by itself; None where the cell is given up or pending."""
+        """Requests a cell until an answer has no flaw of its own; None where the cell is given up or pending."""
         result = self._result
         following: Cell | None = cell
         while following is not None:
@@ -226,7 +225,7 @@ class RoundGenerator:
         result.tokens[label] += tokens
 
     def _count_flaw(self, flaws: Mapping[str, Counter[str]], label: str, flaw: Flaw) -> None:
-        """Counts a flaw, and stops a generator that has had too many in a row."""
+        """Counts a flaw, and stops a generator with too many in a row."""
         counts = flaws[label]
         counts[flaw.reason] += 1
         if counts.total() >= self._config.quality.give_up_after and label not in self.stopped:
@@ -234,7 +233,7 @@ class RoundGenerator:
             self.stopped[label] = f"none of its last {counts.total()} answers was usable ({why}); the last: {flaw}"
 
     def _reject(self, cell: Cell, label: str, flaw: Flaw, text: str) -> Cell | None:
-        """Records an attempt that is not used; returns the cell's next attempt, or None after the last one."""
+        """Records a rejected attempt; returns the cell's next attempt, or None after the last one."""
         self._result.outcomes[label][flaw.reason] += 1
         self._result.rejects.append(
             {
@@ -255,7 +254,7 @@ class RoundGenerator:
         return None
 
     def _accept(self, candidate: _Candidate) -> Cell | None:
-        """Accepts a candidate; returns its cell's next attempt, if there is one, where it repeats a document."""
+        """Accepts a candidate, or rejects a near duplicate and returns its cell's next attempt, if there is one."""
         cell, label, answer, record, signature = candidate
         if signature is not None:
             near = self._index.near(signature)

@@ -1,4 +1,4 @@
-"""Answers of generators: read and checked against the quality floor, then rendered to training text."""
+"""Reads answers of generators, checks them against the quality floor, and renders them to training text."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from diversity_jax.synthesis.config import QualityConfig
 from diversity_jax.synthesis.templates import Seeds, Template
 
 _SHINGLE_WORDS = 8
-_REFUSAL_CHARACTERS, _REFUSAL_WORDS = 240, 60  # a refusal comes at once; later, the same words may be part of a story
+# Of the beginning of an answer, where refusals are; later, the same words may be part of a story.
+_REFUSAL_CHARACTERS, _REFUSAL_WORDS = 240, 60
 _LANGUAGES = tomllib.loads(Path(__file__).with_name("languages.toml").read_text("utf-8"))
 _NAMES_AN_OPTION = re.compile("|".join(_LANGUAGES["names_an_option"]))
 _REFUSAL = re.compile(_LANGUAGES["refusals"]["english"])
@@ -26,7 +27,7 @@ _OPTION_LABELS = tuple(
     for symbols in ("ABCD", "abcd", "1234")
     for form in ("{}.", "{})", "({})")
 )
-# Letters by which the language of a document is told. Persian and Urdu have letters of their own.
+# Letters by which the language of a document is recognised; `plain` has those of Persian and Urdu alone.
 _LETTERS_OF = {
     "japanese": re.compile("[\u3041-\u30ff]"),
     "chinese": re.compile("[\u3400-\u9fff]"),
@@ -37,11 +38,11 @@ _LETTERS_OF = {
     "arabic": re.compile("[\u0621-\u06d3]"),
 }
 _OTHER_LETTERS = re.compile("[^\\W\\d_\u0000-\u024f\u1e00-\u1eff]")  # letters but Latin ones
-_LEAST_SHARE = 0.05  # of a script among letters that are not Latin: of kana in Japanese, of its own letters in Persian
+_LEAST_SHARE = 0.05  # of a language's letters among all letters that are not Latin, as of kana in Japanese
 
 
 class Flaw(ValueError):
-    """Why an answer is not used: `reason`, a short name under which it is counted, and a line of detail."""
+    """Why an answer is rejected: `reason`, a short name under which it is counted, and a line of detail."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -64,7 +65,7 @@ class Generation:
 
     Attributes:
       passages: their texts, in order.
-      concepts: what each passage teaches; empty of a passage in plain text.
+      concepts: those that each passage teaches; empty for a passage in plain text.
       question: None where the template asks for none.
       persona: the chosen reader, or None.
       topics_used: numbers of the topics used, from 0.
@@ -78,7 +79,7 @@ class Generation:
 
 
 def read_answer(text: str, template: Template, seeds: Seeds, request: Request, quality: QualityConfig) -> Generation:
-    """Reads and checks an answer by itself; near duplicates depend on other documents and are found elsewhere.
+    """Reads and checks an answer by itself; `generate_round` searches near duplicates among documents.
 
     Raises:
       Flaw: `not_json`, `schema`, `refused`, `short`, `long`, `options`, `answer_not_an_option`, `copied_from_prompt`.
@@ -102,7 +103,7 @@ def read_answer(text: str, template: Template, seeds: Seeds, request: Request, q
 
 
 def _in_schema(value: Any, template: Template, seeds: Seeds, asked: Mapping[str, Any]) -> Generation:
-    """The answer as a value; `asked` is the schema that was sent, with its limits."""
+    """Reads an answer in JSON; `asked` is the schema of the request, with its limits."""
     _check_names(value, template.schema(seeds, False)["properties"], "the answer")
     passages = _items(value["passages"], "passages", *template.passages)
     for number, passage in enumerate(passages, start=1):
@@ -195,7 +196,7 @@ def _is_refusal(text: str) -> bool:
 
 
 def copied_share(text: str, *sources: str) -> float:
-    """Share of a text's sequences of eight words that stand in one of the sources."""
+    """Share of a text's sequences of eight words that occur in one of the sources."""
     shingles = _shingles(text)
     copied = set().union(*(shingles & _source_shingles(source) for source in sources))
     return len(copied) / len(shingles) if shingles else 0.0
@@ -210,7 +211,7 @@ _source_shingles = functools.lru_cache(32)(_shingles)  # the instructions are th
 
 
 def render(generation: Generation, *, seed: str) -> str:
-    """The training text: the passages, then the question in a form drawn by `seed`."""
+    """The training text: the passages, then the question in a random form."""
     parts = list(generation.passages)
     if generation.question is not None:
         forms = _LANGUAGES["question"][_language("\n".join(generation.passages))]
@@ -219,7 +220,7 @@ def render(generation: Generation, *, seed: str) -> str:
 
 
 def _render_question(question: Question, forms: Mapping[str, Sequence[str]], draw: random.Random) -> str:
-    """Question, options, key and explanation; options are shuffled unless the explanation names their places."""
+    """Question, options, answer and explanation; options are shuffled unless the explanation names their positions."""
     options = list(question.options)
     if not _NAMES_AN_OPTION.search(question.explanation.casefold()):
         draw.shuffle(options)
@@ -238,7 +239,7 @@ def _render_question(question: Question, forms: Mapping[str, Sequence[str]], dra
 
 
 def _language(text: str) -> str:
-    """The entry of `languages.toml` for a text: that of its letters which are not Latin, English where they are few."""
+    """The language of `languages.toml` for a text, by its letters that are not Latin; English where they are few."""
     others = len(_OTHER_LETTERS.findall(text))
     if others < _LEAST_SHARE * len(text):
         return "english"

@@ -1,4 +1,4 @@
-"""A run: topics, personas and arms are prepared, then rounds are generated until the grid or the budget is done."""
+"""Runs a generation: prepares topics, personas and arms, then generates rounds until the grid or budget is used up."""
 
 import asyncio
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from diversity_jax.synthesis.topic_expansion import TopicExpander, load_personas
 
 _logger = logging.getLogger(__name__)
 _FORECAST_PROMPTS = 50
-# Settings that may change from one process to the next without changing the component.
+# Settings that may change between processes without changing the component.
 _NOT_CONTENT = (
     *("output_dir", "engine", "budget", "batch", "dry_run", "completion_tokens_expected"),
     *("judge_base_url", "judge_endpoint"),
@@ -45,12 +45,12 @@ _NOT_CONTENT = (
 
 
 def run(config: SynthesisConfig) -> Store | None:
-    """Generates until the grid, the number of documents asked for or the budget is at its end; None after a dry run.
+    """Generates until the grid, the requested number of documents or the budget is used up; None after a dry run.
 
-    With a folder of an earlier process it continues after the last committed round.
+    In the folder of an earlier process it continues after the last committed round.
 
     Raises:
-      InputError: bad settings or files, or no generator that gives anything usable.
+      InputError: bad settings or files, or no generator with usable answers.
     """
     return run_to_end(_run(config))
 
@@ -68,9 +68,8 @@ async def _run(config: SynthesisConfig) -> Store | None:
         addresses = [each.base_url for each in config.generators]
         prices = [price_of(*parse_model(each.model), each.base_url, config.budget) for each in config.generators]
         if not config.topics.source and any(price.output for price in prices):
-            require_cap(
-                CostForecast(dollars=math.inf), config.budget, addresses
-            )  # topics are paid for before the forecast
+            # Topics are paid for before there is a forecast.
+            require_cap(CostForecast(dollars=math.inf), config.budget, addresses)
         topics = await load_topics(config, expander, store)
         uses_personas = any("personas" in template.used for template in templates.values())
         personas = await load_personas(config, expander, store) if uses_personas else []
@@ -99,14 +98,14 @@ async def _open_engines(config: SynthesisConfig, stack: contextlib.AsyncExitStac
             budget=config.budget,
             role="generator",
         )
-        if not (config.dry_run and config.topics.source):  # which needs no model
+        if not (config.dry_run and config.topics.source):  # then no model is needed
             await stack.enter_async_context(engine)
         engines[generator.label] = engine
     return engines
 
 
 def _content_settings(config: SynthesisConfig, templates: Mapping[str, Template]) -> dict[str, Any]:
-    """The settings that decide a component's content, as JSON."""
+    """The settings that determine a component's content, as JSON."""
     settings = {name: value for name, value in plain_for_keys(config).items() if name not in _NOT_CONTENT}
     del settings["grid"]["documents"]
     settings["generators"] = [
@@ -119,7 +118,7 @@ def _content_settings(config: SynthesisConfig, templates: Mapping[str, Template]
 
 
 def _forecast(config: SynthesisConfig, material: Material) -> tuple[CostForecast, str]:
-    """Calls, tokens and dollars of the full grid, from prompts of some of its cells; and as a line for people."""
+    """The forecast of the full grid, from prompts of some of its cells; and a line for people."""
     arms, grid_topics = material.arms.values(), material.grid_topics
     documents = sum(min(grid_topics, arm.topics or grid_topics) for arm in arms) * config.grid.generations_per_topic
     documents = min(documents, config.grid.documents or documents)
@@ -145,7 +144,7 @@ def _forecast(config: SynthesisConfig, material: Material) -> tuple[CostForecast
 
 
 class _Rounds:
-    """Generates rounds until the run is at its end."""
+    """The rounds of a run."""
 
     def __init__(
         self, config: SynthesisConfig, store: Store, material: Material, generator: RoundGenerator, feedback: Feedback
@@ -153,11 +152,11 @@ class _Rounds:
         self._config, self._store, self._material = config, store, material
         self._generator, self._feedback = generator, feedback
         self._cursors = dict.fromkeys(material.arms, 0)  # cells of the grid taken so far
-        self._pending: list[Cell] = []  # cells outside the grid's order: not answered yet, or of new topics
+        self._pending: list[Cell] = []  # cells to generate first: unanswered ones, and those of new topics
         self._documents = 0
 
     async def run(self) -> None:
-        """Runs until the documents asked for are there, the grid is done, every arm is stopped or the budget is spent.
+        """Runs until the requested documents exist, the grid is done, every arm is stopped or the budget is spent.
 
         Raises:
           InputError: every generator is stopped.
@@ -182,7 +181,7 @@ class _Rounds:
             self._generator.check_any_left()
 
     async def _restore(self) -> None:
-        """Takes up the rounds of earlier processes."""
+        """Restores the rounds of earlier processes."""
         await asyncio.to_thread(self._generator.restore, self._store.documents())
         await self._feedback.restore(self._store)
         last = self._store.rounds[-1]
@@ -191,7 +190,7 @@ class _Rounds:
         self._documents = sum(summary["documents"] for summary in self._store.rounds)
 
     def _next_cells(self, size: int) -> list[Cell]:
-        """The next round's cells: pending ones, then new ones by the arms' shares."""
+        """The next round's cells: pending ones, then new ones in the arms' shares."""
         self._feedback.stop_arms_without_generator(self._generator.stopped)
         pending = [cell for cell in self._pending if self._feedback.is_wanted(cell)]
         cells, self._pending = pending[:size], pending[size:]
@@ -203,7 +202,7 @@ class _Rounds:
         return cells
 
     def _grid_cells(self, arm: Arm, count: int) -> list[Cell]:
-        """The next cells of an arm that are not covered, up to `count`; fewer finish the arm."""
+        """The next `count` cells of an arm whose topics are not covered; stops the arm where there are fewer."""
         chosen: list[Cell] = []
         for cell in self._material.cells(arm, self._cursors[arm.name]):
             if len(chosen) == count:
@@ -216,7 +215,7 @@ class _Rounds:
         return chosen
 
     async def _round(self, cells: list[Cell]) -> str | None:
-        """Generates, measures and commits a round; why no further one can follow, or None."""
+        """Generates, measures and commits a round; returns why no further one can follow, or None."""
         number, avoid = len(self._store.rounds), self._feedback.avoid
         interrupted = self._store.open_round(number)
         with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""A component on disk: rounds of documents, each committed by one small file.
+"""A component on disk: rounds of documents, each committed by a small file.
 
 `documents/00007.jsonl.zst` and `rejects/00007.jsonl.zst` are written first, `rounds/00007.json` last: a round without
-its JSON file does not count, and is made again under the same name. `rounds/open.json` names the round in progress.
+its JSON file is ignored and made again under the same name. `rounds/open.json` names the round in progress.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ _OPEN = "rounds/open.json"
 
 
 class Store:
-    """The folder of one component; `rounds` are the summaries of the committed rounds, in order."""
+    """The folder of a component; `rounds` are the summaries of the committed rounds, in order."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -36,7 +36,7 @@ class Store:
         return str(self.folder / "documents" / "*.jsonl.zst")
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Stores the settings that decide the component's content, or compares them with the stored ones.
+        """Stores the settings that determine the component's content, or compares them with the stored ones.
 
         Raises:
           InputError: they differ; the message names the settings.
@@ -51,7 +51,7 @@ class Store:
             )
 
     def open_round(self, number: int) -> bool:
-        """Marks a round as begun; returns whether an earlier process had begun it and did not commit it."""
+        """Marks a round as begun; returns whether an earlier process had begun and not committed it."""
         interrupted = self._artifacts.record(_OPEN) == {"round": number}
         if not interrupted:
             self._artifacts.commit(_OPEN, {"round": number})
@@ -77,7 +77,7 @@ class Store:
         return self._records("documents")
 
     def rejects(self) -> Iterator[dict[str, Any]]:
-        """All answers that were not used, in order."""
+        """All rejected answers, in order."""
         return self._records("rejects")
 
     def _records(self, name: str) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,4 @@
-"""Templates: what varies from one generation to the next, the instructions and JSON schemas, and the request made of
-them.
-"""
+"""Templates of prompts: instructions, seeds that vary between generations, JSON schemas, and requests from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,11 +104,11 @@ def _list(limits: bool, items: Mapping[str, Any], least: int, most: int) -> dict
     return {"type": "array", "items": items, **({"minItems": least, "maxItems": most} if limits else {})}
 
 
-@functools.lru_cache(256)  # made once for each form; callers do not change it
+@functools.lru_cache(256)  # callers do not change the value
 def passages_schema(
     *, passages: tuple[int, int], question: bool, personas: int, topics: int, limits: bool
 ) -> Mapping[str, Any]:
-    """Of a generation. `personas` and `topics` are how many are offered by number; 0 leaves the field out."""
+    """The schema of a generation; `personas` and `topics` count those offered by number, 0 leaves the field out."""
     line, text = _text(limits), _text(limits, _TEXT_CHARACTERS)
     properties: dict[str, Any] = {}
     if topics:
@@ -127,20 +125,20 @@ def passages_schema(
 
 
 def extract_topics_schema(levels: int, most: int, limits: bool) -> dict[str, Any]:
-    """Of `EXTRACT_TOPICS`: `{"topics": [{"path": [...], "keywords": [...]}]}`."""
+    """The schema for `EXTRACT_TOPICS`: `{"topics": [{"path": [...], "keywords": [...]}]}`."""
     line = _text(limits)
     topic = _object(path=_list(limits, line, 1, levels), keywords=_list(limits, line, 3, 8))
     return _object(topics=_list(limits, topic, 1, most))
 
 
 def expand_topic_schema(branching: int, limits: bool) -> dict[str, Any]:
-    """Of `EXPAND_TOPIC`: `{"subtopics": [{"name": ..., "keywords": [...]}]}`."""
+    """The schema for `EXPAND_TOPIC`: `{"subtopics": [{"name": ..., "keywords": [...]}]}`."""
     line = _text(limits)
     return _object(subtopics=_list(limits, _object(name=line, keywords=_list(limits, line, 3, 8)), 1, branching))
 
 
 def write_personas_schema(count: int, limits: bool) -> dict[str, Any]:
-    """Of `WRITE_PERSONAS`: `{"personas": [...]}`."""
+    """The schema for `WRITE_PERSONAS`: `{"personas": [...]}`."""
     return _object(personas=_list(limits, _text(limits), 1, count))
 
 
@@ -151,13 +149,13 @@ _FIELDS = _REQUIRED_FIELDS | {"passages": list, "question": bool, "plain_text": 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeds:
-    """What one generation is made from.
+    """The variable parts of a generation's request.
 
     Attributes:
       topics: the topic, and for a multi-topic template others that may be combined with it.
-      style: a key of `prompts.STYLES`, or None.
+      style: a key of `STYLES` or a style in words, or None.
       personas: readers offered, or none.
-      avoid: names of subjects that are covered well enough.
+      avoid: names of subjects with enough documents.
     """
 
     topics: tuple[Topic, ...]
@@ -168,15 +166,15 @@ class Seeds:
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """How seeds become a request.
+    """Makes requests from seeds.
 
     Attributes:
       name: letters, digits and underscores; the request's stage is `generate_NAME`.
-      system, user: wording with `PLACEHOLDERS` in braces; which of them occur decides what is drawn for a generation.
+      system, user: texts with `PLACEHOLDERS` in braces; those that occur decide which seeds are drawn.
       passages: fewest and most passages asked for.
       question: whether a multiple-choice question follows.
-      plain_text: the answer is one passage and nothing else, without JSON. Models of a few hundred million parameters
-        write well so, and next to nothing where a server holds them to a schema.
+      plain_text: the answer is one passage without JSON. Models of a few hundred million parameters write better so
+        than under an enforced schema.
     """
 
     name: str
@@ -211,7 +209,7 @@ class Template:
 
     @functools.cached_property
     def used(self) -> frozenset[str]:
-        """Placeholders that occur.
+        """Placeholders in `system` and `user`.
 
         Raises:
           InputError: a brace is not closed.
@@ -224,14 +222,14 @@ class Template:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Of everything that decides what is asked."""
+        """Hash of everything that requests depend on."""
         decisive = [PROMPT_VERSION, self.name, self.system, self.user, list(self.passages), self.question]
         return content_hash([*decisive, "plain text"] if self.plain_text else decisive)
 
     def request(
         self, seeds: Seeds, *, replicate: int, max_output_tokens: int, temperature: float, limits: bool
     ) -> Request:
-        """The request that asks for one document."""
+        """The request for one document."""
         first = seeds.topics[0]
         values = {
             "topic": " / ".join(first.path),
@@ -255,7 +253,7 @@ class Template:
         )
 
     def schema(self, seeds: Seeds, limits: bool) -> Mapping[str, Any]:
-        """Of the answer to the request for `seeds`."""
+        """The schema of the answer to the request for `seeds`."""
         return passages_schema(
             passages=self.passages,
             question=self.question,
@@ -284,7 +282,7 @@ TEMPLATES = {
         _built_in("multi_topic_styles_persona", style=True, personas=True, topics=True),
     )
 }
-"""The built-in templates by name: the one place to add a template."""
+"""The built-in templates by name."""
 
 
 def load_template(name: str) -> Template:

@@ -1,10 +1,10 @@
-"""Duplicate topics merged: equal, equal once normalised, or nearly equal by embedding.
+"""Merges duplicate topics: equal ones, equal after normalisation, or nearly equal by embedding.
 
 The embedding needs no model: a word is the sum of its hashed letter trigrams and of itself, a name the sum of its words
-weighted by rarity, a topic its last name and, with less weight, those above it. Near pairs are searched inside cells of
-the space (an inverted file index), and every topic lies in its two nearest cells, so that few pairs across a border are
-missed. A near pair is merged only if its names differ in spelling: other numbers, a prefix that changes the meaning
-(`inorganic`) or a word without a counterpart make another topic.
+weighted by rarity, a topic its last name and, with less weight, those above it. Near pairs are searched within cells of
+the space (an inverted file index); every topic is in its two nearest cells, so that few pairs are missed. A near pair
+is merged only if its names differ in spelling alone: other numbers, a prefix that changes the meaning (`inorganic`) or
+a word without a counterpart make another topic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from diversity_jax.synthesis.topics import MOST_KEYWORDS, Topic
 _logger = logging.getLogger(__name__)
 _DIMENSIONS = 128
 _ABOVE_WEIGHT = 0.7  # of the names above: an equal name elsewhere in the tree then has a cosine of 0.67
-_FULL_WORD_WEIGHT = 0.3  # beside the sum of its trigrams: more would keep spellings of one word apart
+_FULL_WORD_WEIGHT = 0.3  # relative to its trigrams; more would separate spellings of a word
 _CELL_TOPICS = 300  # topics in a cell, about
 _CELL_SAMPLE = 60_000
 _BLOCK = 4096
@@ -35,7 +35,7 @@ _FILLERS = frozenset((
     "overview", "basics", "fundamentals",
     "的", "之", "和", "与", "與", "及", "の", "と", "ของ", "และ", "का", "की", "के", "और",
 ))  # fmt: skip
-# Beginnings of words that change their meaning, and none.
+# Prefixes that change the meaning of a word, and the empty one.
 _PREFIXES = (
     "", "in", "im", "un", "non", "anti", "pre", "post", "pro", "sub", "super", "hyper", "hypo", "micro", "macro",
     "meso", "inter", "intra", "extra", "endo", "exo", "de", "bio", "geo", "multi", "uni", "bi", "di", "tri", "mono",
@@ -43,7 +43,7 @@ _PREFIXES = (
     "neo", "proto", "pseudo", "over", "under", "east", "west",
 )  # fmt: skip
 _ROMAN = re.compile(r"^(?=[ivx])(x{0,3})(ix|iv|v?i{0,3})$")
-# Accents of Latin, Greek and Cyrillic, vowel points of Hebrew and Arabic. Other marks tell words apart: tones in Thai,
+# Accents of Latin, Greek and Cyrillic, vowel points of Hebrew and Arabic. Other marks distinguish words: tones in Thai,
 # voicing in Japanese, vowels in Hindi.
 _OPTIONAL_MARKS = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670]")
 _LAST_LATIN = "\u024f"
@@ -54,9 +54,9 @@ class MergedTopics:
     """Topics without duplicates, in the order of their first appearance.
 
     Attributes:
-      topics: keywords of merged ones are joined.
+      topics: with the keywords of all that were merged.
       read: number of topics before.
-      exact, normalised, near: numbers merged on each ground.
+      exact, normalised, near: numbers of topics merged for each reason.
     """
 
     topics: list[Topic]
@@ -74,8 +74,8 @@ def merge_topics(topics: Sequence[Topic], *, near: float | None = 0.85) -> Merge
     """Merges duplicates.
 
     Args:
-      topics: in order; the first of equals gives the name.
-      near: cosine from which two topics may be one; None merges only what is equal once normalised.
+      topics: in order; the first of equal ones gives the name.
+      near: cosine from which two topics may be merged; None merges only topics that are equal after normalisation.
     """
     by_path: dict[tuple[str, ...], list[Topic]] = {}
     for topic in topics:
@@ -100,7 +100,7 @@ def merge_topics(topics: Sequence[Topic], *, near: float | None = 0.85) -> Merge
 
 
 def merge_personas(personas: Sequence[str]) -> list[str]:
-    """Personas without exact, normalised and near duplicates, in order."""
+    """Personas without duplicates, in order."""
     merged = merge_topics([Topic((persona,)) for persona in personas], near=_PERSONA_COSINE)
     return [topic.path[0] for topic in merged.topics]
 
@@ -180,10 +180,10 @@ def _word_vector(word: str) -> np.ndarray:
 
 
 def _near_leaders(topics: Sequence[Topic], near: float) -> np.ndarray:
-    """For each topic the first one it is the same as, itself where there is none: int64 [topics]."""
+    """For each topic the first one that is the same, which may be itself: int64 [topics]."""
     leaders = np.arange(len(topics))
     pairs = np.concatenate([np.zeros((0, 2), np.int64), *_near_pairs(embed(topics), near)])
-    # In the order of the later topic: whether a topic follows another is decided before others may follow it.
+    # In the order of the later topic, so that a topic that was merged into another never becomes a leader.
     pairs = np.unique(pairs, axis=0)
     _logger.debug("%s near pairs to look at", f"{len(pairs):,}")
     for later, earlier in pairs.tolist():
@@ -205,7 +205,7 @@ def _near_pairs(vectors: np.ndarray, near: float) -> Iterator[np.ndarray]:
 
 
 def _cells(vectors: np.ndarray) -> list[np.ndarray]:
-    """Ascending row numbers of every cell (three rounds of k-means); each row lies in its two nearest ones."""
+    """Ascending row numbers of every cell of k-means (three rounds); each row is in its two nearest cells."""
     count = len(vectors) // _CELL_TOPICS
     if count < 4:
         return [np.arange(len(vectors))]
@@ -236,8 +236,9 @@ def _nearest(vectors: np.ndarray, centres: np.ndarray, count: int) -> np.ndarray
 
 
 def same_topic(a: Topic, b: Topic) -> bool:
-    """Whether two near topics are one: every word of the last names has a counterpart that differs in spelling only,
-    and the names above, where both have some, share a word."""
+    """Whether two near topics are the same: every word of the last names has a counterpart that differs in spelling
+    only, and the names above, where both have some, share a word.
+    """
     above_a, above_b = ({word for name in topic.path[:-1] for word in words_of(name)} for topic in (a, b))
     if above_a and above_b and not above_a & above_b:
         return False
@@ -259,9 +260,9 @@ def _same_words(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
 
 
 def _same_word(a: str, b: str) -> bool:
-    """Whether two different words are spellings of one."""
+    """Whether two different strings are spellings of the same word."""
     if max(a + b) > _LAST_LATIN:
-        return False  # where a sign is a syllable or a word, or other prefixes change a meaning, as in Russian
+        return False  # a letter may be a syllable or word, and other prefixes change meanings, as in Russian
     if any(letter.isdigit() for letter in a + b) or _ROMAN.match(a) or _ROMAN.match(b):
         return False  # different numbers name different things
     short, long = sorted((a, b), key=len)
@@ -273,5 +274,5 @@ def _same_word(a: str, b: str) -> bool:
 
 
 def _roots(word: str) -> set[str]:
-    """The rest of a word behind each prefix that changes its meaning: `micro` and `macro`, `in` and none."""
+    """The rest of a word after each of `_PREFIXES` that it has; words with a common rest differ in meaning."""
     return {word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix) and len(word) >= len(prefix) + 3}

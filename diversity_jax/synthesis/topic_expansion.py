@@ -1,4 +1,4 @@
-"""Topics and personas of a component: read from files or made by a generator, then merged and stored."""
+"""Loads the topics and personas of a component, from files or by a generator; merges and stores them."""
 
 import asyncio
 from collections import Counter
@@ -101,7 +101,7 @@ async def load_personas(config: SynthesisConfig, expander: "TopicExpander", stor
 
 @dataclass(frozen=True)
 class _RequestKind(Generic[_T]):
-    """A kind of request; `read` makes items of its answer."""
+    """A kind of request; `read` extracts the items of its answer."""
 
     stage: str
     system: str
@@ -156,7 +156,7 @@ class TopicExpander:
         return await self._request(_RequestKind("expand_topic", system, schema, read), user, replicate)
 
     async def topics_below(self, root: str, config: TopicsConfig) -> list[Topic]:
-        """The tree below a root without the root, level by level, in breadth-first order."""
+        """The topics below a root, without the root, in breadth-first order."""
         first = make_topic(split_path(root))
         if first is None:
             raise InputError(f"topics.root: {root!r} has no name; give a subject such as Physics")
@@ -174,14 +174,14 @@ class TopicExpander:
         return topics[:limit]
 
     async def _of_documents(self, kind: _RequestKind[_T], documents: CorpusConfig, seed: int) -> list[_T]:
-        """The items that one request for each of a corpus's sampled documents gives."""
+        """The items of the answers to one request for each sampled document of a corpus."""
         sample = open_corpus(documents).sample(documents.max_documents or _DOCUMENTS, seed=child_seed(seed, "growing"))
         users = [_encoded({"document": clean_text(document.text, _DOCUMENT_CHARACTERS)}) for document in sample]
         answers = await asyncio.gather(*(self._request(kind, user) for user in users))
         return [item for items in answers for item in items]
 
     async def _request(self, kind: _RequestKind[_T], user: str, replicate: int = 0) -> list[_T]:
-        """The items of the answer; nothing, which is counted, where two answers cannot be read.
+        """The items of the answer; none where no attempt gives a readable one.
 
         Raises:
           InputError: no further call can be sent.
@@ -216,7 +216,7 @@ def _encoded(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _topics(entries: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Topic]:
-    """Topics of pairs: a path, and a record with `keywords`; without those whose names are all empty."""
-    topics = (make_topic(path, record.get("keywords") or ()) for path, record in entries)
+def _topics(answers: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Topic]:
+    """Topics of paths, each with an object that has `keywords`; without topics whose names are all empty."""
+    topics = (make_topic(path, item.get("keywords") or ()) for path, item in answers)
     return [topic for topic in topics if topic]

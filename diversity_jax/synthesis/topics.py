@@ -1,4 +1,4 @@
-"""Topics (slash paths of up to five levels with keywords) and personas, read from the usual kinds of files."""
+"""Reads topics (slash paths of up to five levels, with keywords) and personas from files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MOST_LEVELS = 5
 MOST_KEYWORDS = 12
 _NAME_CHARACTERS = 120
 _PERSONA_CHARACTERS = 400
-# "1.1a ", "Chapter 3:": the number of a heading in its book is no part of its subject.
+# Numbers of headings, such as "1.1a " and "Chapter 3:", are no part of the subject.
 _NUMBERING = re.compile(
     r"^(?:(?:chapter|section|unit|part|lecture|lesson|week|module|kapitel|cap[ií]tulo|capitolo|chapitre|hoofdstuk|глава"
     r"|अध्याय|الفصل|فصل)\s+\d+\s*[:.)-]?|บทที่\s*\d+\s*[:.)-]?"
@@ -32,21 +32,21 @@ _ABOVE_AN_OUTLINE = ("field", "subfield", "course")
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What to write about: names from broad to narrow, at most five, and words that belong to it (possibly none)."""
+    """A subject to write about: names from broad to narrow, at most five, and keywords, possibly none."""
 
     path: tuple[str, ...]
     keywords: tuple[str, ...] = ()
 
     @property
     def slash_path(self) -> str:
-        """The path as people write it; a slash inside a name is written `\\/`."""
+        """The path with slashes between names; a slash in a name is written `\\/`."""
         return "/".join(name.replace("/", "\\/") for name in self.path)
 
 
 def make_topic(names: Iterable[object], keywords: Iterable[object] = ()) -> Topic | None:
     """A topic of cleaned names and keywords; None where no name is left.
 
-    Numbering is removed, as are names that repeat the one above; of more than five levels the two broadest and the
+    Numbering is removed, as are names that repeat the one above. Of more than five levels the two broadest and the
     three narrowest remain.
     """
     path: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ def make_topic(names: Iterable[object], keywords: Iterable[object] = ()) -> Topi
 
 
 def _below(path: tuple[str, ...], name: object) -> tuple[str, ...]:
-    """The path of what stands below another, cut to as many levels as a topic has."""
+    """The path with a name added below it, cut to `MOST_LEVELS`."""
     cleaned = _clean_name(_NUMBERING.sub("", _clean_name(name)))
     if not cleaned or (path and cleaned.casefold() == path[-1].casefold()):
         return path
@@ -89,12 +89,12 @@ def _split_keywords(text: str) -> list[str]:
 def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
     """Topics of a file or pattern, in file order, duplicates included.
 
-    `.txt`: one slash path a line, keywords behind a tab; or an outline by indentation. `.jsonl`: objects with `path` or
-    `topic` (slash path or list) and `keywords`, or with an `outline` of nested `{"name", "children"}` below `field`,
-    `subfield` and `course`. Each also `.gz` or `.zst`.
+    `.txt`: slash paths, one on a line, keywords behind a tab; or an outline by indentation. `.jsonl`: objects with
+    `path` or `topic` (slash path or list) and `keywords`, or with an `outline` of nested `{"name", "children"}` below
+    `field`, `subfield` and `course`. Each also `.gz` or `.zst`.
 
     Args:
-      leaves_only: of an outline, only what has nothing below it.
+      leaves_only: of an outline, only topics without topics below them.
 
     Raises:
       InputError: no such file, an unknown kind, or a broken line; the message names it.
@@ -116,12 +116,12 @@ def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
 
 
 def write_topics(path: str | Path, topics: Iterable[Topic]) -> None:
-    """Writes topics as Zstandard-compressed JSON Lines, whole or not at all."""
+    """Writes topics as Zstandard-compressed JSON Lines, atomically."""
     write_records(path, ({"path": list(topic.path), "keywords": list(topic.keywords)} for topic in topics))
 
 
 def _numbered_lines(path: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not empty, with their numbers in the file."""
+    """Lines that are not blank, with their numbers in the file."""
     number = 0
     for batch in read_lines(path):
         for raw in batch:
@@ -205,7 +205,7 @@ def _from_outline(
 
 
 def read_personas(source: str, field: str) -> list[str]:
-    """Personas of a file, duplicates included: a line of a `.txt` each, or `field` of the records of a `.jsonl`.
+    """Personas of a file or pattern, duplicates included: the lines of a `.txt`, or `field` of records of a `.jsonl`.
 
     Raises:
       InputError: no such file, an unknown kind, a broken line, or no persona in it.
