@@ -24,7 +24,7 @@ from diversity_jax.core.formats import (
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.mixtures.mixture import MixtureComponent
 from diversity_jax.report.figures.diversity import Distribution
-from diversity_jax.report.html import Html, Table, html, macro
+from diversity_jax.report.html import Html, HtmlTable, html, macro
 from diversity_jax.report.pages.mixture import gate_figures
 
 
@@ -89,7 +89,7 @@ def test_plain_strings_never_become_markup(value):
     assert "<" not in inside
     assert '"' not in inside
     assert made.count('"') == 2
-    cells = Table([f"#{value}"], [[value]]).__html__()
+    cells = HtmlTable([f"#{value}"], [[value]]).__html__()
     assert set(re.findall(r"</?(\w+)", cells)) == {"div", "table", "thead", "tbody", "tr", "th"}
     absent = macro("macros", "absent", why=value)
     assert re.findall(r"</?(\w+)", absent) == ["p", "p"]
@@ -102,7 +102,7 @@ def test_markup_made_here_is_kept_and_foreign_text_is_escaped_once():
 
 
 def test_table_cells_carry_their_heading_for_narrow_screens():
-    made = Table(["Name", "#Tokens"], [("web", "12")]).__html__()
+    made = HtmlTable(["Name", "#Tokens"], [("web", "12")]).__html__()
     assert '<td class="number" data-label="Tokens"><span>12</span></td>' in made
 
 

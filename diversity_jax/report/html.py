@@ -1,9 +1,8 @@
-"""Markup by jinja2: templates that clean and escape every value and format numbers; and the colours of pages and
-figures.
+"""HTML from jinja2 templates, which clean and escape every value and format numbers; colours of pages and figures.
 
-The six component colours keep a contrast of at least 4.5 to the page in both modes and stay apart under simulated
-deuteranopia, protanopia and tritanopia (a test measures both). From the seventh component on the same colours return
-with another dash pattern. The style sheet is `templates/style.css.j2`.
+The six component colours have a contrast of at least 4.5 to the page in light and dark mode and stay distinguishable
+under simulated deuteranopia, protanopia and tritanopia (a test measures both). From the seventh component on the
+colours repeat with another dash pattern. The style sheet is `templates/style.css.j2`.
 """
 
 from collections.abc import Sequence
@@ -50,32 +49,32 @@ DARK = {
 SLOTS = ("c1", "c2", "c3", "c4", "c5", "c6")
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
-# Widths in CSS pixels that figures are drawn for: the text column of the page, and a telephone.
+# Widths of figures in CSS pixels: the page's text column, and a telephone.
 WIDE_PX = 936
 PHONE_PX = 380
 
 
 class Palette:
-    """One colour per component, by its position in `names`; the same in every figure and table of a page."""
+    """A colour for each component, by its position in `names`; the same in all figures and tables of a page."""
 
     def __init__(self, names: Sequence[str]):
         self._position = {name: position for position, name in enumerate(dict.fromkeys(names))}
 
     def slot(self, name: str) -> str:
-        """The colour's role, `c1` to `c6`; ink for a name that is no component."""
+        """The colour's name, `c1` to `c6`; `ink` for a name that is not in `names`."""
         return SLOTS[self._position[name] % len(SLOTS)] if name in self._position else "ink"
 
     def colour(self, name: str) -> str:
-        """The colour's light value, which figures are drawn with."""
+        """The colour of light mode, in which figures are drawn."""
         return LIGHT[self.slot(name)]
 
     def dash(self, name: str) -> object:
-        """The line style that tells apart components which share a colour."""
+        """The line style: components of one colour have different ones."""
         return DASHES[self._position.get(name, 0) // len(SLOTS) % len(DASHES)]
 
 
 Html = Markup
-"""Text that is markup already: what templates and `html` made."""
+"""Text that is not escaped again: what templates and `html` return."""
 _FILTERS = (
     formats.compact,
     formats.count,
@@ -91,17 +90,17 @@ _COLUMN_KINDS = {"#": "number", "~": "wordy"}
 
 
 def _cleaned(value: Any) -> Any:
-    """Markup as it is, anything else as harmless text; the escaping itself follows."""
+    """Markup unchanged, None as "", any other value as text without control characters; jinja2 escapes it later."""
     return value if hasattr(value, "__html__") else "" if value is None else formats.clean(value)
 
 
 def html(pattern: str, *values: Any) -> Html:
-    """Markup from a pattern with `{}` for values, which are cleaned and escaped."""
+    """HTML from a pattern whose `{}` are replaced by the values, cleaned and escaped."""
     return Markup(pattern).format(*map(_cleaned, values))
 
 
 def _compiled_templates() -> "jinja2.BytecodeCache | None":
-    """Templates as Python code, kept under ~/.cache: compiling them takes a quarter of a second of every page."""
+    """A cache of compiled templates under ~/.cache, or None where it is not writable; compiling takes 0.25 s a page."""
     import jinja2
 
     folder = user_cache("templates")
@@ -114,10 +113,10 @@ def _compiled_templates() -> "jinja2.BytecodeCache | None":
 
 @functools.cache
 def environment() -> "jinja2.Environment":
-    """The templates of this package; an undefined name in one is an error."""
+    """jinja2's environment for the templates of this package; an undefined name in a template is an error."""
     import jinja2
 
-    made = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("diversity_jax.report"),
         autoescape=True,
         finalize=_cleaned,
@@ -127,10 +126,10 @@ def environment() -> "jinja2.Environment":
         extensions=["jinja2.ext.do"],
         bytecode_cache=_compiled_templates(),
     )
-    made.filters |= {function.__name__: function for function in _FILTERS}
-    made.globals |= {"light": LIGHT, "dark": DARK, "slots": SLOTS, "wide_px": WIDE_PX, "dash": "\u2013"}
-    made.globals |= {"counted": formats.counted, "listed": formats.listed, "named": named, "table": Table}
-    return made
+    templates.filters |= {function.__name__: function for function in _FILTERS}
+    templates.globals |= {"light": LIGHT, "dark": DARK, "slots": SLOTS, "wide_px": WIDE_PX, "dash": "\u2013"}
+    templates.globals |= {"counted": formats.counted, "listed": formats.listed, "named": named, "table": HtmlTable}
+    return templates
 
 
 @functools.cache
@@ -139,12 +138,13 @@ def _module(template: str) -> Any:
 
 
 def macro(template: str, name: str, *arguments: Any, **values: Any) -> Html:
+    """Calls the macro `name` of `templates/TEMPLATE.html.j2`."""
     return getattr(_module(template), name)(*arguments, **values)
 
 
-class Table:
-    """A table to which templates add rows. `#` before a title means a column of numbers (set right), `~` one of
-    sentences (wide enough to read).
+class HtmlTable:
+    """A table to which templates add rows. A title that begins with `#` heads a right-aligned column of numbers, one
+    that begins with `~` a wide column of sentences.
     """
 
     def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[Any]] = ()):
@@ -154,7 +154,7 @@ class Table:
         self.rows = list(rows)
 
     def add(self, cells: Sequence[Any]) -> None:
-        """Appends a row; its first cell heads it."""
+        """Appends a row, whose first cell is its heading."""
         self.rows.append(cells)
 
     def __html__(self) -> str:
@@ -162,5 +162,5 @@ class Table:
 
 
 def named(name: str, palette: Palette) -> Html:
-    """A component's name behind a dot of its colour; a long one breaks where its words end."""
+    """A component's name after a dot in its colour; a long name may break after `_`, `/`, `.` and `-`."""
     return macro("macros", "name", re.split(r"(?<=[_/.-])(?=.)", formats.clean(name)), palette.slot(name))

@@ -181,6 +181,17 @@ class Ridge:
     axis: str
     distributions: Sequence[Distribution]
 
+    @classmethod
+    def of_histograms(
+        cls, title: str, axis: str, histograms: Mapping[str, Mapping[str, Sequence[float]]], *, high: float, bins: int
+    ) -> "Ridge":
+        """From `values` and `counts` by component, in at most `bins` bins between 1 and `high`."""
+        distributions = [
+            Distribution.binned(name, part["values"], part["counts"], low=1, high=high, most=bins)
+            for name, part in histograms.items()
+        ]
+        return cls(title=title, axis=axis, distributions=distributions)
+
 
 def ridges(columns: Sequence[Ridge], palette: Palette, width: int) -> Canvas:
     """Distributions one below the other on a common axis, a column for each quantity; on a telephone the columns stand

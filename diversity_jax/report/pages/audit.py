@@ -1,4 +1,4 @@
-"""The page of an audit of a judge, and of a judge's verdict where no figure can be believed."""
+"""The page of an audit, the page of a scoring without a usable grouping, and a scoring's section on its judge."""
 
 from collections.abc import Mapping
 import json
@@ -10,7 +10,7 @@ from diversity_jax.cluster_agent.exam_result import HALF, RIGHT, WRONG, ExamResu
 from diversity_jax.cluster_agent.verdict import FITNESS, Verdict
 from diversity_jax.core import formats
 from diversity_jax.core.formats import count, counted, estimate, listed, money, shortened, significant
-from diversity_jax.core.run_info import Fact, RunInfo
+from diversity_jax.core.run_info import Fact
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.figures.diversity import Whisker
@@ -31,7 +31,7 @@ _SHORT = {
     "lengths": "6, mixed lengths",
     "languages": "6 in 13 languages",
 }
-"""Corpora of the exam as the figure names them."""
+"""Short names of the exam's corpora, for the figure."""
 
 
 def write(output_dir: str | os.PathLike, result: AuditResult) -> Path:
@@ -40,15 +40,7 @@ def write(output_dir: str | os.PathLike, result: AuditResult) -> Path:
     Returns:
       The path of the page.
     """
-    path = Path(output_dir) / "run.json"
-    facts = (RunInfo.load(path).facts() if path.exists() else []) + _facts(result.exam)
-    sections = (
-        _reasons(result.exam),
-        _readings(result.exam),
-        _mistakes(result.exam),
-        _injections(result),
-        page.facts(facts, intro="What one needs to examine again and get the same."),
-    )
+    facts = page.run_facts(output_dir) + _facts(result.exam)
     right = sum(result.exam.fitness_of(reading) == "fit" for reading in result.exam.readings)
     moved = max((abs(injection.moved) for injection in result.injections.values()), default=None)
     composed = Page(
@@ -57,7 +49,13 @@ def write(output_dir: str | os.PathLike, result: AuditResult) -> Path:
         verdict=_verdict(result.exam),
         lede=_lede(result.exam),
         key_figures=macro("audit", "key_figures", result.exam, right, _shares(result.exam), moved),
-        sections=tuple(section for section in sections if section is not None),
+        sections=(
+            _reasons(result.exam),
+            _readings(result.exam),
+            _mistakes(result.exam),
+            _injections(result),
+            page.facts(facts, intro="What one needs to examine again and get the same."),
+        ),
         footer=_FOOTER,
     )
     return page.write(composed, output_dir)
@@ -80,7 +78,7 @@ def _lede(exam: ExamResult) -> str:
 
 
 def _shares(exam: ExamResult) -> list[tuple[str, float]]:
-    """Mistakes of the first screen: what they are, and their share of the pairs of their kind."""
+    """Mistakes among the key figures: a label, and their share of the pairs of their kind."""
     shares = []
     for label, kinds, right in (
         ("Unrelated pairs put together", ("unrelated",), False),
@@ -100,7 +98,7 @@ def _reasons(exam: ExamResult) -> Section | None:
 
 
 def _readings(exam: ExamResult) -> Section:
-    """Truth against reading, as a figure and as a table."""
+    """The known diversity of the exam's corpora against the judge's figure, as a plot and a table."""
     read = [(reading, reading.reading) for reading in exam.readings if reading.reading]
     palette = Palette([_SHORT[reading.corpus] for reading in exam.readings])
     rows = [
@@ -122,6 +120,7 @@ def _readings(exam: ExamResult) -> Section:
 
 
 def _mistakes(exam: ExamResult) -> Section:
+    """How often the judge put pairs of each kind together."""
     rows = []
     for kinds, right in ((RIGHT, True), (WRONG, False)):
         for kind, what in kinds.items():
@@ -142,7 +141,7 @@ def _injections(result: AuditResult) -> Section:
         "audit",
         "injections",
         "Hostile documents",
-        found=result.injections,
+        audits=result.injections,
         failures=result.failures,
         palette=palette,
     )
@@ -164,12 +163,12 @@ _NOT_EXAMINED = Verdict(judge="doubtful", reasons=("it was not examined: this sc
 
 
 def verdict_of(scorecard: Scorecard) -> Verdict:
-    """The verdict on a scorecard's judge; of earlier versions, that there was none."""
+    """The verdict on a scorecard's judge; "doubtful" for scorecards of earlier versions, which have no verdict."""
     return scorecard.verdict or _NOT_EXAMINED
 
 
 def headline(scorecards: Mapping[str, Scorecard]) -> str:
-    """The sentence that stands before any figure; empty where the judge is fit for all corpora."""
+    """The sentence before any figure, on the worst verdict; empty where the judge is fit for all corpora."""
     verdicts = {name: verdict_of(scorecard) for name, scorecard in scorecards.items()}
     worst = max((verdict.judge for verdict in verdicts.values()), key=FITNESS.index)
     if worst == "fit":
@@ -188,23 +187,21 @@ def section(scorecards: Mapping[str, Scorecard], palette: Palette) -> Section:
 
 
 def write_unusable(output_dir: str | os.PathLike, score: UnusableScore) -> Path:
-    """Writes the page of a scoring that gave no figure: what was seen, an answer as an example, and what helps.
+    """Writes the page of a scoring without a usable grouping: reasons, an example of an answer, and remedies.
 
     Returns:
       The path of `report.html`.
     """
-    name, record = str(score.corpus.get("name", "corpus")), Path(output_dir) / "run.json"
-    info = RunInfo.load(record) if record.exists() else None
     parameters = ", ".join(f"{name}={value}" for name, value in sorted(score.parameters.items()))
     facts = [
-        *(info.facts() if info else []),
+        *page.run_facts(output_dir),
         Fact(name="Judge", value=score.judge),
         Fact(name="Prompts", value=score.prompt_version, code=True),
         Fact(name="Parameters", value=parameters, code=True),
     ]
     composed = Page(
         kind="Diversity of",
-        name=name,
+        name=str(score.corpus.get("name", "corpus")),
         verdict=f"No figure: none of {counted(score.groupings, 'grouping')} was usable.",
         lede=f"Judged by {score.judge}, which is {score.verdict.judge} for this.",
         sections=(

@@ -1,4 +1,4 @@
-"""The page of an evaluation: accuracies with intervals, the paper's beside them, held-out loss, a comparison."""
+"""The page of an evaluation: accuracies with intervals, the paper's figures, held-out loss, a comparison."""
 
 from collections.abc import Mapping
 import os
@@ -8,7 +8,7 @@ from typing import Any
 from diversity_jax.core import formats
 from diversity_jax.core.formats import count, counted, signed
 from diversity_jax.core.intervals import Estimate
-from diversity_jax.core.run_info import Fact, RunInfo
+from diversity_jax.core.run_info import Fact
 from diversity_jax.evaluation.results import PAPER_AVERAGES, PAPER_MODELS
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
@@ -18,6 +18,7 @@ from diversity_jax.report.plotting import render
 
 _FOOTER = "Written by diversity_jax. Intervals are at 95 %; benchmarks were run by lm-evaluation-harness."
 _BETWEEN_THE_PAPERS_SIZES = 700_000_000  # parameters: the geometric mean of 350M and 1.4B
+# Accuracy of guessing: one over the number of choices.
 _GUESSING = {
     "ARC-Challenge": 0.25,
     "ARC-Easy": 0.25,
@@ -36,45 +37,41 @@ def write(output_dir: str | os.PathLike, results: Mapping[str, Any]) -> Path:
     Returns:
       The path of the page.
     """
-    path = Path(output_dir) / "run.json"
-    facts = (RunInfo.load(path).facts() if path.exists() else []) + _facts(results)
-    sections = (
-        _benchmarks(results),
-        _paper(results),
-        _comparison(results),
-        _held_out(results),
-        page.facts(facts, intro="What one needs to measure again and get the same."),
-    )
-    return page.write(
-        Page(
-            kind="Evaluation of",
-            name=results["model"]["name"],
-            verdict=_verdict(results),
-            lede=_lede(results),
-            key_figures=macro(
-                "evaluation", "key_figures", *(results[name] for name in ("model", "average", "tasks", "held_out"))
-            ),
-            sections=tuple(section for section in sections if section is not None),
-            footer=_FOOTER,
+    model, average, tasks, held_out = (results[name] for name in ("model", "average", "tasks", "held_out"))
+    facts = page.run_facts(output_dir) + _facts(results)
+    composed = Page(
+        kind="Evaluation of",
+        name=model["name"],
+        verdict=_verdict(results),
+        lede=_lede(results),
+        key_figures=macro("evaluation", "key_figures", model, average, tasks, held_out),
+        sections=(
+            _benchmarks(results),
+            _paper(results),
+            _comparison(results),
+            page.section("evaluation", "held-out", "Held-out text", losses=held_out) if held_out else None,
+            page.facts(facts, intro="What one needs to measure again and get the same."),
         ),
-        output_dir,
+        footer=_FOOTER,
     )
+    return page.write(composed, output_dir)
 
 
 def points(share: Mapping[str, Any]) -> str:
-    """A share in per cent with its interval."""
+    """A share in per cent with its interval, where it has one."""
     if share["low"] is None:
         return f"{100 * share['value']:.1f}"
     return f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
 
 
 def _difference(tested: Mapping[str, Any], unit: str = "") -> str:
-    """Points with their sign, and their interval."""
+    """A difference in percentage points with its sign and interval."""
     value, low, high = (signed(100 * tested[name], 2) for name in ("difference", "low", "high"))
     return f"{value}{unit} [{low}, {high}]"
 
 
 def _main(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The task's main metric."""
     return task["metrics"][task["metric"]]
 
 
@@ -136,6 +133,7 @@ def _bar(task: Mapping[str, Any]) -> outcomes.Accuracy:
 
 
 def _paper(results: Mapping[str, Any]) -> Section | None:
+    """This model's average in a table of the paper's; None unless all of its benchmarks were run."""
     if not results["average"]:
         return None
     model = results["model"]
@@ -177,12 +175,6 @@ def _comparison(results: Mapping[str, Any]) -> Section | None:
         plot=plot,
         difference=_difference,
     )
-
-
-def _held_out(results: Mapping[str, Any]) -> Section | None:
-    if not results["held_out"]:
-        return None
-    return page.section("evaluation", "held-out", "Held-out text", losses=results["held_out"])
 
 
 def _facts(results: Mapping[str, Any]) -> list[Fact]:

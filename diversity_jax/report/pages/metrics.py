@@ -1,4 +1,4 @@
-"""The page of baseline metrics: every corpus's figures, what tells corpora apart, what moves them, and their cost."""
+"""The page of baseline metrics: values, differences between corpora, dependence on size, agreement, and cost."""
 
 from collections.abc import Mapping, Sequence
 import itertools
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from diversity_jax.core import formats
 from diversity_jax.core.formats import count, counted, significant
-from diversity_jax.core.run_info import Fact, RunInfo
+from diversity_jax.core.run_info import Fact
 from diversity_jax.metrics import METRICS, Figure, MetricsReport, difference
-from diversity_jax.metrics.report import FEWEST_CORPORA, agreements, columns_of
+from diversity_jax.metrics.report import FEWEST_CORPORA, Difference, agreements, columns_of
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
 from diversity_jax.report.html import Palette, macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.plotting import render
 
-_MOST_COMPARED = 6  # pairs of corpora with a table of their own
+_MOST_COMPARED = 6  # pairs of corpora that get a section
 _DASH = "\u2013"
 _JUDGED = "Effective clusters (judge)"
 _KEY_METRICS = ("ngram_diversity", "self_repetition", "compression_ratio_gzip", "mtld", "vendi_1", "perplexity")
@@ -30,17 +30,16 @@ _FOOTER = (
 def write(
     output_dir: str | os.PathLike, measured: Mapping[str, MetricsReport], pairs: Sequence[tuple[str, str]] | None = None
 ) -> Path:
-    """Writes the page of a run without a judge.
+    """Writes the page of a scoring by metrics alone, without a judge.
 
     Args:
       output_dir: folder of `report.html` and `figures/`; a `run.json` there adds the command line and versions.
-      pairs: of corpora to compare; all of them, the first few, where not given.
+      pairs: of corpora to compare; by default all pairs. The first six get a section.
 
     Returns:
       The path of `report.html`.
     """
-    path = Path(output_dir) / "run.json"
-    facts = RunInfo.load(path).facts() if path.exists() else []
+    facts = page.run_facts(output_dir)
     facts += [
         Fact(name=f"Scorecard {formats.shortened(name, 40)}", value=scorecard.content_hash, code=True)
         for name, scorecard in measured.items()
@@ -69,19 +68,24 @@ def all_sections(
     palette: Palette,
     judged: Mapping[str, float],
     pairs: Sequence[tuple[str, str]] | None = None,
-) -> list[Section]:
-    """Every section that the figures allow; none where nothing was measured.
+) -> list[Section | None]:
+    """All sections, None for those without data; empty where nothing was measured.
 
     Args:
-      judged: effective clusters by corpus, to be set beside the metrics' ranks.
+      judged: effective clusters by corpus, whose ranks are compared with those of the metrics.
     """
     if not measured:
         return []
     chosen = list(pairs if pairs is not None else itertools.combinations(measured, 2))[:_MOST_COMPARED]
-    sections = [_warnings(measured), _values(measured)]
-    sections += [_apart(measured, pair, number) for number, pair in enumerate(chosen, 1)]
-    sections += [_dependence(measured), _agreement(measured, judged), _compatible(measured, palette), _cost(measured)]
-    return [section for section in sections if section is not None]
+    return [
+        _warnings(measured),
+        _values(measured),
+        *(_apart(measured, pair, number) for number, pair in enumerate(chosen, 1)),
+        _dependence(measured),
+        _agreement(measured, judged),
+        _compatible(measured, palette),
+        _cost(measured),
+    ]
 
 
 def _verdict(measured: Mapping[str, MetricsReport], pairs: Sequence[tuple[str, str]] | None) -> str:
@@ -103,7 +107,7 @@ def _verdict(measured: Mapping[str, MetricsReport], pairs: Sequence[tuple[str, s
 
 
 def _sizes_sentence(measured: Mapping[str, MetricsReport]) -> str:
-    """What the figures are means of."""
+    """Says how many draws of how many documents the figures are means of."""
     used = next(iter(measured.values())).parameters
     if any(scorecard.parameters[name] != used[name] for scorecard in measured.values() for name in _SIZES):
         return "Each figure is a mean over draws of equal size; the size is given with each comparison."
@@ -139,22 +143,27 @@ def _values(measured: Mapping[str, MetricsReport]) -> Section:
     )
 
 
+def _difference(first: Mapping[str, Figure], second: Mapping[str, Figure], name: str) -> Difference | None:
+    """The difference of two corpora in a metric; None where one lacks it or it has no interval."""
+    return difference(first[name], second[name], METRICS[name].sign) if name in first and name in second else None
+
+
 def _decided(first: Mapping[str, Figure], second: Mapping[str, Figure], name: str) -> bool | None:
     """Whether a metric calls the first corpus more diverse; None where it does not decide."""
-    gap = difference(first[name], second[name], METRICS[name].sign) if name in first and name in second else None
+    gap = _difference(first, second, name)
     return gap.first_is_more_diverse if gap else None
 
 
 def _reach(first: Mapping[str, Figure], second: Mapping[str, Figure], name: str) -> float | None:
-    """The signed difference in units of its half-width: beyond +-1 it is decided."""
-    gap = difference(first[name], second[name], METRICS[name].sign) if name in first and name in second else None
+    """The difference over its interval's half-width, above 0 where the first is more diverse; beyond +-1 is decided."""
+    gap = _difference(first, second, name)
     if gap is None or gap.high <= gap.low:
         return None
     return METRICS[name].sign * gap.difference / ((gap.high - gap.low) / 2)
 
 
 def separations(first: MetricsReport, second: MetricsReport) -> list[diversity.Separation]:
-    """For every metric that says something of diversity, how far two corpora are apart."""
+    """How far two corpora are apart in each metric whose sign is not 0."""
     return [
         diversity.Separation(
             title=metric.title,
@@ -200,22 +209,20 @@ def _apart(measured: Mapping[str, MetricsReport], pair: tuple[str, str], number:
 
 
 def _dependence(measured: Mapping[str, MetricsReport]) -> Section | None:
-    """Slopes of log value over log size and log length."""
+    """Slopes of the logarithm of each metric over those of documents and of words a document, over all corpora."""
     if not any(scorecard.dependence for scorecard in measured.values()):
         return None
     rows = []
     for name, metric in METRICS.items():
-        entries = [scorecard.dependence[name] for scorecard in measured.values() if name in scorecard.dependence]
-        cells = [
-            _range([entry[axis]["slope"] for entry in entries if axis in entry]) for axis in ("documents", "words")
-        ]
+        fits = [scorecard.dependence[name] for scorecard in measured.values() if name in scorecard.dependence]
+        cells = [_range([fit[axis]["slope"] for fit in fits if axis in fit]) for axis in ("documents", "words")]
         if any(cell != _DASH for cell in cells):
             rows.append((metric.title, *cells))
     return page.section("metrics", "dependence", "What size and length do", rows=rows)
 
 
 def _range(slopes: Sequence[float | None]) -> str:
-    known = [each for each in slopes if each is not None]
+    known = [slope for slope in slopes if slope is not None]
     if not known:
         return _DASH
     low, high = (f"{round(value, 2) + 0.0:+.2f}".replace("-", "\u2212") for value in (min(known), max(known)))
@@ -223,7 +230,7 @@ def _range(slopes: Sequence[float | None]) -> str:
 
 
 def _agreement(measured: Mapping[str, MetricsReport], judged: Mapping[str, float]) -> Section | None:
-    """Rank correlations between metrics over the corpora."""
+    """Rank correlations between metrics over the corpora; None where these are too few."""
     if len(measured) < FEWEST_CORPORA:
         return None
     values = columns_of(measured, judged)
@@ -254,14 +261,14 @@ def _compatible(measured: Mapping[str, MetricsReport], palette: Palette) -> Sect
 
 
 def _cost(measured: Mapping[str, MetricsReport]) -> Section | None:
-    """Seconds, memory and dollars of every stage over the sizes at which it was run."""
-    entries = [entry for scorecard in measured.values() for entry in scorecard.cost]
-    if not entries:
+    """Seconds, memory and dollars of each stage at its largest size, and at one of at most a quarter of that."""
+    costs = [cost for scorecard in measured.values() for cost in scorecard.cost]
+    if not costs:
         return None
     stages = []
-    for stage in dict.fromkeys(entry["stage"] for entry in entries):
-        runs = [entry for entry in entries if entry["stage"] == stage]
-        largest = max(runs, key=lambda entry: entry["documents"])
-        smaller = [entry for entry in runs if 4 * entry["documents"] <= largest["documents"]]
-        stages.append((largest, max(smaller, key=lambda entry: entry["documents"], default=None)))
+    for stage in dict.fromkeys(cost["stage"] for cost in costs):
+        of_stage = [cost for cost in costs if cost["stage"] == stage]
+        largest = max(of_stage, key=lambda cost: cost["documents"])
+        smaller = [cost for cost in of_stage if 4 * cost["documents"] <= largest["documents"]]
+        stages.append((largest, max(smaller, key=lambda cost: cost["documents"], default=None)))
     return page.section("metrics", "metric-cost", "What the metrics cost", stages=stages)

@@ -1,4 +1,4 @@
-"""The page of a built mixture, with sections on its gate and token shares that the page of a run shows too."""
+"""The page of a built mixture; its sections on gate and token shares are on the page of a training run too."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from diversity_jax.mixtures.replay import MixtureView, without_middle
 from diversity_jax.mixtures.shares import train_rows
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity, outcomes
-from diversity_jax.report.html import Html, Palette, Table, macro, named
+from diversity_jax.report.html import Html, HtmlTable, Palette, macro, named
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import score
 from diversity_jax.report.plotting import render
 
-_FILL = {"reject": "none", "downweight": "left"}
-_REAL = "real text"  # how the real components pooled are shown
-_NAMED_IN_VERDICT = 2  # components not simply registered that the headline names
+_FILL = {"reject": "none", "downweight": "left"}  # of a component's dot, by the gate's action
+_REAL = "real text"  # the name shown for the pooled real components
+_NAMED_IN_VERDICT = 2  # rejected, down-weighted or warned-of components that the headline names
 _DASH = "\u2013"
-_READ_OTHERWISE = (
+_LENGTHS_DIFFER = (
     "Documents of other lengths than the reference's are compared at the words that both have: the figure draws their "
     "ratio times the reference's effective clusters."
 )
@@ -34,8 +34,12 @@ _READ_OTHERWISE = (
 
 @dataclass(frozen=True, kw_only=True)
 class GateFigures:
-    """The figures of a gate's decision: a component's effective clusters, their ratio to the reference's, and how many
-    its policy required; None where there is none.
+    """The figures behind the gate's decision on a component.
+
+    Attributes:
+      effective_clusters: the component's.
+      ratio: of these to the reference's.
+      required: effective clusters that the interval had to lie above.
     """
 
     effective_clusters: Estimate | None
@@ -44,10 +48,10 @@ class GateFigures:
 
 
 def gate_figures(component: MixtureComponent, scorecards: Mapping[str, Scorecard]) -> GateFigures:
-    """Reads a decision; what was required of a ratio becomes effective clusters by way of the reference's score.
+    """Reads a component's decision; a required ratio is multiplied by the reference's effective clusters.
 
     Raises:
-      InputError: the decision lacks something, or its figures are no estimates.
+      InputError: the decision lacks a field, or a figure is not an estimate.
     """
     decision = component.decision
     try:
@@ -75,11 +79,10 @@ def gate_figures(component: MixtureComponent, scorecards: Mapping[str, Scorecard
 
 
 def load_scorecards(mixture: Mixture) -> dict[str, Scorecard]:
-    """Scorecards the decisions rest on, in the order of components, and under `real` that of the pooled real text where
-    it was a reference.
+    """The scorecards behind the decisions, by component; under `real` that of all real text, where it was a reference.
 
     Raises:
-      InputError: a scorecard is broken, or is not the one that was decided by.
+      InputError: a scorecard cannot be read, or its hash is not the decision's.
     """
     scorecards = {}
     for component in mixture.components:
@@ -99,7 +102,7 @@ def load_scorecards(mixture: Mixture) -> dict[str, Scorecard]:
 
 
 def verdict(components: Sequence[MixtureComponent]) -> str:
-    """One sentence: how many components entered the mixture, and which did not as they are, and why."""
+    """How many components were registered, and which were rejected, down-weighted or warned of, with the reason."""
     taken = sum(component.decision["action"] != "reject" for component in components)
     clauses = [
         _clause(component, words)
@@ -113,6 +116,7 @@ def verdict(components: Sequence[MixtureComponent]) -> str:
 
 
 def _clause(component: MixtureComponent, words: str) -> str:
+    """`words` says what the gate did with the component."""
     name, figures = formats.shortened(component.name, 40), gate_figures(component, {})
     if figures.effective_clusters is None:
         return f"{name} {words}: not scored"
@@ -125,7 +129,7 @@ def _clause(component: MixtureComponent, words: str) -> str:
 
 
 def gate_sections(mixture: Mixture, scorecards: Mapping[str, Scorecard], palette: Palette) -> list[Section]:
-    """Decisions, and of the components that were scored their clusters and examples."""
+    """The gate's decisions, and the clusters and example groupings of the scored components."""
     shown = {_REAL if name == "real" else name: scorecard for name, scorecard in scorecards.items()}
     references = [component.decision.get("reference") for component in mixture.components]
     references = [_REAL if name == "real" else name for name in references]
@@ -152,7 +156,7 @@ def _gate(
     band: diversity.Whisker | None,
     palette: Palette,
 ) -> Section:
-    """What the gate decided of each component, and from what; `band` is the reference."""
+    """The gate's decision on each component, its reason and figures; `band` is the reference."""
     figures = {component.name: gate_figures(component, scorecards) for component in components}
     note = score.judge_note(scorecards.values()) if scorecards else ""
     whiskers = []
@@ -160,8 +164,8 @@ def _gate(
         measured, action = figures[component.name], component.decision["action"]
         if measured.effective_clusters is not None:
             comparable = _at_the_references_length(component, measured, scorecards)
-            if comparable is not None and _READ_OTHERWISE not in note:
-                note = f"{note} {_READ_OTHERWISE}".strip()
+            if comparable is not None and _LENGTHS_DIFFER not in note:
+                note = f"{note} {_LENGTHS_DIFFER}".strip()
             whisker = diversity.Whisker(
                 name=component.name,
                 interval=comparable or measured.effective_clusters,
@@ -187,7 +191,7 @@ def _gate(
 def _at_the_references_length(
     component: MixtureComponent, measured: GateFigures, scorecards: Mapping[str, Scorecard]
 ) -> Estimate | None:
-    """The component's figure as its ratio times the reference's, where the two were read at different lengths."""
+    """The ratio times the reference's effective clusters, where a judge read the two corpora at different lengths."""
     own, reference = (scorecards.get(str(name)) for name in (component.name, component.decision.get("reference")))
     if own is None or reference is None or measured.ratio is None or own.reading_words == reference.reading_words:
         return None
@@ -205,7 +209,7 @@ def shares_section(
     palette: Palette,
     intro: str,
     caption: str,
-    prepared: Table,
+    prepared: HtmlTable,
     *,
     verb: str = "realised",
 ) -> Section:
@@ -213,8 +217,8 @@ def shares_section(
 
     Args:
       realised: by component; None before training.
-      prepared: what was prepared of each component.
-      verb: what the realised share is called in words.
+      prepared: documents, rows and tokens of each component.
+      verb: the word for "realised" in the figure's description.
     """
     parts = []
     for component in components:
@@ -259,7 +263,8 @@ def write(view: MixtureView, folder: Path) -> Path:
     )
 
 
-def _prepared(mixture: Mixture, palette: Palette) -> Table:
+def _prepared(mixture: Mixture, palette: Palette) -> HtmlTable:
+    """Documents, rows, tokens and epochs of each component that the gate let in."""
     total = train_rows(mixture.asked.get("train_tokens"), mixture.sequence_length)
     rows = []
     for component in mixture.taken:
@@ -267,7 +272,7 @@ def _prepared(mixture: Mixture, palette: Palette) -> Table:
         epochs = _DASH if total is None else significant(float(component.share_granted) * total / train.rows)
         amounts = count(train.documents), count(train.rows), formats.compact(train.tokens), epochs
         rows.append((named(component.name, palette), *amounts))
-    return Table(("Component", "#Documents", "#Rows", "#Training tokens", "#Epochs"), rows)
+    return HtmlTable(("Component", "#Documents", "#Rows", "#Training tokens", "#Epochs"), rows)
 
 
 def _key_figures(view: MixtureView) -> Html:

@@ -1,4 +1,4 @@
-"""The page over all runs of a folder: what there is, losses on common axes, scores by judge, evaluations."""
+"""The page over all runs of a folder: a list of them, losses on common axes, scores by judge, evaluations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def overlaid(curves: Mapping[str, Curve], what: str, palette: Palette, width: int) -> Canvas:
-    """Losses of runs over their steps, a line each, named at its end.
+    """Losses of several runs over their steps, a curve each, with its name at its end.
 
     Args:
       curves: by run, steps [n] and values [n], n at least 1.
@@ -68,22 +68,24 @@ _FOOTER = "Written by diversity-jax report from the files of the runs; write it 
 _LOSSES = (("eval/loss", "Held-out loss"), ("loss", "Training loss"))
 _MOST_CURVES = 18  # colours and dashes that can be told apart
 _SKIPPED = {"steps", "checkpoints", "components", "profile", "tensorboard", "wandb", "mlflow", "samples", "requests"}
-"""Folders that hold no runs; steps of a study have a page of their own."""
+"""Folders in which no run is looked for; the runs in a study's `steps` are on the study's page."""
+_DASH = "\u2013"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A run as its folder has it.
+class RunSummary:
+    """What the files in a run's folder say of it.
 
     Attributes:
-      name: its path below the folder of all runs.
-      kinds: what it holds: `training`, `scores`, `evaluation`, `mixture`, `page` or several of them.
-      page: of it, relative to the folder of all runs; None: there is none.
-      steps: trained; state: how it stands, in a word or two.
-      losses: by column of `_LOSSES`.
+      name: the folder's path relative to the folder of all runs.
+      kinds: what it holds: some of `training`, `scores`, `evaluation` and `mixture`, or `other`.
+      page: path of its `report.html` relative to the folder of all runs; None where it has none.
+      changed: when one of its files was last written, in seconds since the epoch.
+      steps: number of the last step trained.
+      losses: steps and values, by column of `_LOSSES`.
       scores: scorecards by corpus or component.
-      results: of an evaluation.
-      problem: why a file of it could not be read.
+      results: the `results.json` of an evaluation.
+      problem: why one of its files could not be read; empty where all could.
     """
 
     name: str
@@ -98,14 +100,14 @@ class Entry:
 
     @property
     def link(self) -> Html:
-        """Its name, which leads to its page."""
+        """Its name, linked to its page."""
         if self.page is None:
             return html("{}", self.name)
         return html('<a href="{}">{}</a>', quote(self.page), self.name)
 
 
-def read(folder: str | os.PathLike) -> list[Entry]:
-    """All runs below a folder, the latest first; one with a broken file is among them, with the reason.
+def read(folder: str | os.PathLike) -> list[RunSummary]:
+    """All runs below a folder, the latest first, including those with a file that cannot be read.
 
     Raises:
       InputError: there is no such folder, or no run in it.
@@ -113,19 +115,20 @@ def read(folder: str | os.PathLike) -> list[Entry]:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{folder}: no such folder; name the one that holds runs, such as runs/")
-    entries = []
+    runs = []
     for inside, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
         here = Path(inside)
         if kinds := _kinds(here, set(names) | set(folders)):
             folders[:] = [name for name in folders if name not in ("mixture", "scorecards", "figures")]
-            entries.append(_entry(here, root, kinds))
-    if not entries:
+            runs.append(_summary(here, root, kinds))
+    if not runs:
         raise InputError(f"{folder}: holds no run; name the output_dir of a run, or the folder of several")
-    return sorted(entries, key=lambda entry: entry.changed, reverse=True)
+    return sorted(runs, key=lambda run: run.changed, reverse=True)
 
 
 def _kinds(folder: Path, names: set[str]) -> list[str]:
+    """What the names in a folder show it to hold; empty where it is no run's."""
     markers = {
         "training": "metrics.jsonl" in names,
         "scores": bool({"scorecard.json", "scorecards"} & names) or (folder / "mixture" / "scorecards").is_dir(),
@@ -133,12 +136,12 @@ def _kinds(folder: Path, names: set[str]) -> list[str]:
         "mixture": "mixture.json" in names,
         "page": {"run.json", "report.html"} <= names,
     }
-    return [kind for kind, there in markers.items() if there]
+    return [kind for kind, exists in markers.items() if exists]
 
 
-def _entry(folder: Path, root: Path, kinds: Sequence[str]) -> Entry:
+def _summary(folder: Path, root: Path, kinds: Sequence[str]) -> RunSummary:
     report = folder / "report.html"
-    known: dict[str, Any] = {
+    values: dict[str, Any] = {
         "name": folder.relative_to(root).as_posix() if folder != root else folder.resolve().name,
         "kinds": [kind for kind in kinds if kind != "page"] or ["other"],
         "page": report.relative_to(root).as_posix() if report.exists() else None,
@@ -151,14 +154,14 @@ def _entry(folder: Path, root: Path, kinds: Sequence[str]) -> Entry:
             log = training_log.read(folder / "metrics.jsonl")
             seen = {column: log.seen(column) for column, _ in _LOSSES}
             losses = {column: curve for column, curve in seen.items() if len(curve[0])}
-            known |= {"losses": losses, "steps": int(log.steps[-1]) if len(log.steps) else 0}
+            values |= {"losses": losses, "steps": int(log.steps[-1]) if len(log.steps) else 0}
         if "scores" in kinds:
-            known["scores"] = {path.stem: Scorecard.load(path) for path in _scorecards(folder)}
+            values["scores"] = {path.stem: Scorecard.load(path) for path in _scorecards(folder)}
         if "evaluation" in kinds:
-            known["results"] = _results(folder / "results.json")
+            values["results"] = _results(folder / "results.json")
     except InputError as error:
-        known["problem"] = str(error)
-    return Entry(**known)
+        values["problem"] = str(error)
+    return RunSummary(**values)
 
 
 def _scorecards(folder: Path) -> list[Path]:
@@ -182,52 +185,52 @@ def write(folder: str | os.PathLike) -> Path:
     Raises:
       InputError: as `read`.
     """
-    entries = read(folder)
+    runs = read(folder)
     composed = Page(
         kind="Runs in",
         name=Path(folder).resolve().name,
-        verdict=_verdict(entries),
-        lede=_lede(entries),
+        verdict=_verdict(runs),
+        lede=_lede(runs),
         sections=(
-            page.section("runs", "runs", "Runs", entries=entries, loss_of=_loss_of),
-            _losses(entries),
-            _scores(entries),
-            _evaluations(entries),
+            page.section("runs", "runs", "Runs", runs=runs, loss_of=_loss_of),
+            _losses(runs),
+            _scores(runs),
+            _evaluations(runs),
         ),
         footer=_FOOTER,
     )
     return page.write(composed, folder, name="index.html", figures=False)
 
 
-def _verdict(entries: Sequence[Entry]) -> str:
+def _verdict(runs: Sequence[RunSummary]) -> str:
     kinds = {"training": "training run", "scores": "scoring", "evaluation": "evaluation"}
-    numbers = {kind: sum(kind in entry.kinds for entry in entries) for kind in kinds}
+    numbers = {kind: sum(kind in run.kinds for run in runs) for kind in kinds}
     parts = [counted(number, kinds[kind]) for kind, number in numbers.items() if number]
-    return f"{counted(len(entries), 'run')}: {listed(parts)}." if parts else f"{counted(len(entries), 'run')}."
+    return f"{counted(len(runs), 'run')}: {listed(parts)}." if parts else f"{counted(len(runs), 'run')}."
 
 
-def _lede(entries: Sequence[Entry]) -> str:
+def _lede(runs: Sequence[RunSummary]) -> str:
     best = min(
-        ((float(curve[1][-1]), entry.name) for entry in entries if (curve := entry.losses.get("eval/loss"))),
-        default=None,
+        ((float(curve[1][-1]), run.name) for run in runs if (curve := run.losses.get("eval/loss"))), default=None
     )
     if best is None:
         return ""
     return f"The lowest held-out loss at the end is {best[0]:.3f} nats a token, of {best[1]}."
 
 
-def _loss_of(entry: Entry) -> str:
+def _loss_of(run: RunSummary) -> str:
+    """A run's first and last held-out loss, or training loss where none was held out."""
     for column, _ in _LOSSES:
-        if curve := entry.losses.get(column):
+        if curve := run.losses.get(column):
             values = curve[1]
             return f"{values[0]:.3f} to {values[-1]:.3f}" if len(values) > 1 else f"{values[0]:.3f}"
-    return "\u2013"
+    return _DASH
 
 
-def _losses(entries: Sequence[Entry]) -> Section:
+def _losses(runs: Sequence[RunSummary]) -> Section:
     plots, left_out = [], 0
     for column, what in _LOSSES:
-        curves = {entry.name: entry.losses[column] for entry in entries if column in entry.losses}
+        curves = {run.name: run.losses[column] for run in runs if column in run.losses}
         left_out = max(left_out, len(curves) - _MOST_CURVES)
         curves = dict(list(curves.items())[:_MOST_CURVES])
         if curves:
@@ -243,24 +246,22 @@ def _overlaid(column: str, what: str, curves: Mapping[str, Curve]) -> Plot:
     return render(column.replace("/", "-"), alt, lambda width: overlaid(curves, title, palette, width))
 
 
-def _scores(entries: Sequence[Entry]) -> Section:
-    """Effective clusters of all corpora, a figure for each judge: figures of two judges cannot be compared."""
+def _scores(runs: Sequence[RunSummary]) -> Section:
+    """Effective clusters of all corpora, a figure for each judge: scores of different judges are not comparable."""
     judges: dict[str, dict[str, diversity.Whisker]] = {}
-    for entry in entries:
-        for name, scorecard in entry.scores.items():
-            known = name == "scorecard" or len(entry.scores) == 1
+    for run in runs:
+        for name, scorecard in run.scores.items():
+            is_only = name == "scorecard" or len(run.scores) == 1
             row = diversity.Whisker(
-                name=entry.name if known else f"{entry.name}: {name}",
+                name=run.name if is_only else f"{run.name}: {name}",
                 interval=scorecard.effective_clusters,
                 note=formats.counted(scorecard.groupings, "grouping"),
             )
             judges.setdefault(scorecard.judge, {})[row.name] = row
     if not judges:
         return page.absent("scores", "Scores", "No corpus was scored in this folder.")
-    plots = [(judge, _whiskers(f"scores-{number}", rows)) for number, (judge, rows) in enumerate(judges.items())]
-    return page.section(
-        "runs", "scores", "Scores", plots=[plot for _, plot in plots], judges=[name for name, _ in plots]
-    )
+    plots = [_whiskers(f"scores-{number}", rows) for number, rows in enumerate(judges.values())]
+    return page.section("runs", "scores", "Scores", plots=plots, judges=list(judges))
 
 
 def _whiskers(name: str, rows: Mapping[str, diversity.Whisker]) -> Plot:
@@ -269,30 +270,23 @@ def _whiskers(name: str, rows: Mapping[str, diversity.Whisker]) -> Plot:
     return render(name, alt, lambda width: diversity.whiskers(list(rows.values()), None, palette, width))
 
 
-def _evaluations(entries: Sequence[Entry]) -> Section:
-    judged = [entry for entry in entries if entry.results is not None]
-    if not judged:
+def _evaluations(runs: Sequence[RunSummary]) -> Section:
+    """A row for each evaluated model: average, accuracy in each task, mean bits a byte of held-out text."""
+    evaluated = [(run, run.results) for run in runs if run.results is not None]
+    if not evaluated:
         return page.absent("evaluations", "Evaluations", "No model was evaluated in this folder.")
-    held = [(name, task["title"]) for entry in judged for name, task in (entry.results or {})["tasks"].items()]
-    tasks = dict(held)  # title by name
+    titles: dict[str, str] = {}  # of tasks, by name
+    for _, results in evaluated:
+        for name, task in results["tasks"].items():
+            titles.setdefault(name, task["title"])
     rows = []
-    for entry in judged:
-        assert entry.results is not None
-        cells = [_accuracy(entry.results["tasks"].get(task)) for task in tasks]
-        bits = [held["bits_per_byte"] for held in entry.results["held_out"].values() if held.get("bits_per_byte")]
-        average = points(entry.results["average"]) if entry.results["average"] else "\u2013"
-        held_out = f"{np.mean(bits):.4f}" if bits else "\u2013"
-        rows.append([entry.link, average, *cells, held_out])
-    titles = [
-        next(
-            entry.results["tasks"][task]["title"]
-            for entry in judged
-            if entry.results and task in entry.results["tasks"]
-        )
-        for task in tasks
-    ]
-    return page.section("runs", "evaluations", "Evaluations", titles=titles, rows=rows)
+    for run, results in evaluated:
+        average = points(results["average"]) if results["average"] else _DASH
+        accuracies = [_accuracy(results["tasks"].get(name)) for name in titles]
+        bits = [loss["bits_per_byte"] for loss in results["held_out"].values() if loss.get("bits_per_byte")]
+        rows.append([run.link, average, *accuracies, f"{np.mean(bits):.4f}" if bits else _DASH])
+    return page.section("runs", "evaluations", "Evaluations", titles=list(titles.values()), rows=rows)
 
 
 def _accuracy(task: Mapping[str, Any] | None) -> str:
-    return "\u2013" if task is None else f"{100 * task['metrics'][task['metric']]['value']:.1f}"
+    return _DASH if task is None else f"{100 * task['metrics'][task['metric']]['value']:.1f}"

@@ -1,4 +1,4 @@
-"""The page of a scoring: one corpus, or several compared; and the sections on clusters that other pages have too."""
+"""The page of a scoring of one or several corpora; its sections on clusters and examples are on other pages too."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +11,11 @@ from diversity_jax.cluster_agent import PairComparison, Scorecard, compare_pairs
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import count, counted, estimate, shortened, significant
-from diversity_jax.core.run_info import Fact, RunInfo
+from diversity_jax.core.run_info import Fact
 from diversity_jax.metrics import MetricsReport
 from diversity_jax.report import page
 from diversity_jax.report.figures import diversity
-from diversity_jax.report.figures.diversity import Distribution, Ridge, Whisker
+from diversity_jax.report.figures.diversity import Ridge, Whisker
 from diversity_jax.report.html import Palette, macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import audit, metrics
@@ -47,10 +47,10 @@ def write(
 
     Args:
       output_dir: folder of `report.html` and `figures/`; a `run.json` there adds the command line and versions.
-      scorecards: by the name they are to be shown under, or paths of scorecard files, which carry their corpus's name.
-      measured: baseline metrics of the same corpora, shown in sections of their own.
-      checks: draws and drift, likewise.
-      differences: of every pair; None compares them as scored at a size fixed beforehand.
+      scorecards: by the name to show, or paths of scorecard files, which hold the name of their corpus.
+      measured: baseline metrics of the same corpora.
+      checks: independent draws, and scores at another K.
+      differences: of every pair; by default they are compared as scores of a fixed number of groupings.
 
     Returns:
       The path of `report.html`.
@@ -61,24 +61,9 @@ def write(
     scorecards = dict(scorecards) if isinstance(scorecards, Mapping) else load(scorecards)
     if not scorecards:
         raise InputError(f"{output_dir}: no scorecard to show; give at least one")
-    path, palette, several = Path(output_dir) / "run.json", Palette(list(scorecards)), len(scorecards) > 1
-    info = RunInfo.load(path) if path.exists() else None
+    palette, several = Palette(list(scorecards)), len(scorecards) > 1
     differences = compare_pairs(scorecards) if differences is None else differences
     judged = {name: scorecard.effective_clusters.value for name, scorecard in scorecards.items()}
-    sections = (
-        audit.section(scorecards, palette),
-        _warnings(scorecards, palette),
-        _scores(scorecards, palette) if several else None,
-        _comparison(differences, palette) if several else None,
-        *_checks(checks, palette),
-        clusters(scorecards, palette, with_sizes=True),
-        _convergence(scorecards, palette),
-        examples(scorecards, palette, most=4),
-        _criteria(scorecards),
-        page.section("score", "judge", "The judge", scorecards=scorecards, palette=palette),
-        *metrics.all_sections(measured or {}, palette, judged),
-        _facts(scorecards, info),
-    )
     composed = Page(
         kind="Diversity of",
         name=formats.listed(list(scorecards))
@@ -87,7 +72,22 @@ def write(
         verdict=" ".join(filter(None, (audit.headline(scorecards), _verdict(scorecards, differences)))),
         lede=judge_note(scorecards.values()),
         key_figures=None if several else macro("score", "key_figures", next(iter(scorecards.values()))),
-        sections=tuple(section for section in sections if section is not None),
+        sections=(
+            audit.section(scorecards, palette),
+            _warnings(scorecards, palette),
+            _scores(scorecards, palette) if several else None,
+            _comparison(differences, palette) if several else None,
+            *_checks(checks, palette),
+            clusters(scorecards, palette, with_sizes=True),
+            _convergence(scorecards, palette),
+            examples(scorecards, palette, most=4),
+            _criteria(scorecards),
+            page.section("score", "judge", "The judge", scorecards=scorecards, palette=palette),
+            *metrics.all_sections(measured or {}, palette, judged),
+            page.facts(
+                page.run_facts(output_dir) + _facts(scorecards), intro="What one needs to score again and get the same."
+            ),
+        ),
         footer=_FOOTER,
     )
     return page.write(composed, output_dir)
@@ -107,7 +107,7 @@ def load(paths: Sequence[str | os.PathLike]) -> dict[str, Scorecard]:
 
 
 def judge_note(scorecards: Iterable[Scorecard]) -> str:
-    """Who judged, and for the offline judge what that is worth."""
+    """The judges, groupings and samples of scorecards, and what a judge's kind has to be told of."""
     scorecards = list(scorecards)
     judges = sorted({scorecard.judge for scorecard in scorecards})
     groupings = counted(sum(scorecard.groupings for scorecard in scorecards), "grouping")
@@ -188,7 +188,7 @@ def whiskers_plot(name: str, rows: Sequence[Whisker], reference: Whisker | None,
 
 
 def _comparison(differences: Sequence[PairComparison], palette: Palette) -> Section:
-    """The table of which differences are decided."""
+    """A table of the ratios of all pairs, and which of them are decided."""
     return page.section(
         "score",
         "comparison",
@@ -200,6 +200,7 @@ def _comparison(differences: Sequence[PairComparison], palette: Palette) -> Sect
 
 
 def _error_note(differences: Sequence[PairComparison]) -> str:
+    """The error rate at which the differences are decided."""
     comparisons = [difference.comparison for difference in differences if difference.comparison]
     alpha = comparisons[0].alpha if comparisons else _ALPHA
     if len(comparisons) == 1 and comparisons[0].looks > 1:
@@ -215,31 +216,26 @@ def _error_note(differences: Sequence[PairComparison]) -> str:
 
 
 def _checks(checks: Checks, palette: Palette) -> list[Section]:
-    """What else was asked for: independent draws, and the same corpus at another K."""
+    """Scores over independent draws and at another K, where these were asked for."""
     sections = []
     if checks.draws:
         sections.append(page.section("score", "draws", "Over independent draws", scored=checks.draws, palette=palette))
     if checks.drift:
-        sections.append(
-            page.section("score", "drift", "Does the judge drift with K", checks=checks.drift, palette=palette)
-        )
+        title = "Does the judge drift with K"
+        sections.append(page.section("score", "drift", title, checks=checks.drift, palette=palette))
     return sections
 
 
 def clusters(scorecards: Mapping[str, Scorecard], palette: Palette, *, with_sizes: bool) -> Section:
-    """Densities of C and of samples in a cluster; with `with_sizes` also of S = n / C, a grouping's mean, as in Fig. 10
-    of arXiv 2410.15226.
+    """Distributions of C, the clusters in a grouping, and of samples in a cluster; with `with_sizes` also of S = n / C,
+    the mean size of a grouping's clusters (Fig. 10 of arXiv 2410.15226).
     """
     largest = max(scorecard.series.samples_per_grouping for scorecard in scorecards.values())
 
     def ridge(kind: str, title: str, axis: str, bins: int, high: float | None = None) -> Ridge:
         histograms = {name: scorecard.histogram(kind) for name, scorecard in scorecards.items()}
         high = high or min(largest, max([5.0, *(value for part in histograms.values() for value in part["values"])]))
-        distributions = [
-            Distribution.binned(name, part["values"], part["counts"], low=1, high=high, most=bins)
-            for name, part in histograms.items()
-        ]
-        return Ridge(title=title, axis=axis, distributions=distributions)
+        return Ridge.of_histograms(title, axis, histograms, high=high, bins=bins)
 
     columns = [ridge("clusters", "Clusters in a grouping, C", "number of clusters", 50, largest)]
     if with_sizes:
@@ -256,7 +252,7 @@ def clusters(scorecards: Mapping[str, Scorecard], palette: Palette, *, with_size
 
 
 def clusters_section(columns: Sequence[Ridge], palette: Palette, intro: str) -> Section:
-    """How many clusters the judge saw in a grouping, and how large they were; `intro` says what was counted."""
+    """The section "Clusters" with a figure of the columns; `intro` is the text above it."""
     alt = "; ".join(
         f"{column.title} of {distribution.name}: {significant(distribution.mean)} on average"
         for column in columns
@@ -268,7 +264,7 @@ def clusters_section(columns: Sequence[Ridge], palette: Palette, intro: str) -> 
 
 
 def _convergence(scorecards: Mapping[str, Scorecard], palette: Palette) -> Section:
-    """The estimate as groupings come in."""
+    """The estimate over the number of groupings."""
     runs = {
         name: scorecard.convergence for name, scorecard in scorecards.items() if scorecard.convergence.get("groupings")
     }
@@ -280,7 +276,7 @@ def _convergence(scorecards: Mapping[str, Scorecard], palette: Palette) -> Secti
 
 
 def examples(scorecards: Mapping[str, Scorecard], palette: Palette, *, most: int, opened: str | None = None) -> Section:
-    """Up to `most` groupings of each scorecard as the judge sorted them; `opened` is shown unfolded."""
+    """Up to `most` groupings of each scorecard with their clusters; those of `opened`, or the first, are unfolded."""
     if not any(scorecard.examples for scorecard in scorecards.values()):
         return page.absent("examples", "Example clusters", "No example groupings were kept (agent.examples=0).")
     return page.section(
@@ -298,7 +294,9 @@ def examples(scorecards: Mapping[str, Scorecard], palette: Palette, *, most: int
 
 
 def _grouping(example: Mapping[str, Any]) -> dict[str, Any]:
-    """Its number, clusters of several samples, the largest first, and samples left alone, each with its reason."""
+    """A grouping for the template: number, clusters of several samples, the largest first, and single samples, each
+    with the judge's reason.
+    """
     clusters = [
         {**cluster, "texts": [shortened(text, _EXAMPLE_CHARACTERS) for text in cluster.get("texts", ())]}
         for cluster in sorted(example.get("clusters", ()), key=lambda cluster: -len(cluster.get("texts", ())))
@@ -315,42 +313,35 @@ def _grouping(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _criteria(scorecards: Mapping[str, Scorecard]) -> Section:
-    """By what the judge grouped: every criteria set, once; where corpora were scored by different ones, those of the
-    first with a word on it.
-    """
+    """The criteria sets by which the judge grouped; where corpora were scored by different ones, those of the first."""
     name, scorecard = next(iter(scorecards.items()))
     origin = _ORIGINS.get(scorecard.criteria_origin, scorecard.criteria_origin)
     if len({other.criteria_hash for other in scorecards.values()}) > 1:
         origin += f"; these are the ones of {name}, other corpora were grouped by others"
     sets = [
-        [(entry, kind) for field, kind in _CRITERION_KINDS for entry in criteria.get(field, ())]
+        [(criterion, kind) for field, kind in _CRITERION_KINDS for criterion in criteria.get(field, ())]
         for criteria in scorecard.criteria
     ]
     return page.section("score", "criteria", "Criteria", sets=sets, origin=origin, hash=scorecard.criteria_hash)
 
 
 def judge_facts(scorecards: Mapping[str, Scorecard], prompts: str, seed: str) -> list[Fact]:
-    """Judges, prompt versions and seeds of scorecards; `prompts` and `seed` name the latter two."""
-    judges, versions, seeds = (
-        formats.listed(sorted({str(value(scorecard)) for scorecard in scorecards.values()}))
-        for value in (
-            lambda scorecard: scorecard.judge,
-            lambda scorecard: scorecard.prompt_version,
-            lambda scorecard: count(scorecard.seed),
-        )
+    """Judges, prompt versions and seeds of scorecards; `prompts` and `seed` are the names of the last two facts."""
+    judges, versions, seeds = zip(
+        *((scorecard.judge, scorecard.prompt_version, count(scorecard.seed)) for scorecard in scorecards.values()),
+        strict=True,
     )
     return [
-        Fact(name="Judge", value=judges),
-        Fact(name=prompts, value=versions, code=True),
-        Fact(name=seed, value=seeds),
+        Fact(name="Judge", value=formats.listed(sorted(set(judges)))),
+        Fact(name=prompts, value=formats.listed(sorted(set(versions))), code=True),
+        Fact(name=seed, value=formats.listed(sorted(set(seeds)))),
     ]
 
 
-def _facts(scorecards: Mapping[str, Scorecard], info: RunInfo | None) -> Section:
+def _facts(scorecards: Mapping[str, Scorecard]) -> list[Fact]:
     first = next(iter(scorecards.values()))
     parameters = ", ".join(f"{name}={value}" for name, value in sorted(first.parameters.items()))
     facts = [
-        *(info.facts() if info else []),
         *judge_facts(scorecards, "Prompts", "Seed"),
         Fact(name="Parameters", value=parameters, code=True),
         Fact(name="Ruler", value="\n".join(sorted({scorecard.ruler for scorecard in scorecards.values()})), code=True),
@@ -359,4 +350,4 @@ def _facts(scorecards: Mapping[str, Scorecard], info: RunInfo | None) -> Section
         fingerprint = str(scorecard.corpus.get("fingerprint", ""))
         facts.append(Fact(name=f"Corpus {shortened(name, 40)}", value=fingerprint, code=True))
         facts.append(Fact(name=f"Scorecard {shortened(name, 40)}", value=scorecard.content_hash, code=True))
-    return page.facts(facts, intro="What one needs to score again and get the same.")
+    return facts

@@ -1,4 +1,4 @@
-"""The page of a study, drawn from `analysis.json` and `run.json` alone, so that it can be drawn again at any time."""
+"""The page of a study, written from `analysis.json` and `run.json` alone, so that it can be written again later."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from diversity_jax.core.run_info import Fact, RunInfo
 from diversity_jax.metrics.registry import METRICS
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
-from diversity_jax.report.figures.diversity import Distribution, Ridge
+from diversity_jax.report.figures.diversity import Ridge
 from diversity_jax.report.html import Html, Palette, macro
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import score
@@ -35,32 +35,31 @@ def write(folder: Path, analysis: Json) -> Path:
 def _compose(analysis: Json, facts: Sequence[Fact]) -> Page:
     headline, trained = _headline(analysis["relations"]), bool(analysis["relations"])
     failures, power, published = (analysis[name] for name in ("failures", "power", "published"))
-    sections = [
-        *_relations(analysis),
-        _effects(analysis),
-        *(_amounts(analysis, factor) for factor in analysis["factors"]),
-        _figures(analysis) if trained else None,
-        _verdicts(analysis.get("verdicts", ())),
-        _densities(analysis["densities"]),
-        page.section("study", "failures", "Steps that failed", steps=failures) if failures else None,
-        _runs(analysis),
-        page.section("study", "power", "How much these runs can see", power=power) if trained else None,
-        page.section("study", "published", "Beside the paper's figures", entries=published) if published else None,
-        page.facts(facts),
-    ]
     return Page(
         kind="Study",
         name=analysis["study"],
         verdict=_verdict(headline, trained),
         lede=_lede(analysis, headline),
         key_figures=_key_figures(headline, power),
-        sections=tuple(section for section in sections if section is not None),
+        sections=(
+            *_relations(analysis),
+            _effects(analysis),
+            *(_amounts(analysis, factor) for factor in analysis["factors"]),
+            _figures(analysis) if trained else None,
+            _verdicts(analysis.get("verdicts", ())),
+            _densities(analysis["densities"]),
+            page.section("study", "failures", "Steps that failed", steps=failures) if failures else None,
+            _runs(analysis),
+            page.section("study", "power", "How much these runs can see", power=power) if trained else None,
+            page.section("study", "published", "Beside the paper's figures", levels=published) if published else None,
+            page.facts(facts),
+        ),
         footer="Written by diversity_jax from analysis.json.",
     )
 
 
 def _headline(relations: Sequence[Json]) -> Json | None:
-    """The first relation of several recipes: the first outcome of the first stage over the first predictor."""
+    """The relation that the page leads with: the first that rests on several recipes."""
     return next((relation for relation in relations if len(relation.get("x", ())) > 1), None)
 
 
@@ -74,11 +73,10 @@ def _lede(analysis: Json, headline: Json | None) -> str:
 
 
 def _title(figure: str) -> str:
-    """A diversity figure as people write it: of the baseline metrics its title, of the scorecard its words."""
-    second = figure.startswith("second_score.")
-    name = figure.removeprefix("second_score.").removeprefix("metrics.")
-    if second:
+    """A diversity figure's title: of a metric its own, of a scorecard's field its name in words."""
+    if figure.startswith("second_score."):
         return f"{_title(figure.removeprefix('second_score.'))} by the second judge"
+    name = figure.removeprefix("metrics.")
     return METRICS[name].title if name in METRICS else name.replace("_", " ")
 
 
@@ -108,7 +106,7 @@ def _anchor(*words: str) -> str:
 
 
 def _relations(analysis: Json) -> list[Section]:
-    """A section for each stage: a table of all relations, and a figure of those of the first predictor."""
+    """A section for each stage: a table of all relations, and a plot of those to the first predictor."""
     stages = dict.fromkeys(relation["stage"] for relation in analysis["relations"])
     return [_relations_of_stage(analysis, stage) for stage in stages]
 
@@ -138,7 +136,7 @@ def _relations_of_stage(analysis: Json, stage: str) -> Section:
 
 
 def _relations_plot(analysis: Json, stage: str, predictor: str, fitted: Sequence[Json]) -> Plot | None:
-    """The relations of one predictor over its figure."""
+    """The outcomes over one predictor; None where no run has it."""
     shown = [relation for relation in fitted if relation["predictor"] == predictor][:_MOST_PANELS]
     if not shown:
         return None
@@ -172,13 +170,13 @@ def _effects(analysis: Json) -> Section:
 
 
 def _levels_plot(name: str, alt: str, levels: Json, analysis: Json) -> Plot:
-    """A figure's mean at each level of each factor, in the order in which the study names the factors."""
+    """A figure's mean at each level of each factor; factors in the study's order."""
     ordered = {factor: levels[factor] for factor in analysis["factors"] if factor in levels}
     return render(name, alt, lambda width: outcomes.factor_levels(ordered, width))
 
 
 def _amounts(analysis: Json, factor: str) -> Section | None:
-    """The curve of each outcome over a factor that is an amount, such as the paper's ratio."""
+    """Each outcome over a factor whose levels are numbers; None for other factors."""
     effects = [effect for effect in analysis["effects"] if factor in effect.get("saturation", {})]
     effects = [effect for effect in effects if factor in effect["levels"]][:_MOST_PANELS]
     if not effects:
@@ -206,7 +204,7 @@ def _lowest_and_highest(means: Sequence[Json]) -> list[str]:
 
 
 def _figures(analysis: Json) -> Section | None:
-    """Each diversity figure at the levels of the factors that the corpora differ by."""
+    """Each diversity figure at the levels of the factors by which the corpora differ."""
     figures = analysis["figures"][:_MOST_PANELS]
     if not figures:
         return None
@@ -225,14 +223,14 @@ def _figures(analysis: Json) -> Section | None:
 
 
 def _verdicts(verdicts: Sequence[Json]) -> Section | None:
-    """Which judges were found doubtful or unfit, and why."""
-    if all(entry["verdict"] == "fit" for entry in verdicts):
+    """The verdict on every scoring's judge, with reasons; None where all are fit."""
+    if all(verdict["verdict"] == "fit" for verdict in verdicts):
         return None
-    return page.section("study", "verdicts", "Whether the judges can be believed", entries=verdicts)
+    return page.section("study", "verdicts", "Whether the judges can be believed", verdicts=verdicts)
 
 
 def _densities(densities: Json) -> Section | None:
-    """Densities of C and of S = n / C over groupings, a row a corpus, as in Fig. 10 of arXiv 2410.15226."""
+    """Distributions of C and of S = n / C over groupings, a row a corpus, as in Fig. 10 of arXiv 2410.15226."""
     corpora = densities["corpora"]
     if not corpora:
         return None
@@ -241,11 +239,7 @@ def _densities(densities: Json) -> Section | None:
 
     def ridge(kind: str, title: str, axis: str, bins: int) -> Ridge:
         histograms = {corpus["name"]: corpus[kind] for corpus in shown}
-        distributions = [
-            Distribution.binned(name, part["values"], part["counts"], low=1, high=largest, most=bins)
-            for name, part in histograms.items()
-        ]
-        return Ridge(title=title, axis=axis, distributions=distributions)
+        return Ridge.of_histograms(title, axis, histograms, high=largest, bins=bins)
 
     columns = [
         ridge("clusters", "Clusters in a grouping, C", "number of clusters", 50),

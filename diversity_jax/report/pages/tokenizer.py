@@ -1,4 +1,4 @@
-"""The page of a tokenizer: how much text a token holds, component by component, and what its pieces look like."""
+"""The page of a tokenizer: bytes of text a token for each component, examples of tokenised text, long pieces."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -18,14 +18,14 @@ _FOOTER = (
 )
 _SHOWN_CHARACTERS = 400
 _SHOWN_PIECES = 40
-_BYTE = "<0x"  # how SentencePiece writes a byte of its fallback
+_BYTE = "<0x"  # begins SentencePiece's name of a single byte, which stands for part of a character without a piece
 
 
 def write(model: str | os.PathLike, tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> Path:
     """Writes `NAME.html` beside `NAME.model`.
 
     Args:
-      texts: of each component, drawn for the page.
+      texts: documents by component, drawn for the page.
 
     Returns:
       The path of the page.

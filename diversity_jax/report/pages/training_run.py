@@ -1,4 +1,4 @@
-"""The page of a training run: what the gate decided, what was trained on, and how it went, from the run's folder."""
+"""The page of a training run, from the files in its folder: the gate's decisions, token shares, losses, speed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from diversity_jax.core.run_info import Fact, RunInfo, folders_read
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
-from diversity_jax.report.html import Html, Palette, Table, macro, named
+from diversity_jax.report.html import Html, HtmlTable, Palette, macro, named
 from diversity_jax.report.page import Page, Section
 from diversity_jax.report.pages import mixture as mixture_page
 from diversity_jax.report.pages import score
@@ -25,7 +25,7 @@ from diversity_jax.report.plotting import render
 from diversity_jax.training import log as training_log
 from diversity_jax.training.log import TrainingLog
 
-_STEPS_SHOWN = 6  # of a prompt's samples
+_STEPS_SHOWN = 6  # at which samples of a prompt are shown
 _COMPILING = 3.0  # times the median step: a first log window slower than that holds the compilation
 _FOOTER = "Written by diversity_jax from mixture.json, scorecards and metrics.jsonl."
 _PANELS = (
@@ -37,17 +37,17 @@ _PANELS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a run's folder holds; None or empty where it does not.
+class RunFolder:
+    """The content of a training run's folder; None or empty where a file is not there.
 
     Attributes:
-      folder: the run's folder.
+      folder: its path.
       mixture: what was trained on, with the gate's decisions.
-      scorecards: what the decisions rest on, by component; `real` is the real components pooled.
-      log: the figures training wrote.
-      samples: what the model wrote, by prompt and step.
-      summary: how fast training was since it was last started, and what its time went into.
-      info: command line, settings and versions.
+      scorecards: behind the decisions, by component; `real` is that of all real components pooled.
+      log: `metrics.jsonl`, the figures of training.
+      info: `run.json`: command line, settings and versions.
+      samples: `samples.jsonl`: texts that the model wrote, by prompt and step.
+      summary: `summary.json`: speed and use of time since training was last started.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def realised(self) -> dict[str, float] | None:
-        """Token shares so far: those of the rows read, since every row holds as many tokens; None before training."""
+        """Token shares so far, which are those of rows, as all rows are of one length; None before training."""
         rows = self.rows
         total = sum(rows.values())
         return {name: number / total for name, number in rows.items()} if total else None
@@ -80,10 +80,10 @@ class Run:
 
 
 def write(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = None) -> Path:
-    """Writes the page of a run into its folder: `report.html`, and `figures/*.png`.
+    """Writes `report.html` and `figures/` into a run's folder.
 
     Args:
-      run_dir: folder with `metrics.jsonl` and `run.json`, each where it exists.
+      run_dir: the run's folder, with those of the files that exist.
       mixture_dir: folder of `mixture.json` and `scorecards/`; by default `run_dir`, its subfolder `mixture`, or the
         prepared mixture that `run.json` names.
 
@@ -91,7 +91,7 @@ def write(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None =
       The path of `report.html`.
 
     Raises:
-      InputError: there is neither a mixture nor a log, or a file is broken; the message names it.
+      InputError: there is neither a mixture nor a log, or a file cannot be read; the message names it.
     """
     run = read(run_dir, mixture_dir=mixture_dir)
     mixture, log = run.mixture, run.log
@@ -123,8 +123,8 @@ def write(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None =
     return page.write(composed, run.folder)
 
 
-def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = None) -> Run:
-    """Reads what there is of a run."""
+def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = None) -> RunFolder:
+    """Reads a run's folder; arguments and errors as for `write`."""
     folder = Path(run_dir)
     info = RunInfo.load(folder / "run.json") if (folder / "run.json").exists() else None
     prepared = info.settings.get("prepared") if info else None
@@ -142,7 +142,7 @@ def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = 
     if mixture_folder is None and not log.exists():
         raise InputError(f"{folder}: holds neither mixture.json nor metrics.jsonl; name the folder of a run")
     mixture = Mixture.load(os.fspath(mixture_folder)) if mixture_folder else None
-    return Run(
+    return RunFolder(
         folder=folder,
         mixture=mixture,
         scorecards=mixture_page.load_scorecards(mixture) if mixture else {},
@@ -154,7 +154,7 @@ def read(run_dir: str | os.PathLike, *, mixture_dir: str | os.PathLike | None = 
 
 
 def loss_sentence(log: TrainingLog) -> str:
-    """How the loss went, held out where it was measured, else in training."""
+    """First and last loss in words: the held-out loss where it was measured, otherwise the training loss."""
     for column, what in (("eval/loss", "Held-out loss"), ("loss", "Training loss")):
         steps, values = log.seen(column)
         if len(values) > 1:
@@ -170,8 +170,8 @@ def loss_sentence(log: TrainingLog) -> str:
     return "No loss has been written yet."
 
 
-def _lede(run: Run) -> str:
-    """What follows from the verdict: loss, tokens, and how exactly the shares were kept."""
+def _lede(run: RunFolder) -> str:
+    """Loss, tokens, and the largest difference between realised and granted shares, in words."""
     if run.log is None:
         return "Nothing has been trained on it yet."
     sentences = [loss_sentence(run.log)] if run.mixture else []
@@ -187,7 +187,7 @@ def _lede(run: Run) -> str:
     return " ".join(sentences)
 
 
-def _key_figures(run: Run) -> Html:
+def _key_figures(run: RunFolder) -> Html:
     actions = [part.decision["action"] for part in run.mixture.components] if run.mixture else []
     log = run.log or TrainingLog(steps=np.zeros(0), columns={})
     losses = {label: log.seen(column) for label, column in (("Held-out loss", "eval/loss"), ("Training loss", "loss"))}
@@ -205,7 +205,7 @@ def _key_figures(run: Run) -> Html:
     )
 
 
-def _shares(run: Run, palette: Palette) -> Section:
+def _shares(run: RunFolder, palette: Palette) -> Section:
     """Requested against realised token shares, and what was prepared of each component that the gate took."""
     if not run.mixture:
         why = "There is no mixture.json in the run's folder, so no shares were asked for."
@@ -228,13 +228,12 @@ def _shares(run: Run, palette: Palette) -> Section:
     intro = "Shares count tokens, not documents: every row of a batch is full, and rows are dealt by a fixed schedule."
     granted = "Bars: the share granted by the gate; nothing has been trained yet."
     caption = granted if run.realised is None else "Bars: tokens trained on."
-    return mixture_page.shares_section(
-        run.mixture.components, run.realised, palette, intro, caption, Table(titles, rows)
-    )
+    prepared = HtmlTable(titles, rows)
+    return mixture_page.shares_section(run.mixture.components, run.realised, palette, intro, caption, prepared)
 
 
 def _loss(log: TrainingLog | None, palette: Palette) -> Section:
-    """Loss over steps, of all text and per component."""
+    """Loss over steps, of all components together and of each."""
     if log is None or not len(log.seen("loss")[0]):
         return page.absent("loss", "Loss", "Nothing has been trained yet: there is no metrics.jsonl with a loss.")
     components = [name for name in log.components("loss/") if len(log.seen(f"loss/{name}")[0])]
@@ -250,7 +249,7 @@ def _loss(log: TrainingLog | None, palette: Palette) -> Section:
 
 
 def _samples(texts_of_prompt: Mapping[str, Mapping[int, str]]) -> list[Section]:
-    """What the model wrote after each prompt, step by step; nothing where no samples were written."""
+    """The model's texts for each prompt at several steps; empty where no samples were written."""
     if not texts_of_prompt:
         return []
     title = "What the model writes"
@@ -258,7 +257,7 @@ def _samples(texts_of_prompt: Mapping[str, Mapping[int, str]]) -> list[Section]:
 
 
 def _shown_steps(texts: Mapping[int, str]) -> list[int]:
-    """Steps of a prompt's samples, evenly apart, the first and the last among them."""
+    """At most `_STEPS_SHOWN` of the steps at which a prompt was continued, evenly spread from the first to the last."""
     steps = list(texts)
     if len(steps) <= _STEPS_SHOWN:
         return steps
@@ -266,7 +265,7 @@ def _shown_steps(texts: Mapping[int, str]) -> list[int]:
 
 
 def _speed(log: TrainingLog | None, summary: Mapping[str, Any] | None) -> Section:
-    """Speed over the steps, and where the time went."""
+    """Speed over steps, and what the time was used for."""
     if log is None or not len(log.seen("step_seconds")[0]):
         why = "Nothing has been timed yet: there is no metrics.jsonl with step times."
         return page.absent("speed", "Speed", why)
@@ -294,7 +293,7 @@ def _speed(log: TrainingLog | None, summary: Mapping[str, Any] | None) -> Sectio
 
 
 def _speed_sentence(log: TrainingLog, start: float) -> str:
-    """Speed and what it was spent on, over the log lines after step `start`."""
+    """Median step time, tokens a second and MFU over the log lines after step `start`, in words."""
     medians = {}
     for column in ("tokens_per_second", "step_seconds", "mfu", "mfu_causal"):
         steps, values = log.seen(column)
@@ -310,15 +309,12 @@ def _speed_sentence(log: TrainingLog, start: float) -> str:
     return text
 
 
-def _gibibytes(size_bytes: float) -> str:
-    return f"{size_bytes / (1 << 30):.2f} GiB"
-
-
-def _facts(run: Run) -> Section:
+def _facts(run: RunFolder) -> Section:
     facts = run.info.facts() if run.info else []
     memory = run.log.seen("device_memory_bytes")[1] if run.log else np.zeros(0)
     if len(memory):
-        facts.insert(2 if run.info else 0, Fact(name="Device memory", value=f"{_gibibytes(memory.max())} at most"))
+        at_most = f"{memory.max() / (1 << 30):.2f} GiB at most"
+        facts.insert(2 if run.info else 0, Fact(name="Device memory", value=at_most))
     taken: Sequence = ()
     if run.mixture:
         vocabulary, taken = run.mixture.vocabulary, run.mixture.taken
