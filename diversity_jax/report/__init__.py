@@ -1,1 +1,1 @@
-"""Reports: one self-contained HTML page a run, with its figures as PNG and SVG files beside it."""
+"""Reports: a self-contained HTML page for each run, and its figures as PNG and SVG files."""

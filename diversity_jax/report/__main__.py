@@ -1,10 +1,10 @@
-"""Write the page over all runs of a folder: losses on common axes, scores, evaluations, and links to each run's page.
+"""Write a page over all runs of a folder: losses on common axes, scores, evaluations, and links to each run's page.
 
     python -m diversity_jax.report runs/
     python -m diversity_jax.report runs/ --every 30
 
-Reads what the runs have written so far, also those that are under way; `--every SECONDS` writes the page again and
-again until it is interrupted. Prints the path of `index.html`.
+Runs that are still in progress are included. `--every SECONDS` repeats this until it is interrupted. Prints the path of
+`index.html`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ _USAGE = "it takes FOLDER [--every SECONDS]"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the page, once or every so often."""
+    """Writes the page once, or every `--every` seconds."""
     parser = argparse.ArgumentParser(prog="diversity-jax report", exit_on_error=False, add_help=False)
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--every", type=float)

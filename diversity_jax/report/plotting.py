@@ -1,7 +1,8 @@
-"""Figures drawn by matplotlib, once for wide screens and once for telephones: inline SVG, and PNG and SVG files.
+"""Draws figures with matplotlib, once for wide screens and once for telephones: inline SVG, and PNG and SVG files.
 
-Layout is in pixels from the top left, so that a figure for a telephone is a figure of its own and not a shrunken one.
-Inline, text stays text in the page's font, and colours become the page's CSS variables: one SVG serves light and dark.
+Positions are in pixels from the top left; the figure for telephones has a layout of its own instead of being scaled.
+Inline SVG keeps text as text in the page's font and uses the page's CSS variables as colours, so that one SVG serves
+light and dark mode.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,12 +34,12 @@ _SETTINGS: dict[Any, Any] = {
 }
 _ROLE_OF = {colour: f"var(--{role})" for role, colour in LIGHT.items()}
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-_MARGIN_INCHES = 1 / 3  # around a figure that is a file of its own
+_MARGIN_INCHES = 1 / 3  # around a figure in a file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A finished figure: inline SVG for two widths, and the wide one as files of their own, called `name`."""
+    """A finished figure: inline SVG for two widths, and the wide one as the content of `name`.png and `name`.svg."""
 
     name: str
     wide: Html
@@ -66,7 +67,7 @@ class Canvas:
         bold: bool = False,
         size: float = 13,
     ) -> None:
-        """One line of text whose middle is at height `y`."""
+        """Writes one line of text, vertically centred at `y`."""
         self.figure.text(
             x / self.width,
             1 - (y + 0.35 * size) / self.height,
@@ -79,11 +80,11 @@ class Canvas:
         )
 
     def note(self, x: float, y: float, text: str, *, align: str = "left") -> None:
-        """Small text of less weight: units, column heads, what an axis counts."""
+        """Writes small grey text: units, column heads, titles of axes."""
         self.text(x, y, text, "muted", align=align, size=12)
 
     def axes(self, left: float, top: float, width: float, height: float, *, ylim: Sequence[float] | None = None) -> Any:
-        """Bare matplotlib axes over a rectangle: no frame, no ticks, nothing drawn yet."""
+        """matplotlib axes over a rectangle, without frame and ticks."""
         rectangle = left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height
         axes = self.figure.add_axes(rectangle)
         axes.patch.set_visible(False)
@@ -95,58 +96,59 @@ class Canvas:
         return axes
 
     def rows(self, count: int, box: tuple[float, float, float, float]) -> Any:
-        """Axes whose row n, from the top, is at height n; `box` is left, top, right margin and a row's height."""
+        """Axes of `count` rows: y = n is row n from the top. `box` is left, top, right margin and a row's height."""
         left, top, right, row = box
         return self.axes(left, top, self.width - left - right, row * count, ylim=(count - 0.5, -0.5))
 
 
 @functools.cache
 def _figure_class() -> Any:
-    """matplotlib's `Figure`, loaded without the signatures and tables of properties that it writes for its `set`
-    methods, half of what that takes, unless somebody types here who could read them."""
+    """matplotlib's `Figure`, imported without generating the signatures and docstrings of its `set` methods, which is
+    half of the import's time; in an interactive Python they are generated.
+    """
     import matplotlib.artist
 
-    artist: Any = matplotlib.artist  # of which the private part has no type
+    artist: Any = matplotlib.artist  # its private names have no types
     if hasattr(sys, "ps1") or "IPython" in sys.modules:
         from matplotlib.figure import Figure
 
         return Figure
-    table, signature = artist.kwdoc, vars(artist.Artist)["_update_set_signature_and_docstring"]
+    property_table, signature = artist.kwdoc, vars(artist.Artist)["_update_set_signature_and_docstring"]
     vars(artist)["kwdoc"] = lambda artist: ""
     artist.Artist._update_set_signature_and_docstring = classmethod(lambda artist: None)
     try:
         from matplotlib.figure import Figure
     finally:
-        vars(artist)["kwdoc"] = table
+        vars(artist)["kwdoc"] = property_table
         artist.Artist._update_set_signature_and_docstring = signature
     return Figure
 
 
 def for_phone(width: int) -> bool:
-    """Whether a figure of this width in pixels is drawn for a telephone."""
+    """Whether a width in pixels is that of a telephone."""
     return width < 0.6 * WIDE_PX
 
 
 def label(name: str, most: int = 20) -> str:
-    """A component's name as figures write it, at most `most` characters."""
+    """A component's name as figures show it, in at most `most` characters."""
     return shortened(name, most)
 
 
 def label_px(names: Sequence[str], most: int = 20) -> int:
-    """Pixels that the longest name takes at 13 px, bold, in the widest of the fonts a page may meet."""
+    """Pixels for the longest of the names in bold at 13 px, in the widest of the fonts that the page names."""
     return 24 + round(8.2 * max((len(label(name, most)) for name in names), default=0))
 
 
 def set_ticks(
     axis: Any, ticks: int | Sequence[float], form: Callable[[float], str], *, ruled: bool = False, integer: bool = False
 ) -> None:
-    """Labels of a matplotlib axis.
+    """Sets ticks and their labels on a matplotlib axis.
 
     Args:
-      ticks: where they stand, or how many intervals of round values (1, 2 or 5 times a power of ten) there may be.
-      form: writes a value.
-      ruled: whether a pale line goes across from each.
-      integer: whole numbers alone.
+      ticks: their values, or the largest number of intervals between round values (1, 2 or 5 times a power of ten).
+      form: formats a value.
+      ruled: whether to draw a grid line at each.
+      integer: whether to allow whole numbers only.
     """
     from matplotlib.ticker import FixedLocator, Formatter, MaxNLocator, NullLocator
 
@@ -170,9 +172,8 @@ _MOST_DIGITS = 9
 
 
 def distinct_labels(values: Sequence[float], form: Callable[[float], str]) -> list[str]:
-    """Labels of an axis, none twice: numbers get the digits that tell them apart, of others only the first stays.
-
-    Three significant digits would write 7.912, 7.914 and 7.916 as the same number.
+    """Labels of an axis, all different: `significant` gets as many digits as that takes, since with three 7.912, 7.914
+    and 7.916 are the same; of equal labels in other formats the second and later ones become empty.
     """
     labels = [form(value) for value in values]
     if form is significant and len(values) > 1:
@@ -185,9 +186,9 @@ def distinct_labels(values: Sequence[float], form: Callable[[float], str]) -> li
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round values inside [low, high] for a log axis: as many in each decade as leave at most `most` in all.
+    """Ticks of a log axis: at most `most` round values in [low, high], equally many in each decade.
 
-    matplotlib's own locator leaves ranges below a decade nearly bare.
+    matplotlib's own locator sets hardly any in ranges below a decade.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
@@ -199,7 +200,7 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def limits(values: Any, margin: float = 0.04) -> tuple[float, float]:
-    """The range of the finite values, widened by a share of it on either side."""
+    """The range of the finite values, widened by the share `margin` on either side."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if not len(values):
@@ -210,9 +211,7 @@ def limits(values: Any, margin: float = 0.04) -> tuple[float, float]:
 
 
 def resampled(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Long curves as at most `most` means of neighbouring points, so that a page stays small; NaN are left out of the
-    means.
-    """
+    """A long curve reduced to `most` means of neighbouring points, so that a page stays small; NaN are ignored."""
     if len(x) <= most:
         return x, y
     edges = np.linspace(0, len(x), most + 1).astype(int)[:-1]
@@ -224,7 +223,7 @@ def resampled(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.n
 
 
 def smoothed(y: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """A centred running mean over `share` of the curve on either side, narrower at its ends; NaN are left out."""
+    """A centred running mean over `share` of the curve on either side, narrower at its ends; NaN are ignored."""
     if len(y) < 12:
         return y
     finite = np.isfinite(y)
@@ -238,25 +237,25 @@ def smoothed(y: np.ndarray, share: float = 0.02) -> np.ndarray:
 
 
 def dodged(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights moved as little as they need to stand `gap` apart inside [low, high], in the order they had.
+    """Heights of labels moved as little as possible so that they are `gap` apart inside [low, high], in the same order.
 
-    Neighbours that touch form a block that stands around the mean of its members' wishes (the pool-adjacent-violators
-    algorithm); where everything does not fit the gap shrinks.
+    Least squares by the pool-adjacent-violators algorithm: neighbours that are too close form a block at the mean of
+    the heights its members were given. Where [low, high] is too short for all, the gap is reduced.
     """
     if len(heights) > 1:
         gap = min(gap, (high - low) / (len(heights) - 1))
     order = sorted(range(len(heights)), key=lambda index: heights[index])
-    blocks: list[list[float]] = []  # start, members, sum of (wish - offset in the block)
+    blocks: list[list[float]] = []  # start, number of members, sum of (given height - offset in the block)
     for index in order:
         blocks.append([heights[index], 1, heights[index]])
         while True:
-            _, members, wishes = blocks[-1]
-            blocks[-1][0] = min(max(wishes / members, low), high - gap * (members - 1))
+            _, members, total = blocks[-1]
+            blocks[-1][0] = min(max(total / members, low), high - gap * (members - 1))
             if len(blocks) < 2 or blocks[-2][0] + gap * blocks[-2][1] <= blocks[-1][0] + 1e-9:
                 break
-            _, more, their_wishes = blocks.pop()
-            blocks[-1][2] += their_wishes - gap * blocks[-1][1] * more
-            blocks[-1][1] += more
+            blocks.pop()
+            blocks[-1][2] += total - gap * blocks[-1][1] * members
+            blocks[-1][1] += members
     moved = [start + gap * member for start, members, _ in blocks for member in range(int(members))]
     result = [0.0] * len(heights)
     for index, height in zip(order, moved, strict=True):
@@ -269,8 +268,8 @@ def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Plot:
 
     Args:
       name: letters, digits and hyphens: the name of its files and the prefix of ids inside the SVG.
-      alt: what the figure shows, for readers who cannot see it.
-      draw: makes the canvas for a width in pixels.
+      alt: the description for screen readers.
+      draw: returns the canvas for a width in pixels.
     """
     with _matplotlib_settings():
         wide, phone = draw(WIDE_PX), draw(PHONE_PX)
@@ -288,8 +287,8 @@ def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Plot:
 
 @contextlib.contextmanager
 def _matplotlib_settings() -> Iterator[None]:
-    """These settings over matplotlib's defaults, whatever the user's matplotlibrc says, and no warning about glyphs a
-    PNG's font lacks.
+    """matplotlib's defaults with `_SETTINGS`, regardless of the user's matplotlibrc, and without warnings about glyphs
+    that a PNG's font lacks.
     """
     import warnings
 
@@ -297,7 +296,7 @@ def _matplotlib_settings() -> Iterator[None]:
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        # As matplotlib.rcdefaults, which would check its own 300 defaults anew: a twentieth of a second a figure.
+        # As matplotlib.rcdefaults(), which would validate its 300 defaults again: 0.05 s a figure.
         defaults = {name: value for name, value in dict.items(matplotlib.rcParamsDefault) if "backend" not in name}
         dict.update(matplotlib.rcParams, defaults)
         matplotlib.rcParams.update(_SETTINGS)
@@ -305,7 +304,7 @@ def _matplotlib_settings() -> Iterator[None]:
 
 
 def _saved(canvas: Canvas, salt: str, **options: Any) -> bytes:
-    """The canvas as a file; equal salts make equal ids."""
+    """The content of the canvas's file; `salt` determines the ids in SVG."""
     import matplotlib
 
     file = io.BytesIO()
@@ -315,8 +314,8 @@ def _saved(canvas: Canvas, salt: str, **options: Any) -> bytes:
 
 
 def _inline(canvas: Canvas, css_class: str, prefix: str, alt: str) -> Html:
-    """The canvas as an `<svg>` element that can stand in a page beside others: no ids in common, no global style, no
-    fixed colours or fonts.
+    """The canvas as an `<svg>` element for a page with others: prefixed ids, no style element, no fixed colours and
+    fonts.
     """
     svg = _saved(canvas, prefix, format="svg", metadata=_NO_METADATA).decode()
     inside = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
@@ -327,10 +326,7 @@ def _inline(canvas: Canvas, css_class: str, prefix: str, alt: str) -> Html:
 
 
 def _page_tag(tag: str, prefix: str) -> str:
-    """One tag of matplotlib's SVG with its ids prefixed, its colours as roles, and its font left to the page.
-
-    Coordinates keep two decimals, a hundredth of a pixel.
-    """
+    """A tag of matplotlib's SVG with ids prefixed, colours as CSS variables, no font family, and two decimals."""
     tag = re.sub(r"( id=\"|xlink:href=\"#|url\(#)", rf"\g<1>{prefix}-", tag).replace("xlink:href", "href")
     tag = re.sub(r"#[0-9a-f]{6}\b", lambda colour: _ROLE_OF.get(colour.group(), colour.group()), tag)
     tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)

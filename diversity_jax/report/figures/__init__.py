@@ -1,4 +1,4 @@
-"""Functions that lay a figure out for a width in pixels and return its canvas.
+"""Figures: each function draws one for a width in pixels and returns its canvas.
 
-Names stand beside their marks instead of in a legend, and components keep their colour from figure to figure.
+Curves and dots are labelled directly where there is room, and a component has the same colour in all figures.
 """

@@ -1,4 +1,4 @@
-"""Figures of measured diversity: effective clusters of components, the clusters a judge saw, convergence, metrics."""
+"""Figures of measured diversity: effective clusters, distributions of clusters, convergence, metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Whisker:
     """One row of `whiskers`: a component's estimate.
 
     Attributes:
-      name: the component.
+      name: of the component.
       interval: the estimate, above 0; without an upper end it is drawn as an arrow from its lower bound.
-      note: a word at the row's end.
+      note: text at the end of the row.
       fill: of the dot: "full", "left" (half) or "none".
-      required: where the interval had to lie above; None where nothing was asked for.
+      required: a value that the interval had to lie above; None where there was none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Whisker:
 def whiskers(rows: Sequence[Whisker], reference: Whisker | None, palette: Palette, width: int) -> Canvas:
     """Effective clusters of every component as a dot with its interval on a log axis.
 
-    `reference` is drawn as a band behind all rows, and what the rows required as dashed lines.
+    The interval of `reference` is a band behind all rows, and required values are dashed lines.
     """
     phone = for_phone(width)
     required = sorted({row.required for row in rows if row.required is not None})
@@ -56,7 +56,7 @@ def whiskers(rows: Sequence[Whisker], reference: Whisker | None, palette: Palett
     def x_px(value: float) -> float:
         return left + math.log(value / low) / math.log(high / low) * (width - left - right)
 
-    taken = (0.0, 0.0)  # pixels that the reference's name takes
+    taken = (0.0, 0.0)  # pixels of the x axis that the reference's name covers
     if reference:
         start, end = reference.interval.low or low, reference.interval.high or high
         axes.axvspan(start, end, color=LIGHT["band"], linewidth=0, zorder=0)
@@ -68,8 +68,8 @@ def whiskers(rows: Sequence[Whisker], reference: Whisker | None, palette: Palett
         x, text = x_px(required[0]), f"needed: {significant(required[0])}"
         at_right = x > 0.3 * width
         start, end = (x - 7.2 * len(text), x) if at_right else (x, x + 7.2 * len(text))
-        clashes = taken[1] > 0 and start < taken[1] + 8 and end > taken[0] - 8
-        _text_above(canvas, x, top - (29 if clashes else 12), text, "muted", at_right=at_right)
+        overlaps = taken[1] > 0 and start < taken[1] + 8 and end > taken[0] - 8
+        _text_above(canvas, x, top - (29 if overlaps else 12), text, "muted", at_right=at_right)
     canvas.note(left, canvas.height - 8, "effective clusters, log scale")
     for index, row in enumerate(rows):
         _whisker(axes, row, index + (0.22 if phone else 0), palette.colour(row.name))
@@ -87,7 +87,7 @@ def whiskers(rows: Sequence[Whisker], reference: Whisker | None, palette: Palett
 
 
 def _log_limits(rows: Sequence[Whisker]) -> tuple[float, float]:
-    """Limits that leave space around every interval, at least a factor of four apart."""
+    """Limits of the axis: around every interval, and at least a factor of four apart."""
     values = [row.required for row in rows if row.required]
     for interval in (row.interval for row in rows):
         least = interval.low or interval.value
@@ -98,7 +98,7 @@ def _log_limits(rows: Sequence[Whisker]) -> tuple[float, float]:
 
 
 def _text_above(canvas: Canvas, x: float, y: float, text: str, role: str, *, at_right: bool) -> tuple[float, float]:
-    """Writes small text that ends or begins at `x`; returns from where to where it may reach."""
+    """Writes small text that ends (`at_right`) or begins at `x`; returns where it begins and ends, in pixels."""
     canvas.text(x, y, text, role, align="right" if at_right else "left", size=12)
     return (x - 7.2 * len(text), x) if at_right else (x, x + 7.2 * len(text))
 
@@ -120,8 +120,13 @@ def _whisker(axes: Any, row: Whisker, y: float, colour: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """How often each value occurred: `values` [n] ascending, `counts` [n] not negative; `exact_mean` where the values
-    are bins.
+    """How often each value occurred.
+
+    Attributes:
+      name: of the component.
+      values: [n], ascending.
+      counts: [n], not negative.
+      exact_mean: of the values before they were binned; None where they were not.
     """
 
     name: str
@@ -144,8 +149,8 @@ class Distribution:
     def binned(
         cls, name: str, values: ArrayLike, counts: ArrayLike, *, low: float, high: float, most: int = 40
     ) -> "Distribution":
-        """Counts of values in [low, high] in at most `most` bins of one width; whole numbers get a bin each where that
-        suffices.
+        """Counts of values in [low, high] in at most `most` bins of equal width, a whole number where all values are
+        whole numbers.
         """
         values, counts = np.asarray(values, float), np.asarray(counts, float)
         inside = np.isfinite(values) & (values >= low) & (values <= high)
@@ -194,8 +199,8 @@ class Ridge:
 
 
 def ridges(columns: Sequence[Ridge], palette: Palette, width: int) -> Canvas:
-    """Distributions one below the other on a common axis, a column for each quantity; on a telephone the columns stand
-    below each other.
+    """Distributions one below the other on a common axis, a column for each quantity; on a telephone one column below
+    the other.
     """
     phone = for_phone(width)
     names = list(dict.fromkeys(distribution.name for column in columns for distribution in column.distributions))
@@ -223,7 +228,7 @@ def _ridge_column(
     step = min((np.diff(part.values).min() for part in distributions if len(part.values) > 1), default=1.0)
     low, high = float(values.min() - step / 2), float(values.max() + step / 2)
     tallest = max(distribution.shares.max() for distribution in distributions) or 1.0
-    line = 18 if for_phone(canvas.width) else 0  # height of the name above the bars
+    line = 18 if for_phone(canvas.width) else 0  # pixels for the name above the bars
     for index, name in enumerate(names):
         axes = canvas.axes(x, y + row * index + line, width, row - line, ylim=(0, 1.52 * tallest))
         axes.set_xlim(low, high)
@@ -258,7 +263,7 @@ def _ridge(axes: Any, distribution: Distribution, step: float, tallest: float, c
 
 
 def convergence(runs: Mapping[str, Mapping[str, Sequence[float | None]]], palette: Palette, width: int) -> Canvas:
-    """Effective clusters as groupings come in, on log axes: the estimate in its interval, or a dotted lower bound.
+    """Effective clusters over the number of groupings, on log axes: the estimate with its interval, or a dotted bound.
 
     Args:
       runs: by name, `groupings`, `value`, `low` and `high` of equal lengths; `high` is None where `low` is a bound.
@@ -303,9 +308,9 @@ class Separation:
 
     Attributes:
       title: the metric.
-      full_length, equal_length: how far apart two corpora are, in units of the difference's own 95 % half-width, above
-        0 where the first is more diverse: beyond +-1 is decided. Of documents as they are, and of documents cut to
-        equal length; None where not measured.
+      full_length, equal_length: the difference of two corpora over the half-width of its 95 % interval, above 0 where
+        the first is more diverse; beyond +-1 is decided. For complete documents, and for documents cut to equal
+        length; None where not measured.
     """
 
     title: str
@@ -319,11 +324,12 @@ def _squeezed(value: float) -> float:
 
 
 def _unsqueezed(value: float) -> float:
+    """The inverse of `_squeezed`."""
     return math.copysign(abs(value) if abs(value) <= 1 else 10 ** (abs(value) - 1), value)
 
 
 def separations(rows: Sequence[Separation], first: str, second: str, width: int) -> Canvas:
-    """For every metric, in which direction and how clearly two corpora differ; the band is where nothing is decided."""
+    """For each metric the difference of two corpora over its interval's half-width; inside the band it is undecided."""
     phone = for_phone(width)
     left, right, top = (172 if phone else 240), 12, 54
     canvas = Canvas(width, top + _ROW * len(rows) + 46)
@@ -351,8 +357,8 @@ def separations(rows: Sequence[Separation], first: str, second: str, width: int)
 
 
 def correlations(names: Sequence[str], values: Mapping[tuple[str, str], float], width: int) -> Canvas:
-    """Rank correlations between all metrics as a triangle of dots: area for strength, one colour for agreement, another
-    for opposition.
+    """Rank correlations between all metrics as a triangle of dots: area for strength, blue for positive, orange for
+    negative ones.
     """
     phone = for_phone(width)
     left = 150 if phone else 240

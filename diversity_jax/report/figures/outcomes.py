@@ -29,7 +29,7 @@ from diversity_jax.training.log import TrainingLog
 def shares(
     components: Sequence[MixtureComponent], realised: Mapping[str, float] | None, palette: Palette, width: int
 ) -> Canvas:
-    """Realised token shares as bars with a mark at what was asked for; without them the granted shares stand, paler."""
+    """Token shares as bars with a mark at the share asked for: realised ones, or granted ones in paler bars."""
     phone = for_phone(width)
     row, head = (54, 0) if phone else (38, 30)
     left = 0 if phone else label_px([component.name for component in components])
@@ -61,12 +61,12 @@ def shares(
 
 
 def _step(tick: float) -> str:
-    """A tick of the step axis; the first one says what the axis counts."""
+    """The label of a tick of the step axis; the first one names the unit."""
     return "step 0" if tick == 0 else count(tick)
 
 
 def losses(log: TrainingLog, components: Sequence[str], palette: Palette, width: int) -> Canvas:
-    """Loss, in nats a token, over steps: a panel of all text and one of its components; held-out points as circles."""
+    """Loss in nats a token over steps: a panel of all text, one of its components; held-out losses as circles."""
     phone = for_phone(width)
     panels = {"All components": {"": ("loss", "eval/loss")}}
     if components:
@@ -104,7 +104,7 @@ def _loss_line(
     colour: str,
     dash: object,
 ) -> float:
-    """A smoothed curve, paler as it was where it is the only one (ink); returns where it ends."""
+    """A smoothed curve, over the unsmoothed one where its colour is ink; returns the last value."""
     x, y = resampled(*trained, 600)
     if colour == LIGHT["ink"]:
         axes.plot(x, y, color=colour, linewidth=1, alpha=0.25)
@@ -116,7 +116,7 @@ def _loss_line(
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A small figure of one quantity over steps: its title, its values [n], and how they are written."""
+    """A small figure of one quantity over steps: title, steps [n], values [n], and the format of a value."""
 
     title: str
     steps: np.ndarray
@@ -153,9 +153,7 @@ def small_multiples(panels: Sequence[Panel], width: int) -> Canvas:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """One row: a task's accuracy from 0 to 1, its interval where it has one, and the accuracy of guessing where that is
-    known.
-    """
+    """One row of `accuracies`: a task's accuracy from 0 to 1 with its interval, and that of guessing, where known."""
 
     name: str
     interval: Estimate
@@ -164,12 +162,12 @@ class Accuracy:
 
 
 def accuracies(rows: Sequence[Accuracy], width: int) -> Canvas:
-    """Accuracies of tasks as dots with their intervals, beside what guessing would reach."""
+    """Accuracies of tasks as dots with their intervals, and a mark at the accuracy of guessing."""
     phone = for_phone(width)
     canvas, axes, heights = _named_rows([row.name for row in rows], width, margin=280)
     axes.set_xlim(0, 1)
     chance = next(((row.guessing, y) for row, (y, _) in zip(rows, heights, strict=True) if row.guessing), None)
-    if chance is not None:  # the first mark says what they are
+    if chance is not None:  # only the first mark is labelled
         axes.annotate("chance", chance, (0, -17), textcoords="offset points", ha="center", fontsize=10,
                       color=LIGHT["muted"])  # fmt: skip
     set_ticks(axes.xaxis, (0, 0.25, 0.5, 0.75, 1), lambda tick: percent(tick, 0), ruled=True)
@@ -190,7 +188,7 @@ def accuracies(rows: Sequence[Accuracy], width: int) -> Canvas:
 
 
 def accuracy_differences(rows: Mapping[str, tuple[float, float, float]], width: int) -> Canvas:
-    """Points of 100 items that one model has right more than another, with intervals; pale where they hold zero.
+    """Differences of two models' accuracies in percentage points, with intervals; grey where they hold zero.
 
     Args:
       rows: by title, the difference and the ends of its interval; the last row is the average.
@@ -212,11 +210,11 @@ def accuracy_differences(rows: Mapping[str, tuple[float, float, float]], width: 
 
 
 def _named_rows(names: Sequence[str], width: int, *, margin: int) -> tuple[Canvas, Any, list[tuple[float, float]]]:
-    """A canvas with a named row each and `margin` pixels at the right, or on a telephone words above the marks.
+    """A canvas with a row for each name and `margin` pixels at the right; on a telephone names are above the marks.
 
     Returns:
-      The canvas; its axes, row n at height n; and for each row the height of its marks in axes and that of its words in
-      pixels.
+      The canvas; its axes, with row n at height n; and for each row the height of its marks in the axes and that of its
+      text in pixels.
     """
     phone, top = for_phone(width), 6
     row = 54 if phone else 34
@@ -236,10 +234,10 @@ _PANEL_PX = 210  # height of a study's panel
 
 def _panels(number: int, width: int, *, most: int, left: int, gap: int, head: int, top: int = 0, bottom: int = 0,
             height: int = _PANEL_PX) -> tuple[Canvas, list[tuple[float, float, float]]]:  # fmt: skip
-    """A canvas for panels in rows of at most `most`, or below each other on a telephone.
+    """A canvas for panels in rows of at most `most`, or one below the other on a telephone.
 
     Returns:
-      The canvas; left, top and width of each panel's axes, which have `left` pixels beside and `head` above them.
+      The canvas; left, top and width of each panel's axes, with `left` pixels to their left and `head` above them.
     """
     across = 1 if for_phone(width) else min(most, number)
     panel = (width - across * left - (across - 1) * gap) / across
@@ -259,20 +257,20 @@ def against_diversity(
     axis: str,
     width: int,
 ) -> Canvas:
-    """Outcomes over one diversity figure (log axis), a panel each: every run a pale dot, every recipe a dot, the fitted
-    line through them.
+    """Outcomes over one diversity figure (log axis), a panel each: runs as pale dots, recipes as dots, the fitted line.
 
     Args:
       relations: of the analysis, all of one predictor.
-      rows: runs of their stage.
-      palette, factor: recipes are coloured by their level of this factor.
-      axis: what the diversity figure is called.
+      rows: runs of the relations' stage.
+      palette: colours by level of `factor`.
+      factor: recipes are coloured by their level of it.
+      axis: title of the x axis.
     """
     level_of = {row["recipe"]: str(row["levels"].get(factor, "")) for row in rows}
     levels = list(dict.fromkeys(level_of.values())) if len(set(level_of.values())) > 1 else []
-    places, end = _legend([f"{factor} {label(level, 18)}" for level in levels], width)
+    positions, end = _legend([f"{factor} {label(level, 18)}" for level in levels], width)
     canvas, boxes = _panels(len(relations), width, most=2, left=56, gap=28, head=26, top=end, bottom=20)
-    for level, (x, y, text) in zip(levels, places, strict=True):
+    for level, (x, y, text) in zip(levels, positions, strict=True):
         canvas.text(x, y, f"\u25cf {text}", palette.slot(level), size=12, bold=True)
     colours = {recipe: palette.colour(level) if levels else LIGHT["c1"] for recipe, level in level_of.items()}
     for relation, (left, top, panel) in zip(relations, boxes, strict=True):
@@ -283,16 +281,16 @@ def against_diversity(
 
 
 def _legend(texts: Sequence[str], width: int) -> tuple[list[tuple[float, float, str]], int]:
-    """Where the words of a legend stand, in as many lines as they need, and where it ends; in pixels."""
-    places: list[tuple[float, float, str]] = []
+    """Position (x, y) of each text of a legend, in as many lines as needed, and the legend's height; in pixels."""
+    positions: list[tuple[float, float, str]] = []
     x, y = 0.0, 10.0
     for text in texts:
         needed = 24 + 7.6 * len(text)
         if x and x + needed > width:
             x, y = 0.0, y + 20
-        places.append((x, y, text))
+        positions.append((x, y, text))
         x += needed + 12
-    return places, round(y) + 20 if texts else 0
+    return positions, round(y) + 20 if texts else 0
 
 
 def _against(
@@ -316,12 +314,12 @@ def _against(
 
 
 def _ends(means: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Every value and interval end of some means."""
+    """All values and interval ends of means."""
     return [mean[end] for mean in means for end in ("low", "high", "value") if mean.get(end) is not None]
 
 
 def _means(axes: Any, positions: Sequence[float], means: Sequence[Mapping[str, Any]]) -> None:
-    """Means as dots with their intervals, where they have any."""
+    """Draws means as dots with their intervals, where they have any."""
     for x, mean in zip(positions, means, strict=True):
         if mean.get("low") is not None:
             axes.plot([x, x], [mean["low"], mean["high"]], color=LIGHT["c1"], linewidth=2.5)
@@ -329,7 +327,7 @@ def _means(axes: Any, positions: Sequence[float], means: Sequence[Mapping[str, A
 
 
 def factor_levels(factors: Mapping[str, Sequence[Mapping[str, Any]]], width: int) -> Canvas:
-    """A figure's mean at every level of every factor, with its interval or the values it is of: a panel a factor on one
+    """A figure's mean at every level of every factor, with its interval or the averaged values; a panel a factor, on a
     common axis.
     """
     canvas, boxes = _panels(len(factors), width, most=3, left=60, gap=0, head=30, height=200)
@@ -351,9 +349,7 @@ def factor_levels(factors: Mapping[str, Sequence[Mapping[str, Any]]], width: int
 
 
 def over_amounts(effects: Sequence[Mapping[str, Any]], factor: str, width: int) -> Canvas:
-    """Outcomes over a factor that is an amount, a panel each: means with their intervals, and the curve that levels off
-    through them.
-    """
+    """Outcomes over a factor whose levels are numbers, a panel each: means with intervals, and the saturation curve."""
     canvas, boxes = _panels(len(effects), width, most=2, left=60, gap=28, head=26, bottom=20)
     for effect, (left, top, panel) in zip(effects, boxes, strict=True):
         canvas.text(left - 60, top - 16, f"{effect['outcome']}, {effect['stage']}", bold=True)

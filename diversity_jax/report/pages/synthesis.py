@@ -1,4 +1,4 @@
-"""The page of a synthesis: what was written, how diverse it became, what it cost, what was refused, every decision."""
+"""The page of a synthesis: its diversity over rounds, decisions, rejected answers, cost, topics and examples."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,20 +24,24 @@ from diversity_jax.synthesis.topics import MOST_LEVELS, Topic, read_topics
 _MAPPED = 1500  # topics on the map: t-SNE of more takes long and shows no more
 NAMED_ON_MAP = 6
 _ARM_CHARACTERS = 36
+Round = Mapping[str, Any]
+"""The summary of a round, as in `rounds/NUMBER.json`."""
 
 
 def most_frequent_names(topics: Sequence[Topic], most: int = 8) -> list[list[tuple[str, int]]]:
-    """For each level that occurs, its most frequent names with their numbers of topics."""
+    """For each level of topics' paths the most frequent names, with how many topics have them; levels below the first
+    at which no name is repeated are left out.
+    """
     levels = []
     for level in range(MOST_LEVELS):
         counts = Counter(topic.path[level] for topic in topics if len(topic.path) > level)
-        if counts and (level == 0 or max(counts.values()) > 1):  # where every name is there once, bars say nothing
+        if counts and (level == 0 or max(counts.values()) > 1):
             levels.append(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:most])
     return levels
 
 
 def level_bars(levels: Sequence[Sequence[tuple[str, int]]], width: int) -> Canvas:
-    """Bars of the most frequent names of each level, a block a level (Figs. 3 and 12 of arXiv 2410.15226)."""
+    """A bar chart for each level of its most frequent names (Figs. 3 and 12 of arXiv 2410.15226)."""
     phone = for_phone(width)
     across = 1 if phone else 2
     head, row, foot, gap = 26, 24, 26, 48
@@ -63,8 +67,10 @@ def level_bars(levels: Sequence[Sequence[tuple[str, int]]], width: int) -> Canva
 
 
 def topic_map(topics: Sequence[Topic], *, seed: int = 0) -> tuple[np.ndarray, list[str]]:
-    """Positions [n, 2] in the plane of a sample of topics, near ones near (t-SNE of their embeddings), and their first
-    names.
+    """A t-SNE projection of the embeddings of at most `_MAPPED` topics, drawn at random.
+
+    Returns:
+      Positions [n, 2] and the n topics' names at the first level.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.manifold import TSNE
@@ -73,7 +79,7 @@ def topic_map(topics: Sequence[Topic], *, seed: int = 0) -> tuple[np.ndarray, li
     chosen = np.sort(np.random.default_rng(seed).permutation(len(topics))[:_MAPPED])
     shown = [topics[index] for index in chosen.tolist()]
     vectors = embed(shown)
-    with threadpool_limits(1):  # threads that wait for each other on a busy machine take many times as long
+    with threadpool_limits(1):  # on a busy machine several threads take many times as long as one
         if vectors.shape[1] > 40 and len(shown) > 40:
             vectors = TruncatedSVD(40, random_state=seed).fit_transform(vectors)
         perplexity = min(30.0, max(2.0, (len(shown) - 1) / 4))
@@ -82,7 +88,7 @@ def topic_map(topics: Sequence[Topic], *, seed: int = 0) -> tuple[np.ndarray, li
 
 
 def map_figure(positions: np.ndarray, names: Sequence[str], palette: Palette, width: int) -> Canvas:
-    """Topics as dots in the colour of their first name, the most frequent names written below (Fig. 11 of arXiv
+    """Topics as dots coloured by their name at the first level, with the most frequent names below (Fig. 11 of arXiv
     2410.15226).
     """
     phone = for_phone(width)
@@ -103,18 +109,20 @@ def map_figure(positions: np.ndarray, names: Sequence[str], palette: Palette, wi
     return canvas
 
 
-def clusters_by_round(rounds: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Effective clusters after every round, as far back as can be by the latest clusters."""
-    clusters = [entry["effective_clusters"] for entry in rounds]
-    latest: Sequence[float] = next((entry["curve"] for entry in reversed(rounds) if entry.get("curve")), ())
+def clusters_by_round(rounds: Sequence[Round]) -> list[float]:
+    """Effective clusters after every round. A round's `curve` holds all values so far by the clusters of that round:
+    the latest one replaces what earlier rounds had measured.
+    """
+    clusters = [summary["effective_clusters"] for summary in rounds]
+    latest: Sequence[float] = next((summary["curve"] for summary in reversed(rounds) if summary.get("curve")), ())
     return [*latest, *clusters[len(latest) :]]
 
 
-def diversity_curve(rounds: Sequence[Mapping[str, Any]], width: int) -> Canvas:
-    """Effective clusters by words over documents and over dollars, a panel each."""
+def diversity_curve(rounds: Sequence[Round], width: int) -> Canvas:
+    """Effective clusters over documents and, where the model has a price, over dollars, a panel each."""
     phone = for_phone(width)
-    documents = np.cumsum([entry["documents"] for entry in rounds])
-    dollars = np.cumsum([entry["paid_dollars"] for entry in rounds])
+    documents = np.cumsum([summary["documents"] for summary in rounds])
+    dollars = np.cumsum([summary["paid_dollars"] for summary in rounds])
     clusters = np.array(clusters_by_round(rounds), float)
     panels = [("documents", documents, count)] + ([("dollars", dollars, money)] if dollars[-1] > 0 else [])
     left, head, height, gap = 46, 30, 210 if phone else 260, 70
@@ -134,13 +142,13 @@ def diversity_curve(rounds: Sequence[Mapping[str, Any]], width: int) -> Canvas:
     return canvas
 
 
-def arm_shares(rounds: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Palette, width: int) -> Canvas:
-    """Each arm's share of every round's documents, stacked, with names at the right end."""
+def arm_shares(rounds: Sequence[Round], arms: Sequence[str], palette: Palette, width: int) -> Canvas:
+    """Each arm's share of the documents of every round, stacked."""
     phone = for_phone(width)
     left, head, height, right = 46, 10, 230, 0 if phone else label_px(arms, _ARM_CHARACTERS)
     canvas = Canvas(width, head + height + 46 + (20 * len(arms) if phone else 0))
     axes = canvas.axes(left, head, width - left - right - 4, height, ylim=(0, 1))
-    shares = np.array([[entry["arm_documents"].get(arm, 0) for arm in arms] for entry in rounds], float)
+    shares = np.array([[summary["arm_documents"].get(arm, 0) for arm in arms] for summary in rounds], float)
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
     axes.set_xlim(0, len(rounds))
     set_ticks(axes.yaxis, (0, 0.5, 1), lambda tick: percent(tick, 0), ruled=True)
@@ -169,9 +177,9 @@ def arm_shares(rounds: Sequence[Mapping[str, Any]], arms: Sequence[str], palette
 
 _EXAMPLES, _REJECTED_EXAMPLES = 6, 8
 _EXAMPLE_CHARACTERS = 1600
-_EXAMPLES_FROM = 1000  # documents at the beginning
+_EXAMPLES_FROM = 1000  # first documents, from which examples are chosen
 _DECISIONS_SHOWN = 400
-_MAP_FROM = 12  # topics; fewer make no map
+_MAP_FROM = 12  # topics that a map needs
 _FOOTER = (
     "Written by diversity_jax. Effective clusters are Hill numbers of order 2 of all documents, in clusters by "
     "the words they share."
@@ -180,15 +188,14 @@ _NO_MODEL = (
     "Clusters are found by the words that documents share, without a language model: good enough to steer by, and no "
     "score. Score the component with python -m diversity_jax.score before it enters a mixture."
 )
-Round = Mapping[str, Any]
 
 
 def write(store: Store, facts: Sequence[Fact]) -> Path:
     """Writes `report.html` and `figures/` into the component's folder.
 
     Args:
-      store: with at least one committed round, or none, which the page then says.
-      facts: of the run, for its last section.
+      store: the component; where no round is committed, the page says so.
+      facts: of the run, for the last section.
 
     Returns:
       The page's path.
@@ -197,50 +204,50 @@ def write(store: Store, facts: Sequence[Fact]) -> Path:
 
 
 def compose(store: Store, facts: Sequence[Fact]) -> Page:
-    """The page as values."""
+    """The page's content."""
     rounds, kind, name = store.rounds, "Synthesis of", store.folder.name
-    documents = sum(entry["documents"] for entry in rounds)
+    documents = sum(summary["documents"] for summary in rounds)
     if not documents:
         why = rounds[-1]["ended"] or "no answer passed the quality floor" if rounds else "no round was finished"
-        sections = ((_quality(store),) if rounds else ()) + (page.facts(facts),)
+        sections = (_quality(store) if rounds else None, page.facts(facts))
         return Page(kind=kind, name=name, verdict=f"Nothing was written: {why}.", sections=sections)
-    arms = list(dict.fromkeys(arm for entry in rounds for arm in [*entry["attempts"], *entry["arm_documents"]]))
-    shown = (
-        _diversity(rounds),
-        _steering(store, arms, Palette(arms)),
-        _quality(store),
-        _cost(store),
-        _topics(store),
-        _examples(store),
-        page.facts(facts),
-    )
+    arms = list(dict.fromkeys(arm for summary in rounds for arm in [*summary["attempts"], *summary["arm_documents"]]))
     return Page(
         kind=kind,
         name=name,
         verdict=_verdict(rounds, documents),
         lede=_NO_MODEL,
         key_figures=_key_figures(rounds, documents),
-        sections=tuple(section for section in shown if section is not None),
+        sections=(
+            _diversity(rounds),
+            _steering(store, arms, Palette(arms)),
+            _quality(store),
+            _cost(store),
+            _topics(store),
+            _examples(store),
+            page.facts(facts),
+        ),
         footer=_FOOTER,
     )
 
 
 def _verdict(rounds: Sequence[Round], documents: int) -> str:
     text = f"{counted(documents, 'document')} with {significant(rounds[-1]['effective_clusters'])} effective clusters"
-    if stopped := sum(verdict["stopped"] for entry in rounds for verdict in entry["verdicts"]):
+    if stopped := sum(verdict["stopped"] for summary in rounds for verdict in summary["verdicts"]):
         text += f"; {counted(stopped, 'arm')} stopped on the way"
     return f"{text}{'; ended by the budget' if rounds[-1]['ended'] else ''}."
 
 
 def _totals(rounds: Sequence[Round], name: str) -> Counter:
+    """A field of counts, summed over rounds."""
     total: Counter = Counter()
-    for entry in rounds:
-        total.update(entry[name])
+    for summary in rounds:
+        total.update(summary[name])
     return total
 
 
 def _key_figures(rounds: Sequence[Round], documents: int) -> Html:
-    paid = sum(entry["paid_dollars"] for entry in rounds)
+    paid = sum(summary["paid_dollars"] for summary in rounds)
     tokens, attempts = (_totals(rounds, name).total() for name in ("tokens", "attempts"))
     return macro("synthesis", "key_figures", rounds, documents, paid, tokens, attempts)
 
@@ -254,7 +261,7 @@ def _diversity(rounds: Sequence[Round]) -> Section:
 
 def _steering(store: Store, arms: Sequence[str], palette: Palette) -> Section | None:
     rounds = store.rounds
-    decisions = [(entry, verdict) for entry in rounds for verdict in entry["verdicts"]]
+    decisions = [(summary, verdict) for summary in rounds for verdict in summary["verdicts"]]
     if not decisions:
         return None
     alt = "Share of each arm in every round"
@@ -266,7 +273,7 @@ def _steering(store: Store, arms: Sequence[str], palette: Palette) -> Section | 
         settings=read_json(store.folder / "settings.json")["steering"],
         arms=[_arm(arm, rounds, decisions) for arm in arms],
         plot=render("arms", alt, lambda width: arm_shares(rounds, arms, palette, width)),
-        new_topics=[" / ".join(topic["path"]) for entry in rounds for topic in entry["new_topics"]],
+        new_topics=[" / ".join(topic["path"]) for summary in rounds for topic in summary["new_topics"]],
         decisions=decisions,
         decisions_shown=_DECISIONS_SHOWN,
         palette=palette,
@@ -274,12 +281,12 @@ def _steering(store: Store, arms: Sequence[str], palette: Palette) -> Section | 
 
 
 def _arm(name: str, rounds: Sequence[Round], decisions: Sequence[tuple[Round, Mapping[str, Any]]]) -> dict[str, Any]:
-    """An arm's documents, dollars, last verdict with a gain, and whether it was stopped."""
+    """An arm's documents, dollars, latest verdict that holds a gain, and whether it was stopped."""
     own = [pair for pair in decisions if pair[1]["arm"] == name and pair[1]["gain"] is not None]
-    entry, verdict = own[-1] if own else (None, None)
+    summary, verdict = own[-1] if own else (None, None)
     state = rounds[-1]["arms_stopped"].get(name, "not stopped")
-    if entry is not None and verdict is not None and verdict["stopped"]:
-        state = f"stopped in round {entry['round']}"
+    if summary is not None and verdict is not None and verdict["stopped"]:
+        state = f"stopped in round {summary['round']}"
     return {
         "name": name,
         "documents": _totals(rounds, "arm_documents")[name],
@@ -290,9 +297,10 @@ def _arm(name: str, rounds: Sequence[Round], decisions: Sequence[tuple[Round, Ma
 
 
 def _quality(store: Store) -> Section:
+    """Used and rejected answers of each generator, by reason, with examples."""
     by_generator: dict[str, Counter] = {}
-    for entry in store.rounds:
-        for name, counts in entry["outcomes"].items():
+    for summary in store.rounds:
+        for name, counts in summary["outcomes"].items():
             by_generator.setdefault(name, Counter()).update(counts)
     reasons = [reason for reason, _ in sum(by_generator.values(), Counter()).most_common() if reason != "accepted"]
     return page.section(
@@ -301,15 +309,15 @@ def _quality(store: Store) -> Section:
         "What passed and what did not",
         by_generator=by_generator,
         reasons=reasons,
-        given_up=sum(entry["given_up"] for entry in store.rounds),
-        stopped={label: why for entry in store.rounds for label, why in entry["stopped_generators"].items()},
+        given_up=sum(summary["given_up"] for summary in store.rounds),
+        stopped={label: why for summary in store.rounds for label, why in summary["stopped_generators"].items()},
         rejected=_rejected(store),
         shown_characters=_EXAMPLE_CHARACTERS,
     )
 
 
 def _rejected(store: Store) -> dict[str, dict[str, Any]]:
-    """An answer for each reason."""
+    """The first rejected answer for each of the first reasons."""
     by_reason: dict[str, dict[str, Any]] = {}
     for answer in store.rejects():
         by_reason.setdefault(answer["reason"], answer)
@@ -321,7 +329,7 @@ def _rejected(store: Store) -> dict[str, dict[str, Any]]:
 def _cost(store: Store) -> Section:
     rounds = store.rounds
     documents, paid, new_seeds = (
-        sum(entry[name] for entry in rounds) for name in ("documents", "paid_dollars", "sown_dollars")
+        sum(summary[name] for summary in rounds) for name in ("documents", "paid_dollars", "sown_dollars")
     )
     return page.section(
         "synthesis",
@@ -366,8 +374,8 @@ def _topics(store: Store) -> Section:
 
 
 def _various(documents: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Some of the documents, as unlike each other in how they were made as can be: of every template, style and
-    generator in turn, of every template first.
+    """A few documents that differ in template, style and generator: one of each combination in turn, beginning with one
+    combination of each template.
     """
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for document in documents:
