@@ -10,8 +10,9 @@ from diversity_jax import audit, score
 from diversity_jax.cluster_agent import AgentConfig, Scorecard, open_judge
 from diversity_jax.cluster_agent.exam_corpora import exam_corpora
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm import BudgetConfig
+from diversity_jax.llm import BudgetConfig, EngineConfig, PlannedCalls
 from diversity_jax.scoring.config import ScoreConfig
+from diversity_jax.scoring.forecast import price_calls
 from tests.llm_answers import label_oracle
 from tests.llm_server import serve
 
@@ -72,6 +73,14 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(server, tmp_path, ca
     assert "prompt" in caplog.text
     assert not sum(server.stats()["answered"].values())
     assert not (tmp_path / "audit.json").exists()
+
+
+def test_calls_in_batches_are_forecast_at_their_price():
+    config = ScoreConfig(judge="openai:oracle", budget=BudgetConfig(input_price=1.0, output_price=2.0))
+    planned = [PlannedCalls(stage="cluster_samples", calls=10, prompt_tokens=100_000, completion_tokens=50_000)]
+    assert price_calls(config, planned).dollars == 2.0
+    batched = dataclasses.replace(config, engine=EngineConfig(batch=True))
+    assert price_calls(batched, planned).dollars == 1.0
 
 
 def test_a_later_scoring_tells_of_the_exam_and_its_page_stays(server, tmp_path):

@@ -1,7 +1,7 @@
-"""Documents as vectors, for judges and metrics alike.
+"""Embedders, which turn documents into vectors for judges and metrics.
 
 st:NAME_OR_PATH   a sentence-transformers model (pip install sentence-transformers)
-openai:MODEL      an OpenAI-compatible `/v1/embeddings` endpoint; keys come from OPENAI_API_KEY and nowhere else
+openai:MODEL      an OpenAI-compatible `/v1/embeddings` endpoint; the key is in OPENAI_API_KEY
 llama:FOLDER      mean of the last hidden states of a Llama
 """
 
@@ -30,27 +30,29 @@ __all__ = [
     "vocabulary_of",
 ]
 
-_CACHED_TEXTS = 2048  # of a cache file; a change would lose what was paid for
-_TEXTS = 1024  # tokenized at once
+_CACHED_TEXTS = 2048  # of a cache file; a change would invalidate paid vectors
+_TEXTS = 1024  # tokenised at once by a Llama's tokenizer
+_REQUEST_TEXTS, _REQUESTS_AT_ONCE, _TIMEOUT_SECONDS = 64, 8, 60.0  # of an OpenAI-compatible endpoint
+_MODEL_TEXTS = 64  # of a batch of sentence-transformers
 
 
 class Embedder(Protocol):
-    """What turns documents into vectors: `label` names it on scorecards, `cost_usd` was paid so far."""
+    """Turns documents into vectors. `label` names it on scorecards; `cost_usd` are dollars paid so far."""
 
     label: str
     cost_usd: float
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [documents, D]; a document without content may be zero."""
+        """float32 [documents, D]; zeros for a document without content where the embedder cannot embed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedderKind:
-    """One kind of embedder; an entry of `EMBEDDERS` adds one.
+    """A kind of embedder; an entry of `EMBEDDERS` adds one.
 
     Attributes:
-      open: makes it from a model's name, options of embedders that are paid for, and options of a Llama.
-      is_paid: whether its texts go to an API that charges for them.
+      open: makes it from a model's name, the options of paid embedders, and the options of a Llama.
+      is_paid: whether an API charges for its texts.
     """
 
     open: Callable[[str, dict[str, Any], dict[str, Any]], Embedder]
@@ -58,11 +60,7 @@ class EmbedderKind:
 
 
 def check_embedder(name: str, *, base_url: str | None = None) -> None:
-    """Refuses a name that is no embedder's, and a missing key, before anything is read.
-
-    Raises:
-      InputError: as said.
-    """
+    """InputError for a name that is no embedder's, or a missing API key."""
     kind, _, model = name.partition(":")
     if kind not in EMBEDDERS or not model:
         raise InputError(f"embedder {name}: expected st:NAME_OR_PATH, openai:MODEL or llama:FOLDER")
@@ -71,7 +69,7 @@ def check_embedder(name: str, *, base_url: str | None = None) -> None:
 
 
 def is_paid(name: str) -> bool:
-    """Whether an embedder's texts go to an API that charges for them."""
+    """Whether an API charges for an embedder's texts."""
     kind = EMBEDDERS.get(name.partition(":")[0])
     return kind is not None and kind.is_paid
 
@@ -90,7 +88,7 @@ def open_embedder(
 
     Args:
       base_url, cache, dollars_per_million_tokens, max_dollars: of `openai:`, see `OpenAIEmbedder`.
-      vocabulary, context_tokens: of `llama:`; None for the tokenizer in its folder and the model's own length.
+      vocabulary, context_tokens: of `llama:`; None for the tokenizer in its folder and the model's `max_length`.
 
     Raises:
       InputError: another kind, or a model that cannot be opened.
@@ -103,7 +101,7 @@ def open_embedder(
 
 
 def vocabulary_of(folder: str, asked: str | None) -> str:
-    """The tokenizer of a model's folder: as asked for, as its run was configured, or the files in the folder.
+    """The tokenizer of a model's folder: `asked`, that of its run's mixture, or the files in the folder.
 
     Raises:
       InputError: none of the three.
@@ -130,7 +128,7 @@ class SentenceTransformer:
 
     cost_usd = 0.0
 
-    def __init__(self, name: str, *, batch: int = 64):
+    def __init__(self, name: str):
         try:
             from sentence_transformers import SentenceTransformer as Model
         except ImportError:
@@ -141,18 +139,19 @@ class SentenceTransformer:
             self._model = Model(name)
         except (OSError, ValueError) as error:
             raise InputError(f"embedder st:{name}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
-        self._batch, self.label = batch, f"st:{name}"
+        self.label = f"st:{name}"
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [documents, D]."""
-        return np.asarray(self._model.encode(list(texts), batch_size=self._batch, show_progress_bar=False), np.float32)
+        vectors = self._model.encode(list(texts), batch_size=_MODEL_TEXTS, show_progress_bar=False)
+        return np.asarray(vectors, np.float32)
 
 
 class OpenAIEmbedder:
     """An OpenAI-compatible embeddings endpoint.
 
-    Answers are stored in `cache`, so that nothing is paid twice. Spending is counted from the usage that the server
-    reports; a request that could pass `max_dollars` is refused before it is sent.
+    Vectors are stored in the folder `cache`, so that nothing is paid twice. Cost is counted from the usage that the
+    server reports; a request that could exceed `max_dollars` is refused before it is sent.
     """
 
     def __init__(
@@ -163,24 +162,20 @@ class OpenAIEmbedder:
         cache: Path | None = None,
         dollars_per_million_tokens: float = 0.0,
         max_dollars: float | None = None,
-        batch: int = 64,
-        in_flight: int = 8,
-        timeout_seconds: float = 60.0,
     ):
         import openai
 
         check_embedder(f"openai:{model}", base_url=base_url)
         key = os.environ.get("OPENAI_API_KEY") or "none"
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=5, timeout=timeout_seconds)
-        self._model, self._cache, self._batch, self._in_flight = model, cache, batch, in_flight
-        self._price, self._most = dollars_per_million_tokens, max_dollars
+        self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=5, timeout=_TIMEOUT_SECONDS)
+        self._model, self._cache, self._price, self._most = model, cache, dollars_per_million_tokens, max_dollars
         self.label, self.cost_usd = f"openai:{model}", 0.0
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [documents, D]; documents of white space alone are not sent and become zeros.
+        """float32 [documents, D]; zeros for documents of white space, which are not sent.
 
         Raises:
-          InputError: the server refused, answered nonsense, or the money is used up.
+          InputError: the server refused, its answer is malformed, or the request could exceed `max_dollars`.
         """
         parts = [self._cached(texts[start : start + _CACHED_TEXTS]) for start in range(0, len(texts), _CACHED_TEXTS)]
         sizes = {part.shape[1] for part in parts if part.shape[1]}
@@ -205,8 +200,9 @@ class OpenAIEmbedder:
 
     def _ask_all(self, texts: Sequence[str]) -> np.ndarray:
         with_content = [number for number, text in enumerate(texts) if text.strip()]
-        batches = [with_content[start : start + self._batch] for start in range(0, len(with_content), self._batch)]
-        with ThreadPoolExecutor(self._in_flight) as pool:
+        starts = range(0, len(with_content), _REQUEST_TEXTS)
+        batches = [with_content[start : start + _REQUEST_TEXTS] for start in starts]
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
             answers = list(pool.map(lambda batch: self._ask([texts[number] for number in batch]), batches))
         vectors = np.zeros((len(texts), answers[0].shape[1] if answers else 0), np.float32)
         for batch, answer in zip(batches, answers, strict=True):
@@ -218,7 +214,7 @@ class OpenAIEmbedder:
     def _ask(self, texts: list[str]) -> np.ndarray:
         import openai
 
-        # A token is at least one byte, so this is a bound that no answer passes.
+        # An upper bound, since a token has at least one byte.
         bound = sum(len(text.encode("utf-8", "replace")) for text in texts) * self._price / 1e6
         if self._most is not None and self.cost_usd + bound > self._most:
             spent = f"${self.cost_usd:.4f} spent"
@@ -249,10 +245,10 @@ class OpenAIEmbedder:
 
 
 def _read_vectors(path: Path, rows: int) -> np.ndarray:
-    """float32 [rows, D] that were asked for before; the file may come from somebody else."""
+    """Stored vectors float32 [rows, D]; the file is not trusted."""
     try:
-        vectors = np.array(np.load(path, mmap_mode="r"))  # not more is taken than the file holds
-    except Exception:  # a damaged one fails in as many ways as there are parsers below
+        vectors = np.array(np.load(path, mmap_mode="r"))  # reads no more than the file holds
+    except Exception:  # a damaged file raises errors of several parsers
         vectors = np.empty(0)
     if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
         raise InputError(f"{path}: is no file of {rows} vectors, or a damaged one; remove it, and they are asked again")
@@ -264,8 +260,8 @@ class LlamaEmbedder:
 
     Args:
       folder: a training run, what `model.convert import` wrote, or a Hugging Face folder.
-      encode: texts to (ids of all end to end, how many each text has): a tokenizer's `encode_batch`.
-      context_tokens: of each document; None for the model's `max_length`.
+      encode: texts to (concatenated ids, number of ids of each text): a tokenizer's `encode_batch`.
+      context_tokens: tokens read of each document; None for the model's `max_length`.
     """
 
     cost_usd = 0.0
@@ -308,10 +304,11 @@ def _mean_hidden(config: Any) -> Callable:
 def batches(
     rows: Sequence[np.ndarray], batch_tokens: int, *, extra: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows of like length together, padded on the right: row numbers, tokens int32 and mask bool [B, L + extra].
+    """Batches of rows of similar length, padded on the right: row numbers, tokens int32 and mask bool [B, L + extra].
 
-    L is a power of two or three quarters of one, and B what `batch_tokens` allows at that L, so that few shapes are
-    compiled; a batch that is not full ends with masked rows of zeros. Empty rows are left out.
+    L is a power of two or three quarters of one, and B the most that `batch_tokens` allows at that L, so that few
+    shapes are compiled; a batch that is not full ends with masked rows of zeros. Rows of at most `extra` tokens are
+    left out.
     """
     lengths = [len(row) for row in rows]
     order = sorted((number for number, length in enumerate(lengths) if length > extra), key=lengths.__getitem__)
@@ -319,7 +316,7 @@ def batches(
         longest = _rounded(lengths[order[-1]] - extra)
         count = max(1, batch_tokens // longest)
         numbers, order = order[-count:], order[:-count]
-        # The rest of a short list would compile a shape of its own: it is filled up instead.
+        # The last, smaller batch is filled up, since otherwise its shape would be compiled too.
         tokens = np.zeros((count if count < 64 else _rounded(len(numbers)), longest + extra), np.int32)
         mask = np.zeros(tokens.shape, bool)
         for position, number in enumerate(numbers):

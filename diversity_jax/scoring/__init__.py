@@ -1,1 +1,1 @@
-"""Scoring of corpora as a configuration asks for it: judge, forecast, checks, and baseline metrics."""
+"""Scoring runs by a configuration: judge, forecast, checks, and baseline metrics."""

@@ -1,4 +1,4 @@
-"""An audit of a judge: the exam, and what hostile documents do to its figures of the corpora at hand."""
+"""Audit of a judge: its exam, and the effect of prompt injections on its figures of given corpora."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +23,9 @@ from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import write_json
 from diversity_jax.corpus import Corpus
-from diversity_jax.llm import CostForecast, PlannedCalls, forecast, parse_model, price_of, require_cap
+from diversity_jax.llm import PlannedCalls, require_cap
 from diversity_jax.scoring.config import ScoreConfig
+from diversity_jax.scoring.forecast import price_calls
 from diversity_jax.scoring.run import open_corpora
 
 log = logging.getLogger(__name__)
@@ -32,11 +33,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
-      injections: by the name of the corpus; empty where none is named.
-      failures: by the same name, why an unfit judge gave nothing to compare.
+      injections: by name of the corpus; empty where none is named.
+      failures: by name of the corpus, why an unfit judge gave no figures.
     """
 
     exam: ExamResult
@@ -50,8 +51,8 @@ class AuditResult:
 
 
 def run_audit(config: ScoreConfig) -> AuditResult | None:
-    """Examines the judge of a configuration, plants injections in its corpora, and writes `audit.json`; a dry run
-    prints the forecast alone and returns None.
+    """Examines the judge of a configuration, scores its corpora with injections, and writes `audit.json`; a dry run
+    prints the forecast and returns None.
 
     Raises:
       InputError: a corpus cannot be read, the judge cannot be opened, calls would be paid for without a cap, or a run
@@ -62,16 +63,16 @@ def run_audit(config: ScoreConfig) -> AuditResult | None:
     kind.check(config, not config.forecast_only)
     cache = output_dir / "ledger.sqlite"
     judge = open_judge(config, list(exam_corpora().values()), cache)
-    done = cached_exam(judge, config.agent, exam_folder(config, cache))
-    planned = _plan(config, list(corpora.values()), with_exam=done is None) if kind.is_llm else []
-    cost = _price(config, planned) if planned else None
-    log.info("%s, %s: %s", judge.label, "examined before" if done else "with exam", cost or "nothing to pay")
+    cached = cached_exam(judge, config.agent, exam_folder(config, cache))
+    planned = _plan(config, list(corpora.values()), with_exam=cached is None) if kind.is_llm else []
+    cost = price_calls(config, planned) if planned else None
+    log.info("%s, %s: %s", judge.label, "examined before" if cached else "with exam", cost or "nothing to pay")
     if config.dry_run:
         return None
     if cost:
         require_cap(cost, config.budget, [config.judge_base_url])
     with exclusive_lock(output_dir / ".score.lock", f"config.output_dir: {{holder}} is scoring in {output_dir}; wait"):
-        exam = done or examine(judge, config.agent, exam_folder(config, cache))
+        exam = cached or examine(judge, config.agent, exam_folder(config, cache))
         injections, failures = _attack(config, corpora, cache, exam)
         result = AuditResult(exam=exam, injections=injections, failures=failures)
         write_json(output_dir / "audit.json", result.to_json())
@@ -79,7 +80,7 @@ def run_audit(config: ScoreConfig) -> AuditResult | None:
 
 
 def _plan(config: ScoreConfig, corpora: Sequence[Corpus], *, with_exam: bool) -> list[PlannedCalls]:
-    """The calls of an audit: the exam's, and those of each corpus once clean and once attacked by the same criteria."""
+    """The calls of an audit: the exam's, and those of scoring each corpus without and with injections."""
     planned = plan_exam(config.agent) if with_exam else []
     for corpus in corpora:
         clean = plan_calls([corpus], config.agent)
@@ -87,15 +88,10 @@ def _plan(config: ScoreConfig, corpora: Sequence[Corpus], *, with_exam: bool) ->
     return planned
 
 
-def _price(config: ScoreConfig, planned: Sequence[PlannedCalls]) -> CostForecast:
-    price = price_of(*parse_model(config.judge), config.judge_base_url, config.budget)
-    return forecast(planned, price, config.budget)
-
-
 def _attack(
     config: ScoreConfig, corpora: Mapping[str, Corpus], cache: Path, exam: ExamResult
 ) -> tuple[dict[str, Audit], dict[str, str]]:
-    """What injections do to each corpus, and of those that an unfit judge could not score why not."""
+    """The audit of each corpus; and for those that an unfit judge could not score the reason."""
     injections, failures = {}, {}
     for name, corpus in corpora.items():
         judge = open_judge(config, [corpus], cache)

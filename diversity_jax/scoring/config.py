@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 import re
 
-from diversity_jax.cluster_agent import AgentConfig
+from diversity_jax.cluster_agent import AgentConfig, judge_kind
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
@@ -13,9 +13,9 @@ from diversity_jax.metrics import MetricsConfig, chosen_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class NamedCorpus:
-    """A corpus and the name it is shown under."""
+    """A corpus with its name in outputs."""
 
-    name: str  # shown, and of its folder where there are several
+    name: str  # also of its folder, where there are several
     corpus: CorpusConfig
 
     def __post_init__(self):
@@ -26,41 +26,39 @@ class NamedCorpus:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """What `python -m diversity_jax.score` measures.
+    """Settings of `python -m diversity_jax.score`.
 
     Attributes:
       output_dir: for scorecard.json, groupings.jsonl, report.html and the cache of paid answers.
-      overwrite: replace the scores of other corpora that `output_dir` holds.
+      overwrite: replace the scores of other corpora in `output_dir`.
       corpus: a source, or several joined by commas: see `CorpusConfig.source`.
-      corpora: more, each with a name and settings of its own.
+      corpora: further corpora, each with a name and settings.
       text_field: the key that holds the text, for sources named in `corpus`.
       judge: `offline` (word vectors, no LLM), `embedding:EMBEDDER`, `openai:MODEL`, `gemini:MODEL` or
-        `google-genai:MODEL`; `none` measures the
-        baseline metrics alone.
-      judge_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
-      judge_endpoint: headers, query and body that this server wants.
+        `google-genai:MODEL`; `none` measures baseline metrics only.
+      judge_base_url: address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+      judge_endpoint: extra headers, query and body fields for this server.
       agent: how many groupings, of how many samples, by how many criteria.
       engine: how a language model is called.
-      budget: what may be spent.
-      metrics: baseline metrics to measure beside: `all`, `lexical`, `embedding`, `perplexity`, or names joined by
+      budget: caps on its cost.
+      metrics: baseline metrics to measure too: `all`, `lexical`, `embedding`, `perplexity`, or names joined by
         commas; none by default.
       baseline: how they are measured.
       dry_run: print the forecast of calls, tokens and dollars, and stop.
-      pilot_groupings: groupings of each corpus that are judged first, so that the forecast rests on what this judge
-        uses; they are paid for once, the run takes them from the cache. With `dry_run` it stops after them. 30 serve
-        most judges.
-      draws: score so many independent draws of each corpus besides (the paper has 10) and report their spread; 0 is
-        none.
+      pilot_groupings: groupings of each corpus that are judged first, so that the forecast uses this judge's mean
+        tokens; they are paid for once, and the run gets them from the cache. With `dry_run` it stops after them. 30 are
+        enough for most judges.
+      draws: score so many independent draws of each corpus too (the paper has 10) and report their spread; 0 is none.
       draw_size: documents of a draw; the paper has a million.
-      drift_samples_per_grouping: score each corpus at this K too, and test whether the judge reads it otherwise; 0 is
-        no test.
-      until_decided: of two corpora, stop at the first of `looks` planned looks that decides which is the more diverse.
-        `agent.groupings` is then the most. The error `alpha` holds over all looks together.
+      drift_samples_per_grouping: score each corpus at this K too, and test whether the judge drifts, that is groups it
+        differently; 0 is no test.
+      until_decided: of two corpora, stop at the first of `looks` planned looks that decides which is more diverse,
+        after at most `agent.groupings` groupings of each. The error `alpha` holds over all looks together.
       looks: planned looks of that test.
       alpha: two-sided error rate of that test, and of the test of drift.
-      hostile_share: share of documents that `python -m diversity_jax.audit` makes hostile.
-      exam_dir: where results of exams of judges are kept, to be found by every later run; by default `exams` beside the
-        cache of paid answers.
+      hostile_share: share of documents in which `python -m diversity_jax.audit` plants injections.
+      exam_dir: folder of the results of judges' exams, for all runs; by default `exams` beside the cache of paid
+        answers.
     """
 
     output_dir: str = "runs/score"
@@ -89,7 +87,7 @@ class ScoreConfig:
 
     @property
     def forecast_only(self) -> bool:
-        """Whether nothing is asked, and no folder read or written: a dry run without pilot groupings."""
+        """Whether no call is made and no folder read or written: a dry run without pilot groupings."""
         return self.dry_run and not self.pilot_groupings
 
     def __post_init__(self):
@@ -105,14 +103,12 @@ class ScoreConfig:
         if len(set(names)) < len(names):
             raise InputError(f"config.corpora: two have one name ({', '.join(names)}); give each its own")
         chosen_metrics(self.metrics, self.baseline)
-        from diversity_jax.cluster_agent.registry import judge_kind
-
         if judge_kind(self.judge).open is None and not self.metrics:
             raise InputError("config.judge=none without config.metrics: nothing to do; name a judge, or metrics=all")
 
 
 def named_corpora(config: ScoreConfig) -> dict[str, CorpusConfig]:
-    """The corpora of a configuration by name, unopened.
+    """The corpora of a configuration by name, not opened.
 
     Raises:
       InputError: none is named.
@@ -130,6 +126,6 @@ def named_corpora(config: ScoreConfig) -> dict[str, CorpusConfig]:
 
 
 def name_of_source(source: str) -> str:
-    """A short name for a source: its file's, without folders and endings."""
+    """A short name for a source: its file name without folders and endings."""
     stem = re.split(r"[/\\]", source.strip().rstrip("/"))[-1].split(".")[0]
     return re.sub(r"\W+", "_", stem).strip("_") or "corpus"

@@ -1,4 +1,4 @@
-"""The forecast of a scoring: what it will use, before it, after a pilot, and while it runs."""
+"""Forecast of the calls, tokens and dollars of a scoring: before it, after a pilot, and while it runs."""
 
 from collections.abc import Callable, Collection, Sequence
 import logging
@@ -22,14 +22,20 @@ from diversity_jax.llm import CostForecast, PlannedCalls, forecast, parse_model,
 
 log = logging.getLogger(__name__)
 
-_REVISED_AFTER = 50  # groupings; their mean use is then known to a few per cent
+_REVISED_AFTER = 50  # groupings, after which their mean use is known to a few per cent
+
+
+def price_calls(settings: JudgeSettings, planned: Sequence[PlannedCalls]) -> CostForecast:
+    """The cost of calls of a language model as judge, at the price of batches where they are sent in batches."""
+    price = price_of(*parse_model(settings.judge), settings.judge_base_url, settings.budget)
+    return forecast(planned, price.times(settings.engine.price_share), settings.budget)
 
 
 class ScoringForecast:
-    """What a scoring is expected to use: guessed before its first call, measured by a pilot, revised during the run.
+    """Expected use of a scoring: assumed before its first call, measured by a pilot, revised during the run.
 
     Attributes:
-      planned: the calls to come; empty for a judge that costs nothing.
+      planned: the calls to come; empty for a judge that makes none.
       costs: forecasts by how they were made, `before`, `pilot` and `revised`, the latest last.
     """
 
@@ -37,13 +43,7 @@ class ScoringForecast:
         self._settings = settings
         self._corpora = corpora
         self.planned = plan_calls(corpora, settings.agent) if judge_kind(settings.judge).is_llm else []
-        self.costs = {"before": self._price(self.planned)} if self.planned else {}
-
-    def _price(self, planned: Sequence[PlannedCalls]) -> CostForecast:
-        provider, model = parse_model(self._settings.judge)
-        budget = self._settings.budget
-        price = price_of(provider, model, self._settings.judge_base_url, budget)
-        return forecast(planned, price.times(self._settings.engine.price_share), budget)
+        self.costs = {"before": price_calls(settings, self.planned)} if self.planned else {}
 
     def __str__(self) -> str:
         if not self.costs:
@@ -55,13 +55,16 @@ class ScoringForecast:
         return f"forecast{how[name]}: {latest} (judge: {self._settings.judge})"
 
     def run_pilot(self, groupings: int, cache: Path) -> None:
-        """Judges the first `groupings` of each corpus, which the run itself then takes from the response cache."""
+        """Judges the first `groupings` of each corpus, which the run then gets from the response cache."""
         if self.planned:
             judge = open_judge(self._settings, self._corpora, cache)
-            self.costs["pilot"] = self._price(pilot_calls(self._corpora, judge, self._settings.agent, groupings))
+            planned = pilot_calls(self._corpora, judge, self._settings.agent, groupings)
+            self.costs["pilot"] = price_calls(self._settings, planned)
 
     def watch(self, judge: Judge) -> Callable[[ScoringProgress], None]:
-        """Lets the judge's progress display project from the plan; the result logs a revised forecast once."""
+        """Passes the plan to the judge's engine, for its progress display; returns a callback that logs a revised
+        forecast once.
+        """
         engine = getattr(judge, "engine", None)
         if engine is not None:
             engine.plan(self.planned)
@@ -75,7 +78,7 @@ class ScoringForecast:
         return look
 
     def save(self, path: Path, scorecards: Collection[Scorecard]) -> None:
-        """Writes the forecasts and what the scorecards used."""
+        """Writes the forecasts and the use of the scorecards."""
         value: dict[str, Any] = {name: cost.to_json() for name, cost in self.costs.items()}
         value["used"] = {
             "calls": sum(scorecard.calls for scorecard in scorecards),

@@ -1,4 +1,4 @@
-"""The baseline metrics of a scoring run: opens the models that they need, and measures."""
+"""Baseline metrics of a scoring run: opens the models that they need, and measures."""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
@@ -27,7 +27,7 @@ def measure_corpora(
 ) -> dict[str, MetricsReport]:
     """Measures what `config.metrics` asks for.
 
-    Without a judge each corpus's figures are written to its `scorecard.json`; what they cost, to `metrics_cost.json`.
+    Without a judge each corpus's figures are written to its `scorecard.json`; their cost always to `metrics_cost.json`.
     """
     names = chosen_metrics(config.metrics, config.baseline)
     if config.baseline.runner is None:
@@ -37,20 +37,20 @@ def measure_corpora(
         for name, corpus in named_corpora(config).items():
             opener = functools.partial(open_corpus, corpus)
             measured[name] = measure_all(opener, name, names, config.baseline, scratch)
-    for name, metrics_card in measured.items():
+    for name, report in measured.items():
         if judge_kind(config.judge).open is None:
-            metrics_card.save(folders[name] / "scorecard.json")
-        metrics_card.save_cost(folders[name] / "metrics_cost.json")
-        for metric, figure in metrics_card.metrics.items():
+            report.save(folders[name] / "scorecard.json")
+        report.save_cost(folders[name] / "metrics_cost.json")
+        for metric, figure in report.metrics.items():
             ends = "" if figure.low is None else f" [{figure.low:.4g}, {figure.high:.4g}]"
             log.info("%s: %-26s %.4g%s", name, metric, figure.value, ends)
-        for warning in metrics_card.warnings:
+        for warning in report.warnings:
             log.warning("%s: %s", name, warning)
     return measured
 
 
 def _shared_folder(config: ScoreConfig) -> str:
-    """A folder that workers of a Beam runner share: its own `--temp_location`, or on one machine the run's folder."""
+    """A folder that workers of a Beam runner share: its `--temp_location`, or on one machine the run's folder."""
     named = (option.partition("=") for option in config.baseline.runner_options)
     return next((value for name, _, value in named if name == "--temp_location"), config.output_dir)
 
@@ -66,7 +66,7 @@ def open_tools(names: tuple[str, ...], config: MetricsConfig, output_dir: Path) 
     count: Callable[[Sequence[str]], np.ndarray] | None = None
     if "embedding" in groups:
         embedder = open_embedder(config, output_dir / "embeddings")
-    # `chosen_metrics` has checked that the models and the vocabulary are set where a metric needs them.
+    # `chosen_metrics` checks that the models and the vocabulary are set where a metric needs them.
     if "perplexity" in groups:
         model = open_model(str(config.model), config)
         larger = open_model(str(config.larger_model), config) if "perplexity_gap" in names else None
@@ -96,15 +96,15 @@ def open_embedder(config: MetricsConfig, cache: Path) -> Embedder | None:
 
 
 def open_model(name: str, config: MetricsConfig) -> CausalModel:
-    """A causal model: ours for our own checkpoints and any Llama in Hugging Face's form, transformers for the rest."""
+    """A causal model: `JaxLlama` for our checkpoints and Llamas in Hugging Face's format, transformers for others."""
     if is_own_llama(name):
         tokenizer, trained = load_tokenizer(vocabulary_of(name, config.vocabulary)), run_text_ids(Path(name))
         if trained == ():
             raise InputError(
                 f"model {name}: nothing began a document in its training, so its first token is not predicted"
             )
-        begins = tokenizer.adds_bos and not (Path(name) / "run.json").exists()
-        theirs = tokenizer.bos_id if begins and tokenizer.bos_id is not None else tokenizer.end_of_text_id
-        first = trained[0] if trained else theirs
+        adds_bos = tokenizer.adds_bos and not (Path(name) / "run.json").exists()
+        default = tokenizer.bos_id if adds_bos and tokenizer.bos_id is not None else tokenizer.end_of_text_id
+        first = trained[0] if trained else default
         return JaxLlama(name, tokenizer.encode_batch, first, context_tokens=config.context_tokens)
     return TransformersModel(name, context_tokens=config.context_tokens)

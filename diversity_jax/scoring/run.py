@@ -31,26 +31,22 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash, read_json, write_json
 from diversity_jax.core.formats import counted, estimate
 from diversity_jax.corpus import Corpus, open_corpus
-from diversity_jax.llm import (
-    BudgetConfig,
-    EngineConfig,
-    require_cap,
-)
+from diversity_jax.llm import BudgetConfig, EngineConfig, require_cap
 from diversity_jax.metrics import MetricsReport
 from diversity_jax.scoring.config import ScoreConfig, named_corpora
 from diversity_jax.scoring.forecast import ScoringForecast
 
 log = logging.getLogger(__name__)
 
-_RECORD = "scoring.json"  # of a finished scoring, so that it is not done twice and not replaced by another
-# Settings that change nothing of what a scoring finds, with the values that stand for any.
+_RECORD = "scoring.json"  # record of a finished scoring, by which a rerun is skipped, and other corpora are refused
+# Settings that do not change the results of a scoring, with the values that replace them in its key.
 _NOT_OF_A_SCORING: Mapping[str, Any] = {
     "output_dir": "",
     "dry_run": False,
     "pilot_groupings": 0,
     "overwrite": False,
     "judge_base_url": None,
-    "exam_dir": None,  # what an exam found is part of the key that scorecards are stored under
+    "exam_dir": None,  # the exam's verdict is part of `score_key`
     "engine": EngineConfig(),
     "budget": BudgetConfig(),
 }
@@ -58,21 +54,20 @@ _NOT_OF_A_SCORING: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DriftCheck:
-    """One corpus at two K: the scorecard at the other K, and the comparison, smaller K first."""
+    """A test of drift: the scorecard at the other K, and the comparison of the two K, the smaller first."""
 
     scorecard: Scorecard
     comparison: Comparison
     sizes: tuple[int, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Both K, whether the judge drifts, and the comparison."""
         drifts, comparison = self.comparison.decided, self.comparison.to_json()
         return {"samples_per_grouping": list(self.sizes), "drifts": drifts, "comparison": comparison}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
-    """Draws and drift as they were asked for, by the name of the corpus."""
+    """Scores of draws and tests of drift by name of the corpus, where they were asked for."""
 
     draws: Mapping[str, Draws] = field(default_factory=dict)
     drift: Mapping[str, DriftCheck] = field(default_factory=dict)
@@ -88,7 +83,7 @@ class Checks:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreResult:
-    """What a run found, by the name of the corpus; `scorecards` is empty without a judge, and all is in a dry run."""
+    """Results of a run by name of the corpus; `scorecards` is empty without a judge, and all is after a dry run."""
 
     forecast: ScoringForecast | None = None
     scorecards: Mapping[str, Scorecard] = field(default_factory=dict)
@@ -98,13 +93,13 @@ class ScoreResult:
 
 
 def run_score(config: ScoreConfig, corpora: Mapping[str, Corpus] | None = None) -> ScoreResult | None:
-    """Forecasts, scores and measures as a configuration asks for, and writes every file but the page.
+    """Forecasts, scores and measures as a configuration asks for, and writes all files but the page.
 
     Args:
-      corpora: that are open already, by name; None: those that the configuration names.
+      corpora: opened corpora by name; None opens those of the configuration.
 
     Returns:
-      None where `output_dir` holds this very scoring with its page already.
+      None where `output_dir` already holds this scoring with its page.
 
     Raises:
       InputError: a corpus cannot be read, the judge cannot be opened or gave nothing usable, `output_dir` holds scores
@@ -137,7 +132,7 @@ def run_score(config: ScoreConfig, corpora: Mapping[str, Corpus] | None = None) 
 
 
 def stored_result(config: ScoreConfig, corpora: Iterable[str]) -> ScoreResult:
-    """What a finished scoring left in `output_dir`: its scorecards, comparisons and metrics.
+    """Reads a finished scoring from `output_dir`: its scorecards, comparisons and metrics.
 
     Raises:
       InputError: a file is missing or damaged.
@@ -152,11 +147,11 @@ def stored_result(config: ScoreConfig, corpora: Iterable[str]) -> ScoreResult:
 
 
 def _check_folder(config: ScoreConfig, corpora: Mapping[str, Corpus]) -> dict[str, Any]:
-    """What `scoring.json` says of this scoring, once it is clear that the folder holds no scores of other corpora."""
+    """The record of this scoring; InputError where the folder holds scores of other corpora."""
     output_dir = Path(config.output_dir)
     if config.baseline.runner is None:
         fingerprints = {name: corpus.fingerprint() for name, corpus in corpora.items()}
-    else:  # text beyond one machine is not read through for this
+    else:  # text for many machines is not read for this
         fingerprints = {
             name: content_hash(dataclasses.asdict(corpus)) for name, corpus in named_corpora(config).items()
         }
@@ -164,7 +159,7 @@ def _check_folder(config: ScoreConfig, corpora: Mapping[str, Corpus]) -> dict[st
         read_fields(output_dir / _RECORD, corpora=Fields | None)["corpora"] if (output_dir / _RECORD).exists() else None
     )
     if before is None and len(corpora) == 1 and (scorecard := output_dir / "scorecard.json").exists():
-        (name,) = corpora  # a run of an earlier version, which kept no record
+        (name,) = corpora  # a run of an earlier version, which wrote no record
         before = {name: (read_fields(scorecard, corpus=Fields | None)["corpus"] or {}).get("fingerprint")}
     if before is not None and before != fingerprints and not config.overwrite:
         raise InputError(
@@ -180,13 +175,13 @@ def _check_folder(config: ScoreConfig, corpora: Mapping[str, Corpus]) -> dict[st
 
 
 def _files(output_dir: Path) -> dict[str, str]:
-    """Hashes of what a scoring found."""
+    """Hashes of the files of a scoring by relative path."""
     paths = (path for name in ("scorecard.json", "groupings.jsonl") for path in sorted(output_dir.rglob(name)))
     return {str(path.relative_to(output_dir)): file_hash(path) for path in paths}
 
 
 def _is_scored(output_dir: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a folder holds this very scoring with its page, unchanged."""
+    """Whether a folder holds this scoring with its page, unchanged."""
     path = output_dir / _RECORD
     if not (path.exists() and (output_dir / "report.html").exists()):
         return False
@@ -235,7 +230,7 @@ def _score(
     folders: Mapping[str, Path],
     expected: ScoringForecast,
 ) -> tuple[dict[str, Scorecard], list[PairComparison]]:
-    """Scorecards and comparisons, at a size fixed beforehand or until a comparison is decided."""
+    """Scorecards and comparisons, with a number of groupings fixed beforehand or until a comparison is decided."""
     paths = {name: folder / "groupings.jsonl" for name, folder in folders.items()}
     judge = open_judge(config, list(corpora.values()), cache)
     if not config.until_decided:
@@ -267,7 +262,7 @@ def _measure(
 def _run_checks(
     config: ScoreConfig, corpora: Mapping[str, Corpus], scorecards: Mapping[str, Scorecard], cache: Path
 ) -> Checks:
-    """Scores the draws and the other K that a configuration asks for; answers are cached as usual."""
+    """Scores the draws and the other K that a configuration asks for."""
     draws, drifts = {}, {}
     for name, corpus in corpora.items() if config.draws else ():
         judge = open_judge(config, list(corpora.values()), cache)
@@ -301,8 +296,8 @@ def _summary(scorecard: Scorecard) -> str:
 def scorer(
     settings: JudgeSettings, folder: Path, undecided: Undecided
 ) -> Callable[[Mapping[str, Corpus]], Mapping[str, Scorecard]]:
-    """A function that scores a mixture's corpora in looks, as long as its gate is undecided, and stores the scorecards
-    in `folder`, to be found by the next run.
+    """A function that scores a mixture's corpora in looks while its gate is undecided, and stores the scorecards in
+    `folder`, where the next run finds them.
     """
 
     def score(corpora: Mapping[str, Corpus]) -> Mapping[str, Scorecard]:
@@ -316,7 +311,7 @@ def scorer(
         )
         if index.exists() and read_json(index) == {"key": key, "names": sorted(corpora)}:
             scorecards = {name: Scorecard.load(folder / f"{name}.json") for name in corpora}
-            # Other conditions may need more groupings than those that an earlier gate was content with.
+            # An earlier gate with other conditions may have stopped at fewer groupings than this one needs.
             if all(_took_all_looks(scorecards[name]) for name in undecided(scorecards)):
                 log.info("scored before: %s (judge: %s)", ", ".join(corpora), judge.label)
                 return scorecards
