@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from diversity_jax.llm.cost_forecast import (
         CostForecast,
         PlannedCalls,
-        Stats,
         Tokens,
         estimate_tokens,
         forecast,
@@ -44,7 +43,6 @@ __all__ = [
     "Price",
     "Request",
     "Schema",
-    "Stats",
     "StillRunning",
     "Tokens",
     "estimate_tokens",
