@@ -1,4 +1,4 @@
-"""The command `diversity-jax`, and `python -m diversity_jax`: all commands under one name."""
+"""The command `diversity-jax` and `python -m diversity_jax`, which runs all commands."""
 
 from collections.abc import Sequence
 import difflib

@@ -1,13 +1,12 @@
-"""Examine a judge: on small corpora of known diversity, and by what hostile documents do to its figures.
+"""Examine a judge: on small corpora of known diversity, and by the effect of hostile documents on its figures.
 
     python -m diversity_jax.audit --config configs/score.py --config.judge=openai:gpt-5-mini
     python -m diversity_jax.audit --config configs/score.py --config.corpus=texts.jsonl.gz --config.agent.groupings=300
 
-The exam takes a few hundred calls, once for each judge, wording and `agent.samples_per_grouping`; its result is kept in
-`exam_dir` and found by later runs. Where a corpus is named, a copy of it with planted injections (a share
-`hostile_share` of its documents) is scored beside the clean one. `--config.dry_run=True` prints the forecast alone.
-Writes audit.json and report.html to output_dir; the page goes to the folder `audit` in it where output_dir holds the
-page of a scoring.
+The exam takes a few hundred calls, once for each judge, wording and `agent.samples_per_grouping`; its result is cached
+in `exam_dir`. If a corpus is named, it is scored twice: as it is, and with injections planted in a share
+`hostile_share` of its documents. `--config.dry_run=True` prints the forecast only. Writes audit.json and report.html to
+output_dir, or to its folder `audit` if it holds the page of a scoring.
 """
 
 from pathlib import Path
@@ -20,7 +19,7 @@ from diversity_jax.scoring.config import ScoreConfig
 
 @writes_to("output_dir")
 def main(config: ScoreConfig) -> None:
-    """Audits the judge of the configuration; prints the table of the exam, and the page's path last."""
+    """Audits the judge of the configuration; prints the table of the exam, and last the page's path."""
     from diversity_jax.scoring.audit import run_audit
 
     result = run_audit(config)
@@ -29,7 +28,7 @@ def main(config: ScoreConfig) -> None:
     from diversity_jax.report.pages import audit as page
 
     output_dir = Path(config.output_dir)
-    # A folder with scores has a page of its own, which stays.
+    # The page of a scoring in this folder is not overwritten.
     scored = any(next(output_dir.glob(pattern), None) for pattern in ("scorecard.json", "*/scorecard.json"))
     folder = output_dir / "audit" if scored else output_dir
     run_info.describe(sys.argv, config).save(folder)

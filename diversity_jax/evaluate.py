@@ -1,11 +1,11 @@
-"""Judge a checkpoint: the paper's eight benchmarks or any task of lm-evaluation-harness, held-out text, and another
-checkpoint beside it.
+"""Evaluate a checkpoint: the paper's eight benchmarks or any task of lm-evaluation-harness, and held-out text; also
+against another checkpoint.
 
     python -m diversity_jax.evaluate --config configs/evaluate_paper.py --config.model.checkpoint=runs/quickstart
     python -m diversity_jax.evaluate --config configs/evaluate_paper.py --config.model.checkpoint=DIR \\
         --config.data_dir=FILES
 
-Run again with the same output_dir to go on after an interruption; finished requests are not scored again.
+Run again with the same output_dir to continue after an interruption; finished requests are not scored again.
 """
 
 import logging

@@ -4,7 +4,7 @@
         --config.generators[0].model=openai:gpt-4o-mini --config.budget.max_dollars=5 --config.dry_run=True
 
 Writes documents/*.jsonl.zst (a component for a mixture), rejects/, rounds/ and report.html to output_dir, where a later
-run continues; and demo text of `configs/quickstart_text.py`.
+run continues; and demo text, as in `configs/quickstart_text.py`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def main(config: GenerateConfig) -> None:
-    """Writes demo text that is not there yet, then generates; prints the page's path last."""
+    """Writes demo text that does not exist yet, then generates; prints the page's path last."""
     from diversity_jax.synthesis.demo_grammar import write_demo_text
 
     write_demo_text(config.grammar)

@@ -6,7 +6,7 @@
         --config.prompts_file=prompts.jsonl --config.output=answers.jsonl --config.temperature=0.8 \\
         --config.top_p=0.95 --config.samples=4
 
-A prompts file holds JSON lines with `prompt` or `messages`, or, under another ending than .jsonl, one prompt a line.
+A prompts file holds JSON lines with `prompt` or `messages`, or, if it does not end in .jsonl, a prompt on each line.
 """
 
 import json
@@ -17,7 +17,7 @@ from diversity_jax.evaluation.config import GenerateTextConfig
 
 
 def main(config: GenerateTextConfig) -> None:
-    """Answers every prompt: into a file, which appears when all are answered, or to the terminal."""
+    """Answers every prompt, to the terminal or to a file, which is written atomically."""
     config.model.check_named()
     from diversity_jax.evaluation import run
     from diversity_jax.training.runtime import keep_programs

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's own command with our models known to it as `diversity_jax`.
+"""Runs lm-evaluation-harness's command with models of this project registered as `diversity_jax`.
 
     diversity-jax-lm-eval --model diversity_jax --model_args checkpoint=runs/quickstart --tasks arc_easy,hellaswag
 

@@ -6,9 +6,9 @@
     python -m diversity_jax.score --config configs/metrics.py --config.corpus=a.jsonl,b.jsonl
 
 The last measures baseline metrics without a judge. Writes scorecard.json, groupings.jsonl, forecast.json and
-report.html to output_dir; with several corpora the first two in a folder each, and comparison.json. More can be asked:
-`--config.pilot_groupings=30` (a forecast by what this judge uses), `--config.until_decided=True` (of two corpora, stop
-when it is decided which is more diverse), `--config.draws=10` (independent draws); see `ScoreConfig`.
+report.html to output_dir; for several corpora the first two in a folder each, and comparison.json. Further options:
+`--config.pilot_groupings=30` (a forecast from what this judge uses), `--config.until_decided=True` (stop when it is
+decided which of two corpora is more diverse), `--config.draws=10` (independent draws); see `ScoreConfig`.
 """
 
 import sys
@@ -22,7 +22,7 @@ from diversity_jax.scoring.config import ScoreConfig
 
 @writes_to("output_dir")
 def main(config: ScoreConfig) -> None:
-    """Scores and measures, writes the page, and prints its path last; a dry run prints the forecast alone."""
+    """Scores and measures, writes the page, and prints its path last; a dry run prints the forecast only."""
     from diversity_jax.api.scoring import score_folder
 
     result, page = score_folder(config, sys.argv)
@@ -30,7 +30,7 @@ def main(config: ScoreConfig) -> None:
 
 
 class _Callable(ModuleType):
-    """This module: also the function of its name, since `diversity_jax.score` names both."""
+    """This module, callable as the function `score`, since `diversity_jax.score` names both."""
 
     def __call__(self, *data: Any, **settings: Any) -> Any:
         """`diversity_jax.api.scoring.score`: how diverse a corpus is."""

@@ -1,12 +1,12 @@
-"""Serve a model in OpenAI's form: /v1/completions, /v1/chat/completions (both also as streams) and /v1/models, on this
-machine only.
+"""Serve a model by an OpenAI-compatible API on this machine: /v1/completions and /v1/chat/completions, both also
+streamed, and /v1/models.
 
     python -m diversity_jax.serve --config configs/serve.py --config.model.checkpoint=runs/quickstart
     curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
         -d '{"model": "quickstart", "prompt": "The ", "max_tokens": 32}'
 
-`--config.host=0.0.0.0` lets other machines in; `--config.api_key=VARIABLE` names the environment variable that holds
-the key clients must send. There is no TLS: put a proxy before it where others can listen.
+`--config.host=0.0.0.0` accepts other machines; `--config.api_key=VARIABLE` names the environment variable with the key
+that clients must send. There is no TLS: use a proxy where others can read the traffic.
 """
 
 from diversity_jax.core import cli

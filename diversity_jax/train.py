@@ -3,7 +3,7 @@
     python -m diversity_jax.train --config configs/quickstart.py
     python -m diversity_jax.train --config configs/llama_350m.py --config.train.steps=2 --config.prepared=/data/mixture
 
-Every field of the configuration can be set on the command line; run again with the same output_dir to go on.
+Every field of the configuration can be set on the command line; run again with the same output_dir to continue.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(config: Config) -> "TrainingResult":
-    """The whole run; where SIGTERM stopped it, the result says `interrupted`."""
+    """Runs all steps; the result is `interrupted` if SIGTERM stopped them."""
     from diversity_jax.training import distributed, run, runtime
 
     if config.model is not None and config.model.parameter_count < runtime.LARGE_MODEL:
@@ -29,7 +29,7 @@ def main(config: Config) -> "TrainingResult":
 
 
 def run_command(config: Config) -> None:
-    """`main`, for the shell: status 143 where SIGTERM stopped the run, so that Slurm and Kubernetes start it again."""
+    """Runs `main`; exits with status 143 if SIGTERM stopped it, so that Slurm and Kubernetes start it again."""
     if main(config).interrupted:
         raise SystemExit(143)
 

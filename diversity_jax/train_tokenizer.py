@@ -12,7 +12,7 @@ from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.mixtures.config import TokenizerConfig
 
 log = logging.getLogger(__name__)
-_PAGE_CHARACTERS = 200_000  # of each component, that the page's figures are of
+_PAGE_CHARACTERS = 200_000  # of each component, for the figures of the page
 
 
 def main(config: TokenizerConfig) -> None:

@@ -1,4 +1,4 @@
-"""`build_mixture`, `load_mixture` and `load_model`: mixtures as rows for any framework, and models that answer."""
+"""`build_mixture`, `load_mixture` and `load_model`: mixtures as rows for any framework, and models that generate."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ Row = Mapping[str, Any]
 class MixtureRows(ShownAsTable):
     """A built mixture as a sequence of rows, in the order in which training reads them.
 
-    One pass has as many rows as the components have in all (`train.epochs=1`); components come in their exact token
-    shares, so that small ones may come twice and large ones not to their end.
+    One pass has as many rows as all components together (`train.epochs=1`). Components have their exact token shares,
+    so that rows of small ones may repeat and rows of large ones be left out.
 
     Attributes:
-      mixture: shares, decisions, vocabulary: all of `mixture.json`.
+      mixture: the content of `mixture.json`.
       split: `train` or `validation`.
     """
 
@@ -50,7 +50,7 @@ class MixtureRows(ShownAsTable):
 
     @property
     def components(self) -> list[str]:
-        """Names of the components that have a share; `Row["component"]` counts them."""
+        """Names of the components with a share; `Row["component"]` is an index into them."""
         return [part.name for part in self.mixture.taken]
 
     @functools.cached_property
@@ -83,7 +83,7 @@ class MixtureRows(ShownAsTable):
             yield from self.rows(np.arange(start, min(start + _CHUNK, len(self))))
 
     def rows(self, numbers: np.ndarray) -> list[Row]:
-        """Rows by number, which may lie beyond the first pass."""
+        """Rows by number, also beyond the first pass."""
         batch = self._loader.rows(numbers)
         columns = {"tokens": batch.tokens, "component": batch.component}
         if batch.targets is not None and batch.starts is not None:
@@ -180,7 +180,7 @@ def _needed(package: str, method: str) -> Any:
 
 
 def load_mixture(path: str | os.PathLike, *, split: str = "train") -> MixtureRows:
-    """A built mixture by its folder, or the URL of one: as rows of NumPy, and for grain, tf.data and torch.
+    """Loads a built mixture from its folder or URL, as rows for NumPy, grain, tf.data and torch.
 
     >>> import diversity_jax as dj
     >>> mixture = dj.load_mixture(mixture_folder)
@@ -196,7 +196,7 @@ def load_mixture(path: str | os.PathLike, *, split: str = "train") -> MixtureRow
     (8, 33)
 
     Args:
-      path: a mixture's folder or its `mixture.json`, or the folder of a training run, whose mixture is taken.
+      path: a mixture's folder or `mixture.json`, or the folder of a training run for its mixture.
       split: `train` or `validation`.
 
     Raises:
@@ -211,13 +211,11 @@ def load_mixture(path: str | os.PathLike, *, split: str = "train") -> MixtureRow
 
 
 def _folder(path: str | os.PathLike) -> str:
-    """The mixture of a training run, where the path is one's folder."""
+    """The path, or the folder of its mixture where it is a training run's."""
     path = os.fspath(path)
     inside = os.path.join(path, "mixture")
-    is_run = not os.path.exists(os.path.join(path, "mixture.json")) and os.path.exists(
-        os.path.join(inside, "mixture.json")
-    )
-    return inside if is_run else path
+    holds_mixture = [os.path.exists(os.path.join(folder, "mixture.json")) for folder in (path, inside)]
+    return inside if holds_mixture == [False, True] else path
 
 
 def build_mixture(
@@ -226,9 +224,9 @@ def build_mixture(
     output_dir: str | os.PathLike | None = None,
     **settings: Any,
 ) -> MixtureRows:
-    """Scores what is not scored, gates, prepares and writes a mixture, as `diversity-jax build` does.
+    """Scores components, gates, prepares and writes a mixture, as `diversity-jax build` does.
 
-    What an earlier call has finished there is used again.
+    Work that an earlier call finished in the folder is reused.
 
     >>> import diversity_jax as dj
     >>> from diversity_jax.mixtures.config import Component, MixtureConfig
@@ -239,12 +237,12 @@ def build_mixture(
     True
 
     Args:
-      config: the file of a configuration, or one: a `MixtureConfig` alone needs `output_dir`.
+      config: a configuration or the file of one; a `MixtureConfig` needs `output_dir`.
       output_dir: the mixture's folder; None: the configuration's.
       settings: other fields of `BuildConfig`, parts as mappings: `agent={"groupings": 300}`, `judge=...`.
 
     Raises:
-      InputError: an unknown setting, or whatever building refuses.
+      InputError: an unknown setting, or what the command refuses.
     """
     if isinstance(config, MixtureConfig):
         if output_dir is None:
@@ -271,11 +269,11 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Model(ShownAsTable):
-    """A model that is ready to write and to judge text.
+    """A loaded model, which generates text and computes likelihoods.
 
     Attributes:
       model: weights on their devices, tokenizer and sizes.
-      slots: answers generated at once, and rows scored at once.
+      slots: texts generated or rows scored at once.
     """
 
     model: LanguageModel
@@ -294,13 +292,13 @@ class Model(ShownAsTable):
     @overload
     def generate(self, prompts: list[str] | list[Messages], **settings: Any) -> list[str]: ...
     def generate(self, prompts: str | list[str] | list[Messages], **settings: Any) -> str | list[str]:
-        """What the model writes after a prompt, or after each of several.
+        """Generates text after a prompt, or after each of several.
 
         Args:
           prompts: a text, or a list of texts and of conversations (lists of mappings with `role` and `content`).
           settings: `max_tokens`, `temperature` (0: always the likeliest token), `top_k`, `top_p`, `seed`, `stop`,
-            `samples` (answers a prompt, which then follow each other), `chat`, `system_prompt`: the fields of the
-            command `generate-text`.
+            `samples` (answers to each prompt, in a row), `chat`, `system_prompt`: fields of the command
+            `generate-text`.
 
         Raises:
           InputError: an unknown setting, or a prompt that is empty or longer than the model's context.
@@ -319,11 +317,11 @@ class Model(ShownAsTable):
     @overload
     def loglikelihood(self, texts: list[str] | list[tuple[str, str]]) -> list[Likelihood]: ...
     def loglikelihood(self, texts: str | list[str] | list[tuple[str, str]]) -> Likelihood | list[Likelihood]:
-        """How likely texts are: `nats`, natural logarithms, and `greedy`, whether every token was the likeliest.
+        """Log-likelihoods of texts: `nats`, and `greedy`, whether every token was the most likely one.
 
         Args:
-          texts: a text, or a list of texts and of pairs (context, continuation), of which the continuation is judged.
-            Texts longer than the context are judged in parts of half a context.
+          texts: a text, or a list of texts and of pairs (context, continuation), of which the continuation is scored.
+            Texts longer than the model's context are scored in parts of half a context.
 
         Raises:
           InputError: an empty text or continuation, or weights that give no finite number.
@@ -356,7 +354,7 @@ class Model(ShownAsTable):
 
 
 def load_model(path: str | os.PathLike, *, slots: int = 16, **settings: Any) -> Model:
-    """A model of a training run, of `convert import` or of a Hugging Face folder, on this machine's devices.
+    """Loads the model of a training run, of `convert import` or of a Hugging Face folder, on this machine's devices.
 
     >>> import diversity_jax as dj
     >>> model = dj.load_model(model_folder, tokenizer="bytes")
@@ -369,8 +367,8 @@ def load_model(path: str | os.PathLike, *, slots: int = 16, **settings: Any) -> 
     [True, True]
 
     Args:
-      path: a run's output folder, what `convert import` wrote, or a Hugging Face folder.
-      slots: answers generated, and rows scored, at once.
+      path: a run's output folder, the output of `convert import`, or a Hugging Face folder.
+      slots: texts generated or rows scored at once.
       settings: other fields of `ModelSource`: `step`, `tokenizer`, `compute_dtype`, `max_length`, `mesh`.
 
     Raises:

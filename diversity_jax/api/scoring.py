@@ -1,4 +1,4 @@
-"""`score`, `compare` and `measure`: the command `score` for a Python program, and what callers give as corpora."""
+"""`score`, `compare` and `measure`: the command `score` for Python programs, on files, sources or texts in memory."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,10 +28,10 @@ _NAMES = "abcdefghijklmnopqrstuvwxyz"
 
 
 def open_all(data: Sequence[Data], names: Sequence[str] | None, text_field: str) -> dict[str, Corpus]:
-    """Corpora by name: the given one, that of the file, or `texts` (of several `a`, `b`, ...).
+    """Opens corpora by name: the given one, that of the file, or `texts` (`a`, `b`, ... of several).
 
     Raises:
-      InputError: something cannot be read, or names are not one for each.
+      InputError: something cannot be read, or there is not one name for each.
     """
     if names is not None and (isinstance(names, str) or len(names) != len(data) or len(set(names)) < len(data)):
         raise InputError(f"names={names!r}: give {len(data)} different names, one for each corpus")
@@ -46,7 +46,7 @@ def open_all(data: Sequence[Data], names: Sequence[str] | None, text_field: str)
 
 
 def _name(data: Data) -> str | None:
-    """The name of what has a path or source, None of anything else."""
+    """The name of data with a path or source; None for other data."""
     if isinstance(data, CorpusConfig):
         return name_of_source(data.source)
     if isinstance(data, str | os.PathLike):
@@ -56,10 +56,10 @@ def _name(data: Data) -> str | None:
 
 
 def open_data(data: Data, name: str, text_field: str) -> Corpus:
-    """One corpus; its first document has been read.
+    """Opens one corpus; its first document has been read.
 
     Raises:
-      InputError: it cannot be read, holds no document, or is of another kind.
+      InputError: it cannot be read, holds no document, or is of an unknown kind.
     """
     if isinstance(data, Corpus):
         return data
@@ -82,7 +82,7 @@ def open_data(data: Data, name: str, text_field: str) -> Corpus:
 
 
 def _open_source(source: str, text_field: str) -> Corpus:
-    """A path or source; of what can only be a text, the error says how texts are given."""
+    """Opens a path or source; if it can only be a text, the error says how texts are given."""
     try:
         return open_corpus(CorpusConfig(source=source, text_field=text_field))
     except InputError as error:
@@ -92,7 +92,7 @@ def _open_source(source: str, text_field: str) -> Corpus:
 
 
 def _paths(data: Any) -> list[str]:
-    """The items of a list or tuple, where all of them are paths, or strings that name files; else none."""
+    """The items of a list or tuple that are all paths or names of existing files; else none."""
     if not isinstance(data, list | tuple) or not data:
         return []
     is_path = all(isinstance(item, os.PathLike) or (isinstance(item, str) and os.path.isfile(item)) for item in data)
@@ -105,8 +105,8 @@ def score_folder(
     """Scores and measures, and writes all files and the page to `output_dir`; a dry run writes nothing.
 
     Args:
-      command: for the record.
-      corpora: that are open already; None: those of the configuration.
+      command: the command line, for `run.json`.
+      corpora: open ones; None: those of the configuration.
 
     Returns:
       What `run_score` returns, and the path of the page.
@@ -135,7 +135,7 @@ def score_folder(
 
 
 def _write_unusable(config: ScoreConfig, failure: NothingUsable, command: Sequence[str]) -> str:
-    """Writes scorecard and page of a scoring that gave no figure; returns where the page is."""
+    """Writes scorecard and page of a scoring without a usable figure; returns the path of the page."""
     from diversity_jax.report.pages import audit
 
     folder = Path(config.output_dir, failure.folder)
@@ -154,7 +154,7 @@ def score(
     config: str | os.PathLike | ScoreConfig | None = None,
     **settings: Any,
 ) -> Scorecard:
-    """How diverse a corpus is: effective clusters with an interval, as `diversity-jax score` measures them.
+    """Measures how diverse a corpus is: effective clusters with an interval, as `diversity-jax score` does.
 
     >>> import diversity_jax as dj
     >>> subjects = [
@@ -164,10 +164,10 @@ def score(
     ...     "the baker folds butter into dough",
     ... ]
     >>> texts = [f"On day {day} {subject}" for day in range(20) for subject in subjects]
-    >>> card = dj.score(texts, judge="offline", agent={"groupings": 200})
-    >>> 3 < card.effective_clusters.value < 6
+    >>> scorecard = dj.score(texts, judge="offline", agent={"groupings": 200})
+    >>> 3 < scorecard.effective_clusters.value < 6
     True
-    >>> card  # doctest: +ELLIPSIS
+    >>> scorecard  # doctest: +ELLIPSIS
     texts: ... effective clusters [..., ...]
     ...
 
@@ -176,8 +176,7 @@ def score(
       judge: `offline` (word vectors, nothing leaves the machine), `openai:MODEL`, ...: see docs/judges.md.
       name: of the corpus on the scorecard; None: the file's, or `texts`.
       text_field: the key that holds the text of a record.
-      output_dir: a folder for scorecard, page and paid answers; None: nothing is written, which a judge that is paid
-        for refuses.
+      output_dir: a folder for scorecard, page and paid answers; None: nothing is written, which paid judges refuse.
       config: a configuration or the file of one; None: that of the command.
       settings: other fields of `ScoreConfig`, parts as mappings: `agent={"groupings": 300}`, `metrics="all"`.
 
@@ -201,7 +200,7 @@ def measure(
     config: str | os.PathLike | ScoreConfig | None = None,
     **settings: Any,
 ) -> MetricsReport:
-    """The baseline metrics of a corpus, without a judge, each with an interval over draws.
+    """Measures the baseline metrics of a corpus, without a judge, each with an interval over draws.
 
     >>> import diversity_jax as dj
     >>> texts = [f"Text {n} of one corpus speaks of {n % 7} things and of {n % 5} others." for n in range(60)]
@@ -227,11 +226,11 @@ def measure(
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CorporaComparison(ShownAsTable):
-    """Two or more corpora under one judge.
+    """Two or more corpora, compared by one judge.
 
     Attributes:
       scorecards: by name.
-      pairs: every two of them: `ratio`, `higher` (the more diverse one where that is decided), `comparison`.
+      pairs: every two of them: `ratio`, `higher` (the more diverse one, where decided), `comparison`.
       metrics: baseline metrics by name, where `metrics` asked for them.
     """
 
@@ -246,7 +245,7 @@ class CorporaComparison(ShownAsTable):
 
     @property
     def higher(self) -> str | None:
-        """The name of the more diverse of the first two corpora; None where that is not decided."""
+        """The name of the more diverse of the first two corpora; None where it is undecided."""
         return self.pairs[0].higher
 
     def table(self) -> SummaryTable:
@@ -270,7 +269,7 @@ def compare(
     config: str | os.PathLike | ScoreConfig | None = None,
     **settings: Any,
 ) -> CorporaComparison:
-    """Which of two or more corpora is the more diverse, by one judge and one set of criteria.
+    """Compares the diversity of two or more corpora by one judge and one set of criteria.
 
     >>> import diversity_jax as dj
     >>> subjects = [
@@ -288,20 +287,20 @@ def compare(
     True
 
     Args:
-      data: as `score`, two or more; or scorecards that one call made, or two of equal settings.
+      data: as `score`, two or more; or scorecards of one call, or two of equal settings.
       names: of the corpora, in order; None: their files', or `a`, `b`, ...
-      judge, text_field, output_dir, config, settings: as `score`; `until_decided=True` stops as soon as it is decided.
+      judge, text_field, output_dir, config, settings: as `score`; `until_decided=True` stops at a decision.
 
     Raises:
       InputError: fewer than two, scorecards of different judges, or whatever `score` refuses.
     """
     if len(data) < 2:
         raise InputError(f"compare: {len(data)} corpus is named; give two or more")
-    cards = [each for each in data if isinstance(each, Scorecard)]
-    if cards:
-        if len(cards) < len(data):
+    scorecards = [each for each in data if isinstance(each, Scorecard)]
+    if scorecards:
+        if len(scorecards) < len(data):
             raise InputError("compare: some are scorecards and some are not; give one kind")
-        corpora = _named(cards, names)
+        corpora = _named(scorecards, names)
         alpha = settings.get("alpha", 0.05)
         return CorporaComparison(scorecards=corpora, pairs=compare_pairs(corpora, alpha))
     given = _scoring_config(config, "configs/score.py", settings, judge=judge, output_dir=output_dir)
@@ -309,17 +308,17 @@ def compare(
     return CorporaComparison(scorecards=result.scorecards, pairs=result.comparisons, metrics=result.metrics)
 
 
-def _named(cards: Sequence[Scorecard], names: Sequence[str] | None) -> dict[str, Scorecard]:
-    names = names or [str(scorecard.corpus["name"]) for scorecard in cards]
+def _named(scorecards: Sequence[Scorecard], names: Sequence[str] | None) -> dict[str, Scorecard]:
+    names = names or [str(scorecard.corpus["name"]) for scorecard in scorecards]
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
-    return dict(zip(names, cards, strict=True))
+    return dict(zip(names, scorecards, strict=True))
 
 
 def _scoring_config(
     given: str | os.PathLike | ScoreConfig | None, ready: str, settings: Mapping[str, Any], **values: Any
 ) -> ScoreConfig:
-    """The configuration that a call describes."""
+    """The configuration of a call."""
     config = config_files.configuration(given, ready, ScoreConfig)
     for name in ("dry_run", "corpus", "corpora"):
         if settings.get(name):

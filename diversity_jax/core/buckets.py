@@ -119,7 +119,7 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
 
     Raises:
       InputError: there is nothing at the URL.
-      StoreError: it could not be read whole.
+      StoreError: it could not be read to its end.
     """
     if not is_remote(path):
         return Path(path)

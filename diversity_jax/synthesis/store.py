@@ -89,7 +89,7 @@ class Store:
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes records as Zstandard-compressed JSON Lines; the file appears whole or not at all."""
+    """Writes records as Zstandard-compressed JSON Lines, atomically."""
     import zstandard
 
     with writing(path) as file, zstandard.ZstdCompressor(level=6).stream_writer(file, closefd=False) as compressed:
