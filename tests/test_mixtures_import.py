@@ -232,7 +232,7 @@ def test_a_registered_mixture_of_ours_is_taken_row_for_row(seqio, folder, tmp_pa
     ("value", "says"),
     [("/no/such", "no such folder"), ("gs://bucket/mix", "diversity_jax.mixtures.fetch"), ("{empty}", "holds no")],
 )
-def test_wrong_folders_in_the_environment_are_one_line(seqio, tmp_path, value, says):
+def test_wrong_folders_in_the_environment_are_one_line(tmp_path, value, says):
     from diversity_jax.mixtures.registry import folders_named
 
     with pytest.raises(InputError, match=f"DIVERSITY_JAX_MIXTURES: .*{says}"):

@@ -8,6 +8,7 @@ import logging
 import os
 from pathlib import Path
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -77,10 +78,16 @@ def test_links_that_lead_out_of_a_folder_are_refused_and_the_hub_cache_is_read(t
             path_inside(folder, name, "index.json")
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return build_mixture(tmp_path_factory.mktemp("built") / "mixture", {"real": Fraction(1)})
+
+
 @pytest.fixture
-def mixture(tmp_path):
+def mixture(built, tmp_path):
+    """A mixture that a test may change, and a file beside it."""
     (tmp_path / "private.json").write_text("MARKER")
-    return build_mixture(tmp_path / "downloaded", {"real": Fraction(1)})
+    return shutil.copytree(built, tmp_path / "downloaded")
 
 
 def _edit(path: Path, **fields) -> None:

@@ -4,7 +4,6 @@ import json
 import time
 
 import jsonschema
-import openai
 import pytest
 
 from diversity_jax.core.errors import InputError
@@ -99,6 +98,8 @@ def test_the_fields_of_several_servers_are_enforced(port, fields, right):
 
 
 def test_choices_of_a_chat_follow_their_schema_whole_and_streamed(port):
+    import openai
+
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     asked = {
         "model": "tiny",

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 
-import openai
 import pytest
 
 from diversity_jax.evaluation.generate import Generator
@@ -41,6 +40,8 @@ def served():
 
 @pytest.fixture
 def client(served):
+    import openai
+
     return openai.OpenAI(base_url=f"http://127.0.0.1:{served[0]}/v1", api_key="none", max_retries=0, timeout=120)
 
 

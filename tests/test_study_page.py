@@ -31,11 +31,15 @@ def runs():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
+def analysed():
     study = config.parse(["--config", "configs/studies/ratio.py"], StudyConfig)
-    result = analysis.analyse(study, list(runs())) | {"densities": {"factors": [], "corpora": []}, "failures": []}
-    write_json(folder / "analysis.json", result)
+    return analysis.analyse(study, list(runs())) | {"densities": {"factors": [], "corpora": []}, "failures": []}
+
+
+@pytest.fixture(scope="module")
+def folder(analysed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    write_json(folder / "analysis.json", analysed)
     run_info.describe(["python"], {}).save(folder)
     analysis.draw(folder)
     return folder
@@ -75,8 +79,8 @@ def test_a_top_that_runs_show_stands_in_the_analysis(folder):
     assert first["top"]["low"] <= 0.53 <= first["top"]["high"]
 
 
-def test_an_analysis_of_another_version_is_refused(folder, tmp_path):
-    write_json(tmp_path / "analysis.json", read_json(folder / "analysis.json") | {"format_version": 1})
+def test_an_analysis_of_another_version_is_refused(analysed, tmp_path):
+    write_json(tmp_path / "analysis.json", analysed | {"format_version": 1})
     with pytest.raises(InputError, match="another version of this package wrote it"):
         analysis.draw(tmp_path)
 

@@ -4,6 +4,7 @@ Each field is either allowed or refused in one line with its old and its new val
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
@@ -83,7 +84,7 @@ def test_the_length_may_change_where_the_finished_steps_had_the_same_rate(schedu
         for length in steps
     )
     rates = [
-        [float(learning_rate(each.optimizer.for_run(each.train.steps), step)) for step in range(finished)]
+        np.asarray(learning_rate(each.optimizer.for_run(each.train.steps), np.arange(finished))).tolist()
         for each in (old, new)
     ]
     info = {**recorded(finished), "settings": settings_json(old)}
