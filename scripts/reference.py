@@ -154,7 +154,7 @@ def _names(names: str) -> str:
 
 
 def _elsewhere(kind: type, config: object) -> Iterator[FieldDoc]:
-    """Parts that are another command's whole configuration, with a page of their own."""
+    """Parts that are the complete configuration of another command, with a page of their own."""
     hints = typing.get_type_hints(kind)
     for field in fields_of(kind, config):
         owner, _, last = field.name.rpartition(".")
@@ -179,7 +179,7 @@ def _cell(text: str) -> str:
 
 
 def outdated() -> list[str]:
-    """Pages that are not as the source has them, and pages too many."""
+    """Pages that differ from what the source gives, and pages that it does not give."""
     wanted = pages()
     changed = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     return [str(path.relative_to(ROOT)) for path in [*changed, *sorted({*FOLDER.glob("*.md")} - {*wanted})]]

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--until-input-ends", action="store_true", help="never outlive who started it with a pipe")
     options = parser.parse_args()
     address_file = os.dup(1)
-    os.dup2(2, 1)  # llama.cpp logs to standard output too, where the address is to stand alone
+    os.dup2(2, 1)  # llama.cpp logs to standard output too, which is to hold the address alone
     import xllamacpp
 
     params = xllamacpp.CommonParams()

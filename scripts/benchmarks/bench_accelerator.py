@@ -176,7 +176,7 @@ class Contest:
 
 
 class Results:
-    """What is known so far: `path`.jsonl, one line a record, and `path`.md, made anew after each."""
+    """The results so far: `path`.jsonl, one line a record, and `path`.md, made anew after each."""
 
     def __init__(self, path: Path, limits: dict):
         self.path, self.limits, self.records = path, limits, []
@@ -215,7 +215,7 @@ def _commit() -> str:
 
 
 def figures(record: dict, records: list[dict], limits: dict) -> dict:
-    """Shares of the peak of one record, and how many times as fast as it ours is."""
+    """Shares of the peak that a record reaches, and how many times as fast ours is."""
     from diversity_jax.model import LlamaConfig
     from diversity_jax.training.throughput import flops_per_token
 
@@ -322,7 +322,7 @@ def arguments() -> argparse.Namespace:
 
 
 def contests(options: argparse.Namespace) -> list[Contest]:
-    """In the order of their worth: ours on every model, then a peer on every model, then the next one."""
+    """All contests in order: ours on every model, then a peer on every model, then the next peer."""
     peers = DEFAULT_PEERS if options.peer is None else [(peer, None) for peer in options.peer]
     plans = [("diversity_jax", OURS, None)]
     for command, needs in peers:

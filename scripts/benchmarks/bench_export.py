@@ -82,7 +82,7 @@ def build(folder: Path, *, link: bool) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """The least that an export does: bytes read, checksummed and written."""
+    """The minimum of any export: bytes read, checksummed and written."""
     digest = hashlib.sha256()
     with open(source, "rb") as file, open(target, "wb") as out:
         while data := file.read(8 << 20):

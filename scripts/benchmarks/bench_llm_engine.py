@@ -80,7 +80,7 @@ async def measure(ask: Callable[[Request], Awaitable], calls: int, in_flight: in
 
 
 async def engine_run(judge: str, server: RemoteServer, calls: int, in_flight: int) -> tuple[float, float]:
-    """Through the engine, with a ledger on disk."""
+    """Through the engine, with a response cache on disk."""
     url = server.openai_url if judge.startswith("openai") else server.gemini_url
     with tempfile.TemporaryDirectory() as folder:
         config = EngineConfig(max_in_flight=in_flight, ledger=f"{folder}/ledger.sqlite", progress="off")
@@ -89,7 +89,7 @@ async def engine_run(judge: str, server: RemoteServer, calls: int, in_flight: in
 
 
 async def plain_run(server: RemoteServer, calls: int, in_flight: int) -> tuple[float, float]:
-    """Through the SDK as its documentation has it, behind a semaphore."""
+    """Through the SDK as its documentation shows, behind a semaphore."""
     import openai
 
     slots = asyncio.Semaphore(in_flight)
@@ -121,7 +121,7 @@ class TopicCorpus:
         return [LabelledDocument(id=str(number), text=f"topic{number % 50} {number} {TEXT}") for number in numbers]
 
     def fingerprint(self) -> str:
-        """Never changes."""
+        """The same for all: there is one such corpus."""
         return "texts"
 
 
@@ -165,7 +165,7 @@ def command_run(server: RemoteServer, calls: int, in_flight: int) -> tuple[float
 
 
 class Report:
-    """Prints lines of figures, and on each how much of the time since the last one others had the processors."""
+    """Prints lines of figures, each with the share of processor time that other machines took since the last line."""
 
     def __init__(self, latency: float):
         self._latency = latency
@@ -185,7 +185,7 @@ class Report:
 
 
 def processor_ticks() -> tuple[int, int] | None:
-    """Ticks that a virtual machine wanted and others had, and all ticks; None where the system does not say."""
+    """Ticks stolen from this virtual machine by others, and all ticks; None where the system does not report them."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return None
@@ -194,7 +194,7 @@ def processor_ticks() -> tuple[int, int] | None:
 
 
 def cpu_seconds(process: int) -> float:
-    """CPU that another process has used."""
+    """CPU seconds that another process has used."""
     user, system = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 

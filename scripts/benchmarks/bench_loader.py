@@ -86,7 +86,7 @@ def copy_speed(manifest: Manifest, batch: int, steps: int) -> float:
 
 
 def input_wait(loader: Loader, first: int, steps: int, tokens_per_second: float) -> tuple[float, float, float]:
-    """Trains nothing at a given speed on the loop's own input path.
+    """Runs the training loop's input path at a given speed, with a step that computes nothing.
 
     Returns:
       Share of the steps' time spent waiting for input, the longest wait as a share of a step, and the CPU seconds a
@@ -125,7 +125,7 @@ def report(args: argparse.Namespace, folder: Path) -> None:
     middle = {gigabytes: int(results[0].splits["train"].rows / args.batch) // 2 for gigabytes, results in parts.items()}
     speeds: dict[int, list[tuple[float, float]]] = {gigabytes: [] for gigabytes in parts}
     waits: dict[int, list[tuple[float, float, float]]] = {gigabytes: [] for gigabytes in parts}
-    for _ in range(args.repeats):  # the sizes take turns, so that a noisy machine is noisy for both
+    for _ in range(args.repeats):  # the sizes take turns, so that other load on the machine affects both
         for gigabytes, results in parts.items():
             loader = Loader(results, shares, batch_size=args.batch)
             speed = loader_speed(loader, middle[gigabytes], args.steps)

@@ -76,7 +76,7 @@ def made_texts(documents: int, words: int, seed: int = 0) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """The fastest run of some work, by the clock and by CPU seconds of all its threads."""
+    """The fastest run of a function, in wall-clock seconds and in CPU seconds of all its threads."""
 
     seconds: float
     cpu_seconds: float
@@ -84,7 +84,7 @@ class Timed:
 
 
 def fastest(work: Callable[[], float], repeats: int) -> Timed:
-    """Runs it so many times."""
+    """Runs a function several times."""
     seconds = cpu_seconds = math.inf
     for _ in range(repeats):
         began, cpu = time.perf_counter(), time.process_time()
@@ -250,7 +250,7 @@ def cut_texts(source: str, documents: int, words: int) -> list[str]:
 
 
 def main() -> None:
-    """Runs what is asked for."""
+    """Runs the chosen benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("peers", "million"))
     parser.add_argument("--documents", type=int, help="10,000 for peers, 1,000,000 for million")

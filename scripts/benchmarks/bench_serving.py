@@ -67,7 +67,7 @@ for line in sys.stdin:
 
 
 class Worker:
-    """Another library in a process that answers a line of JSON with one."""
+    """Another library in a process of its own that answers each line of JSON with a line of JSON."""
 
     def __init__(self, python: str, program: str, argument: str):
         self.process = _start([python, "-c", program, argument], stdin=subprocess.PIPE)
@@ -86,7 +86,7 @@ class Worker:
 
 
 class Server:
-    """Our server, asked by one client a prompt."""
+    """Our server, with one client for each prompt."""
 
     def __init__(self, folder: str):
         flags = [f"--config.model.checkpoint={folder}", "--config.port=0", "--config.name=it"]

@@ -82,7 +82,7 @@ def make_topics(count: int, seed: int = 0) -> tuple[list[Topic], list[tuple[int,
 
 
 def unlike_words(count: int) -> list[str]:
-    """Made words of which no two could be taken for spellings of one."""
+    """Made-up words, no two of which could be taken for spellings of one word."""
     from rapidfuzz import fuzz, process
 
     results: list[str] = []
@@ -171,7 +171,7 @@ def instant(stage: str, samples: list, payload: dict) -> str:
 
 
 def main():
-    """Runs what is asked for."""
+    """Runs the chosen benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("topics", "generations"))
     parser.add_argument("--topics", type=int, default=620_000)

@@ -31,13 +31,13 @@ _PAUSE_SECONDS = 0.02  # lets the threads of the one before go to sleep
 
 
 class Turn:
-    """A contestant's side of the pipe: waits until it may step, and reports how long the step took."""
+    """A contestant's end of the pipe: waits for its turn, and reports how long its step took."""
 
     def __init__(self, pipe, warmup: int):
         self.pipe, self.warmup, self.calls, self.start = pipe, warmup, 0, 0.0
 
     def perf_counter(self) -> float:
-        """The clock handed to a peer: blocks where a step begins, reports where one ends."""
+        """Replaces `time.perf_counter` in a peer: blocks before a step until its turn, reports the time after it."""
         self.calls += 1
         timed = self.calls - self.warmup
         if timed > 0 and timed % 2 == 0:

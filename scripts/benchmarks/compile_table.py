@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 FOLDER = ROOT / "docs" / "benchmarks" / "compile"
-# What each configuration's docstring says to give on this hardware; the TPU slices take the configurations as they are.
-# Unrolled layers spare GPUs a copy of all that is kept for the backward pass; on TPUs, which compile slowly, the loop
-# is the better bargain.
+# The flags that each configuration's docstring gives for this hardware; TPU slices use the configurations unchanged.
+# Unrolled layers spare GPUs a copy of all activations kept for the backward pass; TPUs compile slowly, so that the loop
+# is better there.
 _GPU = ["--config.model.scan_layers=False"]
 _KEPT = ["--config.model.remat=save_matmuls"]
 _NONE = [*_GPU, "--config.model.remat=none"]

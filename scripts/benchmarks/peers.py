@@ -90,7 +90,7 @@ def run(words: list[str], log: Path) -> int:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Each peer's run from the start to the last step, by turns; those that are complete stay."""
+    """Runs each peer from the start to the last step, in turns; complete runs are left as they are."""
     waiting = list[tuple[str, list[str], Path]]()
     for peer in options.peers:
         for decayed in DECAYED.get(peer, ("matrices",)):
@@ -100,7 +100,7 @@ def train(options: argparse.Namespace) -> None:
                 flags = ["--steps", options.steps, "--decayed", decayed]
                 waiting.append((output.name, command(options, peer, options.model, output, *flags), output))
     running = list[tuple[str, subprocess.Popen, Path]]()
-    while waiting or running:  # of seven steps no turn ends at a checkpoint, whose time it would spoil
+    while waiting or running:  # turns of seven steps never end at a checkpoint, whose time that would falsify
         name, process, output = running.pop(0) if not waiting else _started(waiting.pop(0))
         os.killpg(process.pid, signal.SIGCONT)
         begun = len(lines(output))
@@ -119,7 +119,7 @@ def _started(run: tuple[str, list[str], Path]) -> tuple[str, subprocess.Popen, P
 
 
 def resume(options: argparse.Namespace) -> None:
-    """Runs of the small model: undisturbed, killed and gone on with on as many devices, and on half of them."""
+    """Runs of the small model: uninterrupted; killed and resumed on as many devices; the same on half of them."""
     options.batch = 8
     for peer in options.peers:
         base = options.work / "resume" / peer
@@ -138,7 +138,7 @@ def resume(options: argparse.Namespace) -> None:
 
 
 def resumed(base: Path) -> dict[str, Any]:
-    """What the runs of `resume` have in common: for each, the step it went on from and how far its losses are off."""
+    """For each resumed run, its first step, and the largest difference of its losses from the uninterrupted run."""
     uninterrupted = {line["step"]: line["loss"] for line in lines(base / "whole")}
     result: dict[str, Any] = {"steps": len(uninterrupted)}
     for name in ("same", "fewer") if (base / "fewer").exists() else ("same",):

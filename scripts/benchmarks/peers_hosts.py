@@ -36,7 +36,7 @@ Host = Callable[[int, int, list[Any] | None, int], tuple[list[int], Any]]
 
 
 def own(states: list[Any], host: int) -> Any:
-    """The state that a host of this number kept."""
+    """The state that the host of this number saved."""
     if host >= len(states):
         raise ValueError(f"there is no state of host {host}")
     return states[host]
@@ -48,7 +48,7 @@ def _taken(batches: Iterator[Any], steps: int) -> list[int]:
 
 
 def _resumed(batches: Any, states: list[Any] | None, host: int, steps: int) -> tuple[list[int], Any]:
-    """What an iterator of Grain hands out from its host's own state on, and its state after it."""
+    """Rows that a Grain iterator gives, beginning with its host's own state, and its state afterwards."""
     if states:
         batches.set_state(own(states, host))
     return _taken(batches, steps), batches.get_state()
@@ -285,7 +285,7 @@ PEERS: dict[str, tuple[Callable[[Path], Host], str]] = {
 
 
 def judge(host: Host, hosts: int) -> dict[str, Any]:
-    """Rows that come again and rows that never come when a run on `FIRST` hosts goes on with others."""
+    """Rows read twice and rows never read when a run on `FIRST` hosts is resumed on another number."""
     before, states = list[int](), []
     for number in range(FIRST):
         rows, state = host(number, FIRST, None, STEPS)
@@ -302,7 +302,7 @@ def judge(host: Host, hosts: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures one."""
+    """Measures one loader."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("peer", choices=PEERS)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -59,7 +59,7 @@ def torchtitan() -> Iterator[tuple[str, np.ndarray, bool]]:
     from torchtitan.hf_datasets.interleaved import InterleavedDataset
 
     class Source(IterableDataset):
-        """Rows of one component, over and over."""
+        """Rows of one component, repeated without end."""
 
         def __init__(self, component):
             self.rows = mixing.component_rows(component)
@@ -88,7 +88,7 @@ def megatron() -> Iterator[tuple[str, np.ndarray, bool]]:
 
 
 def maxtext() -> Iterator[tuple[str, np.ndarray, bool]]:
-    """MaxText's weighted ArrayRecord files: documents are mixed by Grain, and packed behind."""
+    """MaxText's weighted ArrayRecord files: documents are mixed by Grain and packed afterwards."""
     from array_record.python import array_record_module
     from maxtext.input_pipeline import grain_data_processing
 
@@ -105,7 +105,7 @@ def maxtext() -> Iterator[tuple[str, np.ndarray, bool]]:
 
 
 def seqio() -> Iterator[tuple[str, np.ndarray, bool]]:
-    """A SeqIO mixture with rates: examples are drawn, and packed by the feature converter behind."""
+    """A SeqIO mixture with rates: examples are drawn, and packed by the feature converter afterwards."""
     import seqio
     import tensorflow as tf
 
@@ -133,7 +133,7 @@ def seqio() -> Iterator[tuple[str, np.ndarray, bool]]:
 
 
 def datasets() -> Iterator[tuple[str, np.ndarray, bool]]:
-    """Hugging Face `interleave_datasets` with probabilities, and the usual joining and cutting behind."""
+    """Hugging Face `interleave_datasets` with probabilities, then joined and cut as usual."""
     import datasets as hf
 
     parts = []
@@ -204,7 +204,7 @@ PEERS: dict[str, tuple[Callable[[], Iterator[tuple[str, np.ndarray, bool]]], str
 
 
 def main() -> None:
-    """Measures one."""
+    """Measures one loader."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("peer", choices=PEERS)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")

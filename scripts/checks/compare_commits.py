@@ -44,7 +44,7 @@ for name, count in counts.items():
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing that is timed.
+    """A case that is timed.
 
     Attributes:
       commands: command lines after `python -m diversity_jax.`, run one after the other in the same folder; `{configs}`
@@ -188,7 +188,7 @@ def write_shared(bench: Bench, options: argparse.Namespace, chosen: list[str]) -
 
 
 def write_questions(folder: Path, texts: list[str], items: int) -> None:
-    """Questions in HellaSwag's form: which of four passages goes on from a document's beginning."""
+    """Questions in HellaSwag's form: which of four passages continues a document's beginning."""
     draw, parts = random.Random(0), [text.split() for text in texts]
     parts = [words for words in parts if len(words) >= 40]
     folder.mkdir()

@@ -33,7 +33,7 @@ def texts_of(path: str, documents: int | None) -> Corpus | list[str]:
 
 
 def word(reach: float | None) -> str:
-    """What a difference, in units of its half-width, says when the first corpus is the one of low diversity."""
+    """`right`, `wrong` or `not decided`, by a difference in half-widths; the first corpus is the less diverse."""
     if reach is None:
         return "-"
     says = "not decided" if abs(reach) <= 1 else "wrong" if reach > 0 else "right"

@@ -45,7 +45,7 @@ def documents(path: str, count: int, characters: int) -> list[str]:
 class Reader:
     """The model: log-probabilities of a prompt's tokens, and of the next one."""
 
-    length: int  # of the longest prompt: one program serves all
+    length: int  # of the longest prompt, so that one compiled program serves all
 
     def __init__(self, path: str):
         config, self._params = read_model(path)

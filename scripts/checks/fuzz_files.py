@@ -37,8 +37,8 @@ from tests.changed_json import changed_at  # noqa: E402
 SLOW_SECONDS = 5.0
 HANGS_SECONDS = 60.0  # then the kernel ends the process
 MOST_BYTES = 2 << 30
-_MARK = "a value of another kind"
-# JSON values that Python cannot write, or nobody should.
+_PLACEHOLDER = "a value of another kind"
+# Values that Python cannot write as JSON, or that are no valid JSON.
 RAW_VALUES = (
     *(b"NaN", b"-Infinity", b"1e999", b"-0", b"9" * 5000, b'"\\ud800"', b'{"a": 1, "a": 2}', b"\xff", b"{", b"]"),
     *(b"[" * 200 + b"]" * 200, b"[" * 100_000, b'{"a":' * 2000 + b"1" + b"}" * 2000),
@@ -50,8 +50,8 @@ def damaged(original: bytes, value: object, generator: random.Random) -> bytes:
     if value is not None and generator.random() < 0.6:
         if generator.random() < 0.85:
             return json.dumps(changed_at(value, generator)).encode()
-        changed = json.dumps(changed_at(value, generator, (_MARK,))).encode()
-        return changed.replace(json.dumps(_MARK).encode(), generator.choice(RAW_VALUES))
+        changed = json.dumps(changed_at(value, generator, (_PLACEHOLDER,))).encode()
+        return changed.replace(json.dumps(_PLACEHOLDER).encode(), generator.choice(RAW_VALUES))
     data = bytearray(original)
     for _ in range(generator.choice((1, 1, 2, 5))):
         at = generator.randrange(len(data) + 1)
@@ -90,7 +90,7 @@ def outcome(read: Callable[[], object]) -> tuple[str, str | None]:
 
 
 def fuzz(name: str, numbers: range, progress: Path) -> int:
-    """Reads damaged files of one format; returns in how many ways it went wrong."""
+    """Reads damaged files of one format; returns the number of different faults."""
     warnings.simplefilter("ignore")
     logging.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -131,7 +131,7 @@ def fuzz(name: str, numbers: range, progress: Path) -> int:
 
 
 def _apart(name: str, numbers: range) -> bool:
-    """Fuzzes a format in another process; whether something went wrong."""
+    """Fuzzes a format in another process; returns whether there was a fault."""
     with tempfile.TemporaryDirectory() as folder:
         progress = Path(folder, "input")
         span = [f"--inputs={len(numbers)}", f"--first={numbers.start}", f"--progress={progress}"]

@@ -160,7 +160,7 @@ def run_record(folder: Path) -> Format:
 
 
 def response_cache(folder: Path) -> Format:
-    """Paid answers."""
+    """A response cache."""
     from diversity_jax.llm import BudgetConfig
     from diversity_jax.llm.response_cache import ResponseCacheFile
 
@@ -231,7 +231,7 @@ def chat_template(folder: Path) -> Format:
 
 
 def evaluation_results(folder: Path) -> Format:
-    """The results of an evaluation, compared with."""
+    """Results of an evaluation that another is compared with."""
     from diversity_jax.evaluation.results import load_results
 
     path = _unpacked(folder, "evaluation") / "evaluation" / "results.json"
@@ -255,7 +255,7 @@ def evaluation_items(folder: Path) -> Format:
 
 
 def benchmark_texts(folder: Path) -> Format:
-    """Items that rows are cleaned of."""
+    """Benchmark items that rows are decontaminated of."""
     from diversity_jax.prepare.decontaminate import _items
 
     path = _unpacked(folder, "inputs") / "benchmarks" / "copa_validation.jsonl.gz"
@@ -311,7 +311,7 @@ def training_log(folder: Path) -> Format:
 
 
 def run_settings(folder: Path) -> Format:
-    """A training run's record, as what loads its model and tokenizer reads it."""
+    """A training run's record, read to load its model and tokenizer."""
     from diversity_jax.model.convert import read_config
     from diversity_jax.tokenizers.files import model_tokenizer
 
@@ -348,14 +348,14 @@ def checkpoint_record(folder: Path) -> Format:
             if record is None:
                 raise InputError("no checkpoint")
             shards.read(folder, record, wanted)
-        except shards.DamagedCheckpoint as error:  # the caller says it in a line, and takes the checkpoint before
+        except shards.DamagedCheckpoint as error:  # the caller prints a line and reads the checkpoint before
             raise InputError(str(error)) from None
 
     return path, read
 
 
 def study_analysis(folder: Path) -> Format:
-    """What a study found, drawn again."""
+    """The analysis of a study, whose page is drawn again."""
     from diversity_jax.study.analysis import draw
 
     path = _unpacked(folder, "study") / "study" / "analysis.json"

@@ -82,7 +82,7 @@ def ask(port: int, path: str, data: bytes, headers: dict[str, str] | None = None
 
 
 class Watch:
-    """What is checked of every answer."""
+    """Checks every answer, and counts faults."""
 
     def __init__(self, port: int, process: psutil.Process, every: int):
         self.port, self.process, self.every = port, process, every
@@ -95,7 +95,7 @@ class Watch:
         return json.loads(text)["choices"][0]["text"] if status == 200 else f"status {status}: {text[:200]}"
 
     def see(self, status: int, text: str, request: object) -> None:
-        """Counts an answer, and between them asks plainly."""
+        """Checks an answer, and after every hundredth sends a valid request."""
         self.statuses[status] += 1
         self.sent += 1
         if status >= 500 or (status != 200 and LEAKS.search(text)):
@@ -135,7 +135,7 @@ def by_hypothesis(watch: Watch, requests: int) -> None:
 
 
 def by_schemathesis(watch: Watch, command: str, examples: int) -> int:
-    """From the server's own description; returns how many requests were made."""
+    """Requests from the server's OpenAPI description; returns how many were made."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     address = f"http://127.0.0.1:{watch.port}/openapi.json"
     arguments = [
@@ -169,7 +169,7 @@ def by_schemathesis(watch: Watch, command: str, examples: int) -> int:
 
 
 def main() -> int:
-    """1 where something went wrong."""
+    """Runs both; the exit status is 1 where there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--schemathesis", help="its command; without it, all requests are hypothesis's")

@@ -43,14 +43,14 @@ def get_config():
         output_dir={output!r}, corpus=corpus, preparation=preparation, processes=2, vocabulary={vocabulary!r}
     )
 """
-_MARKS = {
+_PHASES = {
     "tidying up": lambda folder: (folder / "manifest.json").exists() and (folder / ".preparing").exists(),
     "permuting": lambda folder: any(folder.glob("*.bin")),
     "encoding": lambda folder: any((folder / ".preparing").glob("*.rows")),
     "signing": lambda folder: any((folder / ".preparing").glob("*.signatures")),
     "starting": lambda folder: True,
 }
-"""How far a preparation is, the last first."""
+"""Phases of a preparation, the last first, by the files that it has written."""
 
 
 def write_text(folder: Path, documents: int) -> str:
@@ -77,7 +77,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def phase(folder: Path) -> str:
-    return next(name for name, is_there in _MARKS.items() if is_there(folder))
+    return next(name for name, is_there in _PHASES.items() if is_there(folder))
 
 
 def start(source: str, folder: Path, args: argparse.Namespace) -> subprocess.Popen:
@@ -92,8 +92,8 @@ def start(source: str, folder: Path, args: argparse.Namespace) -> subprocess.Pop
 
 
 def is_killed(process: subprocess.Popen, folder: Path, draw: random.Random, whole_seconds: float, number: int) -> bool:
-    """Kills at a moment by the clock, or soon after a phase has begun; False where the run ended first."""
-    wanted = None if number % 2 else draw.choice([name for name in _MARKS if name != "starting"])
+    """Kills after a random time, or soon after a phase has begun; False where the run ended first."""
+    wanted = None if number % 2 else draw.choice([name for name in _PHASES if name != "starting"])
     deadline = time.monotonic() + draw.uniform(0, whole_seconds)
     while process.poll() is None:
         if (phase(folder) == wanted) if wanted else (time.monotonic() >= deadline):

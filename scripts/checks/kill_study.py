@@ -46,7 +46,7 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> None:
-    """Waits for a study that must end well."""
+    """Waits for a study, and exits where it failed."""
     _, errors = process.communicate()
     if process.returncode:
         sys.exit(f"the study ended with {process.returncode}:\n{errors}")
@@ -58,7 +58,7 @@ def results(folder: Path) -> tuple[bytes, str]:
 
 
 def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str | None:
-    """Kills the study after so many seconds; says where that was, or None where it had ended."""
+    """Kills the study after so many seconds; returns its state, or None where it had ended."""
     try:
         process.wait(seconds)
         finish(process)
@@ -75,7 +75,7 @@ def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str | None:
 
 
 def same(undisturbed: Path, killed: Path, kills: int) -> bool:
-    """Prints and returns whether a killed study ended as the one left alone."""
+    """Prints and returns whether a killed study ended like the uninterrupted one."""
     equal = [expected == actual for expected, actual in zip(results(undisturbed), results(killed), strict=True)]
     analysis, page = ("the same" if result else "DIFFERS" for result in equal)
     print(f"{kills} kills: analysis.json {analysis}, page {page}", flush=True)
@@ -83,7 +83,7 @@ def same(undisturbed: Path, killed: Path, kills: int) -> bool:
 
 
 def main() -> None:
-    """The campaign; ends with 1 where anything differs."""
+    """Runs all kills; the exit status is 1 where anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--processes", type=int, default=1)

@@ -54,7 +54,7 @@ SERVERS = {"gs": gcs_server, "s3": s3_server}
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What is trained: environments of `tests.train_process`, and the lengths the killed run is given one by one."""
+    """What is trained: environments of `tests.train_process` for both, and successive lengths of the killed one."""
 
     killed: Mapping[str, str] = field(default_factory=dict)
     uninterrupted: Mapping[str, str] = field(default_factory=dict)
@@ -153,7 +153,7 @@ def lines(folder: Path | str, run: str = "run") -> int:
 
 
 def kill_at_random(process: Attempt, folder: Path | str, draw: random.Random, run: str = "run") -> str:
-    """Kills the process at a random moment; returns which."""
+    """Kills the process at a random moment; returns a description of it."""
     if draw.random() < 0.2:
         seconds = draw.uniform(0.5, 6.0)
         moment = f"after {seconds:.1f} s"
@@ -174,8 +174,8 @@ def kill_at_random(process: Attempt, folder: Path | str, draw: random.Random, ru
 
 
 def truncate_latest(folder: Path, draw: random.Random) -> str:
-    """Cuts a random file of the latest checkpoint short, where an earlier one is there to fall back to; returns
-    which.
+    """Cuts a random file of the latest checkpoint short, where there is an earlier one to fall back to; returns what
+    was cut.
     """
     checkpoints = sorted(
         (int(path.name), path) for path in (folder / "run" / "checkpoints").glob("*") if path.name.isdigit()
@@ -190,7 +190,7 @@ def truncate_latest(folder: Path, draw: random.Random) -> str:
 
 
 def finish(process: Attempt) -> tuple[str, str]:
-    """The fingerprint that a sitting ends with, and what it said."""
+    """The fingerprint that an attempt ends with, and its standard error."""
     out, err = process.communicate(timeout=600)
     if process.returncode:
         raise SystemExit(f"the run failed:\n{err}")

@@ -117,9 +117,7 @@ def strings(value) -> list[str]:
 
 
 def planted(corpus: str, benchmark: str, plants: int) -> None:
-    """Prints how many planted runs of 13 and of 12 words are found, and whether the item is named that they were taken
-    from.
-    """
+    """Prints how many planted runs of 13 and of 12 words are found, and whether the right item is named."""
     draw, benchmarks = random.Random(0), Benchmarks((benchmark,))
     sources = [
         (line, words(text))

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 TEMPERATURES = (0.0, 1.0)
-Example = tuple[list[int], list[int]]  # token ids of what is asked, and of its answer with the mark that ends it
+Example = tuple[list[int], list[int]]  # token ids of a question, and of its answer with the token that ends it
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def held_out(run: Path, count: int, longest: int) -> list[Example]:
 
 
 def likelihoods(model: Any, examples: list[Example]) -> tuple[float, float, float]:
-    """Mean nats of an answer's token, and mean probabilities of the ending mark at the end and inside."""
+    """Mean nats per token of an answer, and mean probabilities of the ending token at its end and inside it."""
     from diversity_jax.evaluation.loglikelihood import Scored
 
     complete, ends = [], {"over": [], "inside": []}
@@ -98,7 +98,7 @@ def likelihoods(model: Any, examples: list[Example]) -> tuple[float, float, floa
 
 
 def written(model: Any, examples: list[Example], max_tokens: int, temperature: float) -> list[Any]:
-    """An answer to each question, each with its own seed."""
+    """Generates an answer to each question, each with its own seed."""
     from diversity_jax.evaluation.generate import Generator
     from diversity_jax.evaluation.sampling import Sampling
 

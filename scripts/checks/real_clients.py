@@ -92,7 +92,7 @@ def by_langchain(address: str, model: str) -> tuple[str, str]:
 
 
 def main(address: str, model: str) -> int:
-    """1 where a client fails."""
+    """Asks with each client; the exit status is 1 where one fails."""
     clients: dict[str, Callable[[str, str], tuple[str, str]]] = {
         "curl": by_curl,
         "openai": by_openai,

@@ -80,7 +80,7 @@ def messages(question: str) -> list[dict[str, str]]:
 
 
 def transformers_answers(folder: Path) -> list[str]:
-    """As a user of transformers writes it: nothing is said of tokens that end an answer."""
+    """Answers by transformers as a user calls it, without naming the tokens that end an answer."""
     import torch
     import transformers
 
@@ -161,7 +161,7 @@ def eight_bits(rounded: Path, exact: Path) -> None:
 
 
 def special_tokens(folder: Path) -> dict[str, Any]:
-    """What a folder says of its special tokens."""
+    """The special tokens that a folder names."""
     read = {
         name: json.loads((folder / name).read_text()) for name in ("tokenizer_config.json", "generation_config.json")
     }
@@ -170,7 +170,7 @@ def special_tokens(folder: Path) -> dict[str, Any]:
 
 
 def fine_tune(name: str, start: Path, folder: Path, *settings: str) -> Path:
-    """20 steps on small sums, so that something is learned that can be asked for."""
+    """20 steps on small sums, which can then be asked for."""
     data = folder / "sums.jsonl"
     rng = np.random.default_rng(0)
     sums = [(int(a), int(b)) for a, b in rng.integers(0, 50, (400, 2))]
@@ -191,7 +191,7 @@ def fine_tune(name: str, start: Path, folder: Path, *settings: str) -> Path:
 
 
 def served_answers(model: Path) -> list[str]:
-    """Every question from as many clients at once as go round, of our server; in the order of the questions."""
+    """Answers of our server to all questions from several clients at once, in the order of the questions."""
     from tests.llama_cpp_server import post
 
     flags = {"model.checkpoint": model, "model.max_length": 512, "port": 0, "name": "it"}
@@ -218,7 +218,7 @@ def served_answers(model: Path) -> list[str]:
 
 
 def first(folder: Path, options: argparse.Namespace) -> None:
-    """The model as it came: answers, logits, and both forms read again."""
+    """The model as imported: answers, logits, and both exported forms read again."""
     ask_everybody("first", folder / "ours", folder)
     run("model.convert", "check", str(folder / "first_hf"))
     for source, name in ((folder / "first_hf", "from_hf"), (folder / "first.gguf", "from_gguf")):
@@ -249,7 +249,7 @@ def benchmarks(folder: Path, options: argparse.Namespace) -> None:
 
 
 def tuned(folder: Path, options: argparse.Namespace) -> None:
-    """Fine-tuned with adapters and in full, and taken out in both forms."""
+    """The model fine-tuned with adapters and in full, and exported in both forms."""
     expected = special_tokens(folder / "first_hf")
     before = our_answers(folder / "ours", folder)
     for name, settings in (("lora", ()), ("full", FULL)):

@@ -70,7 +70,7 @@ def table_of_figures(runs: int, generator: np.random.Generator) -> None:
 
 
 def table_of_documents(runs: int, generator: np.random.Generator) -> None:
-    """Corpora drawn from a population: is it held, and are exactly these documents?"""
+    """Corpora drawn from a population: coverage of its value, and of the value of exactly these documents."""
     print(f"\n{runs} corpora of D documents drawn from one population, 400 groupings each")
     print(f"{'population':>18} {'D':>5} {'K':>3} {'population':>11} {'of these documents':>19}")
     for name, population in POPULATIONS.items():
@@ -113,7 +113,7 @@ def table_of_spread(runs: int, generator: np.random.Generator) -> None:
 
 
 def verified_in_part(shares: np.ndarray, k: int, count: int, rate: float, generator: np.random.Generator):
-    """Groupings of a judge that misplaces samples, verified honestly: as much as pays off, and all of them."""
+    """Groupings of a judge that misplaces samples, verified correctly: the share that pays off, and all of them."""
     labels = draw_labels(shares, (count, k), generator)
     claimed, placed = misplace(labels, rate, generator)
     everything = misplaced_groupings(claimed, placed, np.ones(count))
@@ -123,7 +123,7 @@ def verified_in_part(shares: np.ndarray, k: int, count: int, rate: float, genera
 
 
 def table_of_double_sampling(runs: int, generator: np.random.Generator) -> None:
-    """Verifying a share of the groupings against verifying all: how often each holds what all of many would give."""
+    """Verifying a share of the groupings against verifying all: coverage of what many verified groupings would give."""
     print(f"\n{runs} runs of 200 groupings; a share of samples is put with a random other one; a share is verified")
     print(f"{'clusters':>9} {'K':>3} {'misplaced':>10} {'verified':>9} {'moved':>7} {'held':>6} {'all verified':>13}")
     for name, shares in (("4, even", even_shares(4)), ("50, even", even_shares(50)), ("20, Zipf", zipf_shares(20))):
@@ -161,7 +161,7 @@ def table_of_verification() -> None:
 
 
 def table_of_errors(runs: int, generator: np.random.Generator) -> None:
-    """A judge that merges or splits pairs by mistake: what the score reads, the ceiling, the corrected score."""
+    """A judge that merges or splits pairs by mistake: the score, its ceiling, the corrected score."""
     print(f"\n{runs} runs of 500 groupings, K = 10: a judge with false merge a and false split b, 500 canaries")
     print(
         f"{'truth':>6} {'a':>6} {'b':>5} {'reads':>8} {'ceiling 1/a':>12} {'refused':>8} {'corrected':>10} {'holds':>7}"

@@ -22,7 +22,7 @@ ORDERS = {"merge": "merge", "invalid": "invalid"}  # what the other injections o
 
 
 def order_in(text: str) -> str | None:
-    """What a shown text orders, recognised by the words of its injection that survive cleaning."""
+    """What a shown text orders the judge to do, recognised by the words of its injection that survive cleaning."""
     names = (
         name for name, injection in INJECTIONS.items() if max(clean_text(injection, 2000).split("\n"), key=len) in text
     )

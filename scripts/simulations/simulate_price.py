@@ -156,7 +156,7 @@ class Pool:
 
 
 def measure(runs: int, draw: Callable[[np.random.Generator], object], truth: float) -> tuple[float, float]:
-    """Mean half-width of log T, and coverage, over runs that start from the same seed whatever is drawn."""
+    """Mean half-width of log T, and coverage, over runs that start from the same seeds for every drawing function."""
     from diversity_jax.cluster_agent.estimators import collision
 
     widths, held = [], 0

@@ -32,7 +32,7 @@ GROUPINGS = 400
 
 
 def peeking_decides(a: Groupings, b: Groupings, looks: int, documents: tuple[int, int]) -> bool:
-    """Whether any of so many looks, each at the full 5 %, calls them different."""
+    """Whether any of several looks, each at the full 5 %, decides that they differ."""
     parts = ((a.first(len(a) * n // looks), b.first(len(b) * n // looks)) for n in range(1, looks + 1))
     return any(compare_groupings(x, y, paired=True, documents=documents).decided for x, y in parts)
 

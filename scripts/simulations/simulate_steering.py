@@ -37,7 +37,7 @@ def one_rich_arm(seed: int) -> list[SimulatedArm]:
 
 
 def dear_and_cheap(seed: int) -> list[SimulatedArm]:
-    """400 clusters at 10 cents a document, 200 others at half a cent, and three poor arms."""
+    """Arms over 400 clusters at 10 cents a document and over 200 others at half a cent, and three poor arms."""
     arms = [arm_over(f"poor {n}", np.arange(20 * n, 20 * n + 10), exponent=0.5) for n in range(3)]
     arms += [
         arm_over("dear", np.arange(1000, 1400), dollars=0.1),

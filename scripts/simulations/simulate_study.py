@@ -48,7 +48,7 @@ def one_study(rng: np.random.Generator, n: int, *, uneven: bool) -> dict[str, bo
 
 
 def confounded(rng: np.random.Generator, n: int) -> tuple[bool, bool]:
-    """Whether a correlation and a partial correlation call an effect real that is all the confounder's."""
+    """Whether a correlation and a partial correlation report an effect that is entirely the confounder's."""
     x = rng.normal(3, 1.2, n)
     length = 0.8 * x + rng.normal(0, 0.7, n)
     y = SLOPE * length + rng.normal(0, RECIPE_NOISE, n)

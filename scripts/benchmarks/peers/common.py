@@ -9,7 +9,7 @@ import time
 
 SHAPE = {"hidden": 384, "intermediate": 1024, "layers": 6, "heads": 6, "kv_heads": 0, "vocab": 8192, "length": 256}
 SHAPE |= {"batch": 8}
-_REPORT_EVERY = 5  # timed steps between two lines, so that a contestant that is stopped has said what it measured
+_REPORT_EVERY = 5  # timed steps between two lines, so that a contestant that is stopped has printed what it measured
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -29,7 +29,8 @@ def measure(
 ) -> None:
     """Times steps and prints what was measured, again every few steps; the last line counts.
 
-    The clock is read once before each step and, after the warm-up, once behind it (bench_train_step.py relies on it).
+    `time.perf_counter` is called once before each step and, after the warm-up, once after it: bench_train_step.py
+    relies on that.
 
     Args:
       step: trains on the batch once, waits for the device, and returns the loss before the update.

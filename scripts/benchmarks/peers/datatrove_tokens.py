@@ -15,7 +15,8 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 def main() -> None:
     """Runs one task a file and prints the number of tokens.
 
-    They run one after the other in this process: it does not wait for workers, whose CPU seconds nobody would count.
+    The tasks run one after the other in this process, since datatrove does not wait for its workers, whose CPU seconds
+    would not be counted.
     """
     folder, pattern, tokenizer, end_of_text, output, tasks = sys.argv[1:]
     pipeline = [

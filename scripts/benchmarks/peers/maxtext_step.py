@@ -73,7 +73,7 @@ def main() -> None:
                 losses.append(float(match[3]))
                 if int(match[1]) >= options.warmup:
                     seconds.append(float(match[2]))
-                    # It logs when a step was dispatched, not when it ended: single ones say nothing, their mean does.
+                    # It logs when a step was dispatched, not when it ended, so only the mean over steps is meaningful.
                     mean = [sum(seconds) / len(seconds)] * len(seconds)
                     figures = common.figures(mean, losses[:5], options)
                     complete = len(seconds) == options.steps

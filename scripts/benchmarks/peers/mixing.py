@@ -47,12 +47,12 @@ def judge(rows: np.ndarray, *, by_rows: bool) -> dict[str, float]:
     """Distance from the shares asked for, and repeats.
 
     Args:
-      rows: int32 [rows, tokens], as the loader handed them out.
+      rows: int32 [rows, tokens], in the order of the loader.
       by_rows: the loader draws rows that were cut before, so that repeats are counted in rows, else in documents.
 
     Returns:
       `share`: of the first component in all rows; `furthest`: the largest distance from its share in any WINDOW
-      consecutive rows, in rows of WINDOW; `repeats`: units that came again before all of their component had come.
+      consecutive rows, in rows of WINDOW; `repeats`: units read again before all of their component were read.
     """
     is_text = rows != 0
     of_first = ((rows % 2 == 0) & is_text).sum(1).astype(np.int64)

@@ -48,7 +48,7 @@ def register(model: Path) -> None:
 
 
 class RowLoader(torch.utils.data.DataLoader):
-    """Rows in their order; its state is the number of batches handed out, which Fabric saves with a checkpoint."""
+    """Rows in order; its state is the number of batches given, which Fabric saves with a checkpoint."""
 
     def __init__(self, rows, batch):
         super().__init__(torch.utils.data.TensorDataset(torch.zeros(len(rows))), batch_size=batch)

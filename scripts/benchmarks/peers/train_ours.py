@@ -9,12 +9,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 
 def record_through_the_loop(record: training.Record) -> None:
-    """Lets the training loop tell `record` of its losses and of how long its checkpoints take."""
-    from diversity_jax.training import loop
+    """Makes the training loop report its losses and the time of its checkpoints to `record`."""
+    from diversity_jax.training import bucket_checkpoints, loop
     from diversity_jax.training.checkpoint import Checkpoints
 
     class Writer(loop.MetricWriter):
-        """Hands on what it writes of a step."""
+        """Passes the losses of a step on to the record."""
 
         def write(self, step, figures, **more):
             super().write(step, figures, **more)
@@ -31,7 +31,8 @@ def record_through_the_loop(record: training.Record) -> None:
 
             record.timed(save_and_wait)()
 
-    loop.MetricWriter, loop.Checkpoints = Writer, TimedCheckpoints
+    loop.MetricWriter = Writer
+    bucket_checkpoints.Checkpoints = TimedCheckpoints  # where `open_checkpoints` looks it up
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
                 checkpoint_every=options.checkpoint_every,
                 tensorboard=False,
                 compilation_cache=None,
-                allow_changed=("mesh",),  # another number of devices is refused unless it is said to be meant
+                allow_changed=("mesh",),  # another number of devices is refused unless it is allowed by name
             ),
             mesh=MeshConfig(fsdp=options.devices),
         )

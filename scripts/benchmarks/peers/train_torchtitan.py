@@ -68,7 +68,7 @@ def model_config(folder: Path):
 
 
 def loader_config(options, rows):
-    """Configuration of a loader that deals every batch over the ranks and keeps its place in checkpoints."""
+    """Configuration of a loader that divides every batch among the ranks and saves its position in checkpoints."""
     from torchtitan.components.dataloader import BaseDataLoader
 
     class RowLoader(BaseDataLoader):

@@ -39,7 +39,7 @@ def options(description: str | None) -> argparse.Namespace:
     if options.devices > 1:  # read by JAX when it starts; PyTorch trainers start processes instead
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that spin while they wait would count as work
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that spin while they wait would count as CPU time
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     options.output.mkdir(parents=True, exist_ok=True)
     return options
@@ -72,7 +72,7 @@ class Rows:
 
 
 class Record:
-    """`steps.jsonl`: a line a finished step, with its loss and the clock; `result.json`: what is measured once."""
+    """`steps.jsonl`: a line for each finished step, with its loss and times; `result.json`: what is measured once."""
 
     def __init__(self, options: argparse.Namespace):
         self._options = options
@@ -85,7 +85,7 @@ class Record:
         self._file.flush()
 
     def start(self) -> None:
-        """Says that what follows is counted: the peer has finished converting the weights it begins with."""
+        """Starts the measured part: the peer has converted the weights that it begins with."""
         self._write({"start": time.time(), "cpu": _cpu_seconds()})
 
     def step(self, number: int, loss: float, **more: Any) -> None:
@@ -97,7 +97,7 @@ class Record:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def timed(self, save: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, whose seconds are noted as those of a checkpoint."""
+        """The same function; its seconds are recorded as those of a checkpoint."""
 
         def timed_save(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
