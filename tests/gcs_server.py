@@ -2,7 +2,7 @@
 generations in memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import importlib.util
 import os
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 
+import fsspec
 import httpx
 import pytest
 
@@ -56,6 +57,27 @@ def serving(external_port: int | None = None, port: int | None = None) -> Iterat
     finally:
         server.kill()
         server.wait()
+
+
+@contextlib.contextmanager
+def client(environment: Mapping[str, str]) -> Iterator[None]:
+    """Sets a server's environment in this process too, where gs:// becomes the plain class of gcsfs: the usual one asks
+    Google of what kind a bucket is.
+    """
+    from gcsfs.core import GCSFileSystem
+
+    usual = fsspec.get_filesystem_class("gs")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        fsspec.register_implementation("gs", GCSFileSystem, clobber=True)
+        GCSFileSystem.clear_instance_cache()
+        try:
+            yield
+        finally:
+            GCSFileSystem.clear_instance_cache()
+            fsspec.register_implementation("gs", usual, clobber=True)
 
 
 def free_port() -> int:

@@ -1,6 +1,6 @@
 """An S3 server on this machine for tests: moto's, which keeps objects in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import importlib.util
 import os
@@ -48,3 +48,16 @@ def serving() -> Iterator[dict[str, str]]:
     finally:
         server.kill()
         server.wait()
+
+
+@contextlib.contextmanager
+def client(environment: Mapping[str, str]) -> Iterator[None]:
+    """Sets a server's environment in this process too."""
+    from s3fs import S3FileSystem
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        yield
+        S3FileSystem.clear_instance_cache()

@@ -6,7 +6,6 @@ from pathlib import Path
 import shutil
 import threading
 
-import fsspec
 import numpy as np
 import pytest
 
@@ -41,22 +40,10 @@ def store(request, tmp_path_factory):
     """URL of an empty bucket in a server of this machine, which processes that are started reach too."""
     server = {"gs": gcs_server, "s3": s3_server}[request.param]
     pytest.importorskip({"gs": "gcsfs", "s3": "s3fs"}[request.param])
-    with server.serving() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+    with server.serving() as environment, server.client(environment), pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIVERSITY_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(artifacts, "_TAKEOVER_SECONDS", 0.1)
-        if request.param == "gs":  # the usual class asks Google of what kind the bucket is
-            from gcsfs.core import GCSFileSystem
-
-            patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-            usual = fsspec.get_filesystem_class("gs")
-            fsspec.register_implementation("gs", GCSFileSystem, clobber=True)
-        type(remote(f"{request.param}://{BUCKET}")[0]).clear_instance_cache()
         yield f"{request.param}://{BUCKET}"
-        type(remote(f"{request.param}://{BUCKET}")[0]).clear_instance_cache()
-        if request.param == "gs":
-            fsspec.register_implementation("gs", usual, clobber=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Failures of a store, told in one line each, with nothing lost: a proxy before a Cloud Storage server answers them."""
 
-import fsspec
 import numpy as np
 import pytest
 
@@ -19,27 +18,19 @@ ROOT = f"gs://{BUCKET}"
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory):
     pytest.importorskip("gcsfs", reason="needs gcsfs: pip install 'diversity_jax[gcs]'")
-    from gcsfs.core import GCSFileSystem
     import gcsfs.retry
 
     port, server_port = free_port(), free_port()
     with (
         proxying(port, server_port) as proxy,
         gcs_server.serving(external_port=port, port=server_port) as environment,
+        gcs_server.client(environment),
         pytest.MonkeyPatch.context() as patch,
     ):
-        for name, value in environment.items():
-            patch.setenv(name, value)
         patch.setenv("DIVERSITY_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
         patch.setattr(gcsfs.retry, "min", lambda *seconds: 0.01, raising=False)  # between the client's retries
-        usual = fsspec.get_filesystem_class("gs")
-        fsspec.register_implementation("gs", GCSFileSystem, clobber=True)
-        GCSFileSystem.clear_instance_cache()
         write_json(f"{ROOT}/a/value.json", {"text": "x" * 5000})
         yield proxy
-        GCSFileSystem.clear_instance_cache()
-        fsspec.register_implementation("gs", usual, clobber=True)
 
 
 def read_whole(url: str) -> bytes:

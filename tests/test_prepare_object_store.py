@@ -17,7 +17,7 @@ from diversity_jax.prepare import shards
 from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
-from tests.gcs_server import BUCKET, serving
+from tests.gcs_server import BUCKET, client, serving
 
 SETTINGS = {"sequence_length": 32, "validation_share": 0.1, "piece_characters": 20_000, "shard_bytes": 40_000}
 
@@ -27,20 +27,8 @@ def store():
     """fsspec's file system of a bucket that lies in a server of this machine."""
     if importlib.util.find_spec("gcsfs") is None:
         pytest.skip("needs gcsfs: pip install 'diversity_jax[gcs]'")
-    from gcsfs.core import GCSFileSystem
-
-    with serving() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        usual = fsspec.get_filesystem_class("gs")
-        fsspec.register_implementation(
-            "gs", GCSFileSystem, clobber=True
-        )  # the usual one would ask Google of what kind the bucket is
-        GCSFileSystem.clear_instance_cache()
+    with serving() as environment, client(environment):
         yield fsspec.filesystem("gs")
-        GCSFileSystem.clear_instance_cache()
-        fsspec.register_implementation("gs", usual, clobber=True)
 
 
 @pytest.fixture(scope="module")
