@@ -1,1 +1,1 @@
-"""Studies: grids of data recipes trained and judged, and what their outcomes say about diversity."""
+"""Studies: grids of data recipes, trained and evaluated, and the statistics of their outcomes over diversity."""

@@ -1,4 +1,4 @@
-"""The results of a study as one table of runs, and every relation in it with its n and interval, as JSON."""
+"""Analyses a study: a table of its runs, and relations, effects and curves with n and intervals, as JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -26,15 +26,16 @@ STAGES = {"evaluate": "pre-trained", "evaluate_sft": "fine-tuned"}
 _SECOND = "second_score"
 SCORED = "scored"  # the stage of studies that only score: their outcomes are the diversity figures themselves
 _TRAINING = {"evaluate": "train", "evaluate_sft": "sft"}
-_AMOUNTS_TO_SATURATE = 4  # different amounts that a saturation curve needs
+_FEWEST_AMOUNTS = 4  # different ones that a saturation curve needs
 _ANTICIPATED = (0.3, 0.5, 0.7)  # correlations whose chance of being detected is reported
 
 
 def table(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> list[Row]:
-    """One row for each run and stage whose evaluation is done: `levels`, `recipe`, `seed`, `stage`, `diversity`,
+    """A row for each run and stage whose evaluation is done: `levels`, `recipe`, `seed`, `stage`, `diversity`,
     `controls`, `outcomes`.
 
-    Levels of factors that are analysed apart stand in the name of the stage.
+    Levels of the factors in `study.apart` are part of the stage's name. Runs without an evaluation get a row whose
+    outcomes are their diversity figures.
     """
     rows = []
     for run in runs:
@@ -55,7 +56,9 @@ def table(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> lis
 
 
 def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of one evaluation: `accuracy` over tasks and of each, `loss on NAME` (token), `bits on NAME` (byte)."""
+    """Figures of an evaluation: `accuracy`, the mean over tasks, and of each; `loss on NAME`, nats a token, and
+    `bits on NAME`, bits a byte, of held-out texts.
+    """
     accuracies = {
         f"accuracy of {task['title']}": task["metrics"][task["metric"]]["value"] for task in results["tasks"].values()
     }
@@ -68,10 +71,10 @@ def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _diversity(study: StudyConfig, run: StudyRun, store: StepStore) -> dict[str, float]:
-    """The predictors and controls that the run's scorecards hold: their fields, or `metrics.NAME`; those of the second
-    scoring with `second_score.` before. Figures by a judge that was found unfit are left out.
+    """The predictors and controls in the run's scorecards, by name: a field, `metrics.NAME`, or either of the second
+    scoring after `second_score.`. Figures by a judge whose verdict is unfit are left out.
 
-    A judge's scorecard holds the metrics in its baseline.
+    A judge's scorecard holds the metrics in its field `baseline`.
     """
     figures = {}
     for name in (*study.predictors, *study.controls):
@@ -92,8 +95,8 @@ def _diversity(study: StudyConfig, run: StudyRun, store: StepStore) -> dict[str,
 
 
 def verdicts(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> list[dict[str, Any]]:
-    """What every scoring says of its judge: `scoring`, `corpus`, `judge`, `verdict` and `reasons`; also of scorings
-    that failed because the judge gave nothing usable.
+    """The verdict on each scoring's judge: `scoring`, `corpus`, `judge`, `verdict` and `reasons`; also of scorings that
+    failed because no grouping was usable.
     """
     by_outcome: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -109,7 +112,9 @@ def verdicts(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> 
 
 
 def densities(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> dict[str, Any]:
-    """Histograms of clusters a grouping and of their mean size: of each scored corpus, by its levels of `factors`."""
+    """Histograms of clusters in a grouping and of their mean size, for each scored corpus, named by its levels of the
+    factors that change it.
+    """
     scored = [run for run in runs if "score" in run.keys and store.done(run.keys["score"]) is not None]
     factors = [factor.name for factor in study.factors if _changes_score(factor.name, scored)]
     corpora: dict[str, Any] = {}
@@ -133,7 +138,7 @@ def _changes_score(factor: str, runs: Sequence[StudyRun]) -> bool:
 
 
 def _controls(run: StudyRun, store: StepStore, training: str) -> dict[str, float]:
-    """`tokens` the model was trained on, and mean `length` in tokens of the synthetic documents."""
+    """`tokens` that the model was trained on, and the mean `length` of synthetic documents in tokens."""
     record = store.done(run.keys[training]) if training in run.keys else None
     mixture = _mixture(run, store, training)
     if record is None or mixture is None:
@@ -155,14 +160,14 @@ def _mixture(run: StudyRun, store: StepStore, training: str) -> Mixture | None:
 
 
 def analyse(study: StudyConfig, rows: Sequence[Row]) -> dict[str, Any]:
-    """The complete analysis; parts that the runs cannot carry hold the reason instead, under `reason`."""
+    """The analysis; a part for which the runs do not suffice holds only the reason, under `reason`."""
     factors = [factor.name for factor in study.factors if factor.name not in study.apart]
     relations, effects = [], []
     for stage in dict.fromkeys(row["stage"] for row in rows):
         names = dict.fromkeys(name for row in rows if row["stage"] == stage for name in row["outcomes"])
         for outcome in names:
             if outcome.startswith("loss on "):
-                continue  # models of one vocabulary: bits on the same text say the same
+                continue  # `bits on` the same text is the same figure, comparable across tokenizers
             predictors = [name for name in study.predictors if name not in names]
             relations += [_relation(study, rows, stage, outcome, predictor) for predictor in predictors]
             effects.append(_effects(factors, rows, stage, outcome))
@@ -188,8 +193,8 @@ def analyse(study: StudyConfig, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _figures(study: StudyConfig, rows: Sequence[Row], factors: Sequence[str]) -> list[dict[str, Any]]:
-    """Each diversity figure at the levels of the factors that corpora differ by: means, and the values of corpora."""
-    # Runs share their corpora: one row for each.
+    """Each diversity figure at the levels of the factors by which corpora differ: means, and the corpora's values."""
+    # Several runs may share a corpus: take one row for each.
     corpora = {tuple(sorted(row["diversity"].items())): row for row in rows if row["diversity"]}.values()
     figures = []
     for name in dict.fromkeys((*study.predictors, *study.controls)):
@@ -213,6 +218,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _result_or_reason(compute: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """What `compute` returns, or `{"reason": ...}` where it refuses its arguments."""
     try:
         return compute(*arguments, **settings)
     except InputError as error:
@@ -220,7 +226,7 @@ def _result_or_reason(compute: Callable[..., Any], *arguments: Any, **settings: 
 
 
 def _relation(study: StudyConfig, rows: Sequence[Row], stage: str, outcome: str, predictor: str) -> dict[str, Any]:
-    """How one outcome goes with one diversity figure over recipes, whose seeds are averaged."""
+    """Regression and correlations of an outcome and a diversity figure over recipes, whose seeds are averaged."""
     head = {"stage": stage, "outcome": outcome, "predictor": predictor}
     recipes: dict[str, list[dict[str, float]]] = {}
     measured = {row["recipe"] for row in rows if row["stage"] == stage and outcome in row["outcomes"]}
@@ -269,7 +275,7 @@ def _line(y: statistics.Values, x: statistics.Values) -> dict[str, Any]:
 
 
 def _effects(factors: Sequence[str], rows: Sequence[Row], stage: str, outcome: str) -> dict[str, Any]:
-    """What each factor does to one outcome, with the seed as a block."""
+    """Analysis of variance of an outcome over the factors, with the seed as a block; and saturation curves."""
     runs = [
         {**row["levels"], "seed": row["seed"], "outcome": row["outcomes"][outcome]}
         for row in rows
@@ -284,7 +290,7 @@ def _effects(factors: Sequence[str], rows: Sequence[Row], stage: str, outcome: s
     curves = {}
     for factor in factors:
         amounts = [run[factor] for run in runs]
-        if all(isinstance(amount, int | float) for amount in amounts) and len(set(amounts)) >= _AMOUNTS_TO_SATURATE:
+        if all(isinstance(amount, int | float) for amount in amounts) and len(set(amounts)) >= _FEWEST_AMOUNTS:
             curves[factor] = _result_or_reason(saturation, amounts, values)
     pairs = {f"{a}:{b}": f"{a} \u00d7 {b}" for a, b in itertools.combinations(factors, 2)}
     return head | {
@@ -301,7 +307,7 @@ def _effects(factors: Sequence[str], rows: Sequence[Row], stage: str, outcome: s
 
 
 def _published(study: StudyConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Figures that others reported for single levels, each beside the mean of our runs at that level."""
+    """Figures published for single levels, each with the mean of this study's runs at that level."""
     compared = []
     levels = [(factor.name, level) for factor in study.factors for level in factor.levels]
     for factor, level in levels:
@@ -317,10 +323,10 @@ def _published(study: StudyConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def draw(folder: Path) -> Path:
-    """Draws `report.html` and `figures/` from `analysis.json` and `run.json` of a study's folder.
+    """Writes `report.html` and `figures/` from `analysis.json` and `run.json` in a study's folder.
 
     Raises:
-      InputError: one of the two is not there, or another version of this package wrote it.
+      InputError: one of the two does not exist, or another version of this package wrote `analysis.json`.
     """
     from diversity_jax.report.pages import study
 
@@ -332,7 +338,7 @@ def draw(folder: Path) -> Path:
 
 
 def _as_json(value: Any) -> Any:
-    """JSON values; a number that is not finite becomes None."""
+    """The value as JSON values; numbers that are not finite become None."""
     if dataclasses.is_dataclass(value):
         return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The configuration of a study, and its plan: the runs (factors x levels x seeds of one recipe) and their steps."""
+"""The configuration of a study, and its plan: the runs (recipe x levels of the factors x seeds) and their steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -20,17 +20,17 @@ from diversity_jax.training.run import Config
 
 _FOLDER = re.compile(r"\{(\w+)\}")
 STALE = ("keep", "again")
-_NAMES_IN_KEYS = {"Filtering": "Hygiene"}  # renamed since; the keys of finished steps hold the former name
+_NAMES_IN_KEYS = {"Filtering": "Hygiene"}  # keys of finished steps contain the class's former name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What one run of a study does, in this order; None leaves a step out.
+    """The steps of a run, in this order; None leaves a step out.
 
-    Each is the configuration of the command of its name. In any text in it, `{output}` is the folder the step writes
-    to, and `{benchmark}`, `{generate}`, `{score}`, `{build}`, `{train}`, `{sft}` those of earlier steps; `output_dir`
-    fields are set by the study. `second_score` scores by another judge, such as a model beside the offline one; `sft`
-    is a second training, and `evaluate_sft` judges the model it made.
+    Each is the configuration of the command of its name. In every string in it, `{output}` stands for the folder the
+    step writes to, and `{benchmark}`, `{generate}`, `{score}`, `{build}`, `{train}` and `{sft}` for those of earlier
+    steps; `output_dir` is set by the study. `second_score` scores by another judge, such as a language model besides
+    the offline judge; `sft` is a second training, and `evaluate_sft` evaluates its model.
     """
 
     benchmark: ContinuationsConfig | None = None
@@ -53,9 +53,9 @@ class Level:
     """One setting of a factor.
 
     Attributes:
-      name: shown; a number where it is an amount.
-      set: fields of the recipe by dotted name, such as `{"train.train.steps": 100}`, and their values.
-      published: figures that others reported for this level, by stage and outcome (`350M pre-trained accuracy`).
+      name: the name shown; a number where the level is an amount.
+      set: values by dotted name of a field of the recipe, such as `{"train.train.steps": 100}`.
+      published: figures published for this level, by stage and outcome (`350M pre-trained accuracy`).
     """
 
     name: str | float
@@ -65,7 +65,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """A factor of the grid. Where its levels are numbers, the study also fits how outcomes level off with them."""
+    """A factor of the grid. Where its levels are numbers, a saturation curve of outcomes over them is fitted too."""
 
     name: str  # shown
     levels: tuple[Level, ...]
@@ -79,27 +79,27 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Accelerators that hours are forecast for: their number, the peak FLOP/s of each, the share training reaches."""
+    """Accelerators for which hours are forecast."""
 
     name: str  # shown
-    devices: int  # that work together
-    peak_flops: float  # of each, a second
+    devices: int
+    peak_flops: float  # of each device, a second
     utilisation: float = 0.45  # share of the peak that training reaches
 
     def hours(self, flops: float) -> float:
-        """Wall hours that so many operations take on all devices."""
+        """Hours that so many floating-point operations take on all devices."""
         return flops / (self.devices * self.peak_flops * self.utilisation) / 3600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumed:
-    """Assumptions of a forecast made before any text is.
+    """Assumptions of the forecast, which is made before there is any text.
 
     Attributes:
-      document_tokens: length of a synthetic document as a judge is shown it.
-      generation_prompt_tokens: length of the prompt for one.
-      epoch_tokens: one pass over the data, where the length of a training is set in epochs.
-      machines: the accelerators to count hours for.
+      document_tokens: length of a synthetic document as shown to a judge.
+      generation_prompt_tokens: length of the prompt for a document.
+      epoch_tokens: tokens of an epoch, for trainings whose length is set in epochs.
+      machines: the accelerators for which hours are forecast.
     """
 
     document_tokens: int = 1000
@@ -116,25 +116,26 @@ class StudyConfig:
     """What `python -m diversity_jax.study` runs.
 
     Attributes:
-      name: heads the page.
+      name: title of the page.
       output_dir: a local or mounted folder with file locks, shared by all processes that work on the study.
       overwrite: replace the analysis of another study there; finished steps stay.
-      factors: the grid is their product.
-      only: levels to keep, as `factor=level, factor=level|level`; empty for the whole grid.
-      apart: factors whose levels are analysed each by itself, such as the size of the model.
-      seeds: repeats of every recipe. A recipe that leaves out the steps of all `seed_fields`, such as a model that is
-        not trained, is run once.
-      seed_fields: fields of the recipe that take the seed.
-      recipe: the base that levels change.
+      factors: the grid is the product of their levels.
+      only: levels to keep, as `factor=level, factor=level|level`; empty for the complete grid.
+      apart: factors whose levels are analysed separately, such as the size of the model.
+      seeds: each recipe is run with each seed. A recipe that leaves out the steps of all `seed_fields`, such as a model
+        that is not trained, is run once.
+      seed_fields: fields of the recipe that are set to the seed.
+      recipe: the base recipe, which levels change.
       predictors: diversity figures to regress outcomes on: fields of the scorecard, or `metrics.NAME`; those of the
-        second scoring as `second_score.NAME`. A judge whose verdict is `unfit` gives none.
+        second scoring as `second_score.NAME`. Figures by a judge whose verdict is `unfit` are left out.
       controls: what partial correlations control for: `tokens`, `length`, or a figure as in `predictors`.
-      processes: that run steps on this machine; other machines join by the same command.
-      servers: that steps ask, started by each process for the steps that name them where nobody answers there.
+      processes: number of processes that run steps on this machine; other machines join by the same command.
+      servers: servers that steps send requests to; a process starts one for a step that names its address, unless a
+        server answers there already.
       stale: whether to `keep` steps made by code that has changed since, with a warning, or to run them `again`.
       dry_run: print the graph and the forecast, and stop.
-      step: run this one step (a key, as the dry run lists them) and stop; every process of a multi-host job gives the
-        same.
+      step: run only the step with this key, as the dry run lists them; every process of a multi-host job names the
+        same one.
       assumed: assumptions of the forecast.
     """
 
@@ -179,7 +180,7 @@ class StudyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
-    """One recipe with one seed: its levels by factor, and its steps' keys by kind."""
+    """A recipe with a seed: its levels by factor, and the keys of its steps by kind."""
 
     levels: Mapping[str, str | float]
     seed: int
@@ -198,18 +199,18 @@ def recipe_name(levels: Mapping[str, str | float]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All runs, and all their steps by key, in an order in which needs come first."""
+    """All runs, and all their steps by key; a step comes after those it needs."""
 
     runs: tuple[StudyRun, ...]
     steps: Mapping[str, Step]
 
 
 def plan(study: StudyConfig, store: StepStore) -> Plan:
-    """Works out the runs and steps of a study.
+    """The runs and steps of a study.
 
     Raises:
-      InputError: a field that the recipe does not have, a step that names a later or missing one, or two recipes that
-        come to the same.
+      InputError: a level sets a field that the recipe does not have, a step names a later or missing step, or two runs
+        have the same last step.
     """
     steps: dict[str, Step] = {}
     runs = []
@@ -263,7 +264,9 @@ def _with_values(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recip
 
 
 def _step(kind: str, config: Any, earlier: Mapping[str, str], store: StepStore) -> Step:
-    """A step of a recipe: its key is made from texts that name folders by key, its configuration names the folders."""
+    """A step of a recipe. The settings, from which its key is made, name folders of steps by key; its configuration
+    names the folders themselves.
+    """
     needs: list[str] = []
 
     def by_key(name: str) -> str:
@@ -285,7 +288,7 @@ def _step(kind: str, config: Any, earlier: Mapping[str, str], store: StepStore) 
 
 
 def _in_texts(value: Any, replace: Callable[[str], str]) -> Any:
-    """The value with `{name}` replaced in all texts inside."""
+    """The value with `{name}` replaced in all strings inside."""
     if isinstance(value, str):
         return _FOLDER.sub(lambda match: replace(match[1]), value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -299,7 +302,7 @@ def _in_texts(value: Any, replace: Callable[[str], str]) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    """A configuration as JSON values, each dataclass with its type's name."""
+    """A configuration as JSON values, each dataclass with the name of its type, without secrets."""
     if dataclasses.is_dataclass(value):
         fields = config_files.fields_for_keys(value)
         name = type(value).__name__
@@ -312,7 +315,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _check_different(study: StudyConfig, runs: Sequence[StudyRun]) -> None:
-    """Refuses levels and seeds that change nothing which the last step reads."""
+    """Refuses levels and seeds that change neither the last step nor a step it needs."""
     last = list(study.recipe.parts())[-1]
     seen: dict[str, StudyRun] = {}
     for run in runs:
@@ -331,7 +334,7 @@ def _check_different(study: StudyConfig, runs: Sequence[StudyRun]) -> None:
 
 
 def _why_equal(study: StudyConfig, names: Sequence[str], runs: Sequence[StudyRun], last: str) -> str:
-    """Why two runs that differ in the levels of the named factors come to the same last step."""
+    """Why two runs that differ in the levels of the named factors have the same last step."""
     pairs = [
         [level.set for level in factor.levels if level.name in (run.levels[factor.name] for run in runs)]
         for factor in study.factors

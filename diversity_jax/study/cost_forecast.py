@@ -1,4 +1,4 @@
-"""What a study will take, from its configurations alone: tokens, floating-point operations, LLM calls and dollars."""
+"""Forecasts a study's tokens, floating-point operations, LLM calls and dollars from its configurations alone."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -19,14 +19,15 @@ from diversity_jax.training.throughput import flops_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
-    """What steps of one kind take.
+class StepCosts:
+    """What the steps of one kind cost.
 
     Attributes:
-      steps, done: their number, and how many of them are done; the other figures are of those that are not.
+      steps: their number.
+      done: how many of them are done; the other figures are of those that are not.
       tokens, flops: of training.
       llm: calls, tokens and dollars of language models.
-      unpriced: models without a known price, which `llm.dollars` leaves out.
+      unpriced: models without a known price, whose dollars are not counted.
     """
 
     steps: int = 0
@@ -36,23 +37,22 @@ class Need:
     llm: CostForecast = field(default_factory=CostForecast)
     unpriced: tuple[str, ...] = ()
 
-    def __add__(self, other: "Need") -> "Need":
+    def __add__(self, other: "StepCosts") -> "StepCosts":
         sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
-        return Need(**sums | {"unpriced": tuple(dict.fromkeys(sums["unpriced"]))})
+        return StepCosts(**sums | {"unpriced": tuple(dict.fromkeys(sums["unpriced"]))})
 
 
-def needs(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> dict[str, Need]:
-    """What the steps of each kind take."""
-    by_kind: dict[str, Need] = {}
+def costs_by_kind(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> dict[str, StepCosts]:
+    """The costs of the steps of each kind."""
+    by_kind: dict[str, StepCosts] = {}
     for key, step in steps.items():
-        need = (
-            Need(steps=1, done=1) if store.done(key) is not None else Need(steps=1) + _cost(step, steps, study.assumed)
-        )
-        by_kind[step.kind] = by_kind.get(step.kind, Need()) + need
+        is_done = store.done(key) is not None
+        costs = StepCosts(steps=1, done=1) if is_done else StepCosts(steps=1) + _cost(step, steps, study.assumed)
+        by_kind[step.kind] = by_kind.get(step.kind, StepCosts()) + costs
     return by_kind
 
 
-def _cost(step: Step, steps: Mapping[str, Step], assumed: Assumed) -> Need:
+def _cost(step: Step, steps: Mapping[str, Step], assumed: Assumed) -> StepCosts:
     config = step.config
     if step.kind in ("train", "sft") and config.model is not None:
         config.model.check_described()
@@ -60,7 +60,7 @@ def _cost(step: Step, steps: Mapping[str, Step], assumed: Assumed) -> Need:
         tokens = train.steps * train.batch_size * length
         if train.epochs is not None:
             tokens = train.epochs * assumed.epoch_tokens
-        return Need(tokens=tokens, flops=tokens * flops_per_token(config.model, length, causal=False))
+        return StepCosts(tokens=tokens, flops=tokens * flops_per_token(config.model, length, causal=False))
     if step.kind == "generate":
         return _generation(config, assumed)
     if step.kind in ("score", "second_score", "build") and judge_kind(config.judge).is_llm:
@@ -69,12 +69,12 @@ def _cost(step: Step, steps: Mapping[str, Step], assumed: Assumed) -> Need:
             corpora = sum(not part.policy.ungated for part in config.mixture.components if part.policy)
         planned = _judging(config.agent, corpora, assumed.document_tokens)
         return _llm(planned, config.judge, config.judge_base_url, config.budget, config.engine.price_share)
-    return Need()
+    return StepCosts()
 
 
 def _row_tokens(step: Step, steps: Mapping[str, Step]) -> int:
-    """Tokens in a row that a training reads: of its mixture, where that is known, and else as many as its model takes,
-    which may be many more (a published model's context).
+    """Tokens in a row that a training reads: of its mixture, or, where that is not known, the model's largest context,
+    which may be far more.
     """
     config = step.config
     built = [steps[need].config.mixture for need in step.needs if steps[need].kind == "build"]
@@ -84,9 +84,9 @@ def _row_tokens(step: Step, steps: Mapping[str, Step]) -> int:
     return config.model.max_length
 
 
-def _generation(config: GenerateConfig, assumed: Assumed) -> Need:
+def _generation(config: GenerateConfig, assumed: Assumed) -> StepCosts:
     if not config.generators:
-        return Need()
+        return StepCosts()
     grid = config.grid
     arms = len(grid.templates) * (1 if grid.mixed else len(config.generators))
     calls = grid.documents or (config.topics.limit or 0) * grid.generations_per_topic * arms
@@ -96,15 +96,15 @@ def _generation(config: GenerateConfig, assumed: Assumed) -> Need:
         prompt_tokens=assumed.generation_prompt_tokens,
         completion_tokens=config.completion_tokens_expected,
     )
-    needs = [
-        _llm((plan,), each.model, each.base_url, config.budget, config.engine_for(each).price_share)
-        for each in config.generators
+    costs = [
+        _llm((plan,), generator.model, generator.base_url, config.budget, config.engine_for(generator).price_share)
+        for generator in config.generators
     ]
-    return functools.reduce(Need.__add__, needs)
+    return functools.reduce(StepCosts.__add__, costs)
 
 
 class _AssumedCorpus:
-    """Stands for a corpus not yet made, with documents of an assumed length, so that prompts can be rendered."""
+    """A corpus of documents of an assumed length, by which prompts are rendered before the real one is made."""
 
     def __init__(self, document_tokens: int):
         self._text = "word " * document_tokens
@@ -118,29 +118,31 @@ class _AssumedCorpus:
 
 @functools.lru_cache(maxsize=64)
 def _judging(agent: AgentConfig, corpora: int, document_tokens: int) -> tuple[PlannedCalls, ...]:
-    # A file of criteria may not be there yet; proposing criteria is a small part of the calls.
+    # A file of criteria may not exist yet; proposing criteria is a small part of the calls.
     without_criteria = dataclasses.replace(agent, criteria=None)
     return tuple(plan_calls([_AssumedCorpus(document_tokens)] * corpora, without_criteria)) if corpora else ()
 
 
-def _llm(planned: Sequence[PlannedCalls], model: str, base_url: str | None, budget: Any, price_share: float) -> Need:
+def _llm(
+    planned: Sequence[PlannedCalls], model: str, base_url: str | None, budget: Any, price_share: float
+) -> StepCosts:
     try:
         price = price_of(*parse_model(model), base_url, budget).times(price_share)
     except InputError:
-        return Need(llm=CostForecast(calls=sum(plan.calls for plan in planned)), unpriced=(model,))
-    return Need(llm=forecast(planned, price, budget))
+        return StepCosts(llm=CostForecast(calls=sum(plan.calls for plan in planned)), unpriced=(model,))
+    return StepCosts(llm=forecast(planned, price, budget))
 
 
-def describe(study: StudyConfig, by_kind: Mapping[str, Need]) -> list[str]:
-    """The forecast as lines for the console."""
+def describe(study: StudyConfig, by_kind: Mapping[str, StepCosts]) -> list[str]:
+    """The forecast as lines of text."""
     head = ("step", "steps", "done", "tokens", "FLOPs", "LLM calls", "LLM tokens", "dollars")
     row = "{:14}{:>7}{:>7}{:>10}{:>10}{:>14}{:>12}{:>12}"
     lines = [row.format(*head)]
-    total = functools.reduce(Need.__add__, by_kind.values(), Need())
-    for kind, need in (*by_kind.items(), ("all", total)):
-        tokens, flops, llm_tokens = (f"{n:.3g}" if n else "-" for n in (need.tokens, need.flops, need.llm.tokens))
-        calls, dollars = (f"{n:,.0f}" if n else "-" for n in (need.llm.calls, need.llm.dollars))
-        lines.append(row.format(kind, need.steps, need.done, tokens, flops, calls, llm_tokens, dollars))
+    total = functools.reduce(StepCosts.__add__, by_kind.values(), StepCosts())
+    for kind, costs in (*by_kind.items(), ("all", total)):
+        tokens, flops, llm_tokens = (f"{n:.3g}" if n else "-" for n in (costs.tokens, costs.flops, costs.llm.tokens))
+        calls, dollars = (f"{n:,.0f}" if n else "-" for n in (costs.llm.calls, costs.llm.dollars))
+        lines.append(row.format(kind, costs.steps, costs.done, tokens, flops, calls, llm_tokens, dollars))
     assumed = study.assumed
     if total.flops:
         hours = "; ".join(f"{machine.hours(total.flops):.3g} hours of {machine.name}" for machine in assumed.machines)

@@ -1,11 +1,11 @@
-"""Steps of a study, keyed by all they depend on, and run once however many processes share the folder.
+"""The steps of a study as a graph, in a store that any number of processes share; and servers for steps.
 
-A step is a command of this package with a complete configuration. Its key is the hash of that configuration, in which
-results of other steps stand as their own keys: what two recipes share is one step, and a changed setting is another.
-A finished step is never run again. Processes on one or several machines work on the same study by running the same
-command: each takes the next step that is ready under a file lock, which the kernel releases when its holder dies.
+A step is a command of this package with a complete configuration. Its key is a hash of that configuration, in which
+folders of other steps are replaced by their keys: recipes with equal settings share a step, and a changed setting makes
+another step. A finished step is never run again. Processes on one or several machines that run the same study each take
+the next step that is ready, under a file lock, which the kernel releases when a process ends.
 
-Servers that steps ask are started where nobody answers at their address, and ended after the step.
+A server that a step sends requests to is started if nothing answers at its address, and ended after the step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,19 +30,19 @@ from diversity_jax.core.files import content_hash
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5  # between two looks for a step to run while other processes work
 _DONE, _FAILED = "done.json", "failed.json"
-_PAID_ANSWERS = "ledger.sqlite"  # and files that SQLite keeps beside it
+_PAID_ANSWERS = "ledger.sqlite"  # the response cache; SQLite's other files begin with this name too
 
 Command = Callable[[Any], None]  # runs a step, given its configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One command with its configuration.
+    """A command with its configuration.
 
     Attributes:
       kind: the command, such as `train`.
-      config: what it is run with; results of other steps are named in it by their folders.
-      settings: the same as JSON, with `{kind:KEY}` where a folder of another step stands.
+      config: its configuration, with the folders of other steps.
+      settings: the same as JSON, with `{KEY}` for the folder of the step of that key.
       needs: keys of the steps whose results it reads.
     """
 
@@ -53,7 +53,7 @@ class Step:
 
     @property
     def key(self) -> str:
-        """Names the step and its folder."""
+        """The name of the step and of its folder."""
         return f"{self.kind}-{content_hash([self.kind, self.settings])[:16]}"
 
 
@@ -69,11 +69,11 @@ class StepStore(ArtifactStore):
         return Path(self.folder, key, "log.txt")
 
     def done(self, key: str) -> dict[str, Any] | None:
-        """When, where and by what code a step was finished; None where it is not."""
+        """The record of a finished step: when, where and by what code it ran; None where it is not finished."""
         return self.record(f"{key}/{_DONE}")
 
     def failure(self, key: str) -> dict[str, str] | None:
-        """`reason`, one line, and `log`, a file, of a step that failed; None where it has not."""
+        """`reason` (one line) and `log` (a file) of a failed step; None where it has not failed."""
         return self.record(f"{key}/{_FAILED}")
 
     def state(self, key: str) -> str | None:
@@ -82,13 +82,13 @@ class StepStore(ArtifactStore):
         return next((state for state, name in names.items() if self.is_complete(f"{key}/{name}")), None)
 
     def clear_failures(self, keys: Iterable[str]) -> None:
-        """Lets failed steps be tried again; they resume from what they have written so far."""
+        """Marks failed steps to be run again; they resume from what they have written."""
         for key in keys:
-            with contextlib.suppress(FileNotFoundError):  # another worker of the study clears them too
+            with contextlib.suppress(FileNotFoundError):  # another process may clear it at the same time
                 self.withdraw(f"{key}/{_FAILED}")
 
     def invalidate(self, keys: Iterable[str]) -> None:
-        """Lets finished steps be run again from nothing: their output is removed, but for the answers they paid for."""
+        """Marks finished steps to be run again from the start: removes their output except stored LLM responses."""
         for key in keys:
             with contextlib.suppress(FolderLocked), self.lock(key):
                 self.withdraw(f"{key}/{_DONE}")
@@ -106,7 +106,7 @@ class StepStore(ArtifactStore):
 def _clear(output: Path) -> None:
     for path in sorted(output.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError):  # it holds paid answers
+            with contextlib.suppress(OSError):  # not empty: it holds stored responses
                 path.rmdir()
         elif not path.name.startswith(_PAID_ANSWERS):
             path.unlink()
@@ -114,7 +114,7 @@ def _clear(output: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StepStates:
-    """Keys of steps by state; `blocked` ones need a failed one."""
+    """Keys of steps by state; `blocked` steps need a failed step, directly or through others."""
 
     done: tuple[str, ...]
     failed: tuple[str, ...]
@@ -123,7 +123,7 @@ class StepStates:
 
 
 def step_states(steps: Mapping[str, Step], store: StepStore) -> StepStates:
-    """The state of every step; `steps` in an order in which needs come first."""
+    """The state of every step; in `steps`, a step comes after those it needs."""
     states: dict[str, str] = {}
     for key, step in steps.items():
         stuck = any(states[need] in ("failed", "blocked") for need in step.needs)
@@ -134,7 +134,7 @@ def step_states(steps: Mapping[str, Step], store: StepStore) -> StepStates:
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """What is logged and printed meanwhile goes to the step's own file."""
+    """Appends what is logged and printed during the block to a file."""
     root = logging.getLogger()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
@@ -149,7 +149,7 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def run_step(step: Step, store: StepStore, command: Command, code: Mapping[str, str]) -> bool:
-    """Runs one step whose lock is held; True if it is done. A failure is recorded beside it, and its log kept.
+    """Runs a step whose lock the caller holds, and records its success or failure; returns whether it is done.
 
     SIGTERM and Ctrl-C leave the step neither done nor failed.
     """
@@ -187,19 +187,19 @@ def run_steps(
     commands: Mapping[str, Command],
     codes: Mapping[str, Mapping[str, str]],
 ) -> StepStates:
-    """Runs all that is not done and can be, beside any other process that does the same.
+    """Runs all steps that are not done, while other processes may do the same.
 
     Args:
-      steps: by key, in an order in which needs come first.
-      commands: what runs a step, by kind.
-      codes: of each kind, the hash of every package whose code it runs; recorded with the result.
+      steps: by key; a step comes after those it needs.
+      commands: by kind, the function that runs a step.
+      codes: by kind, the hash of each source that its result depends on; recorded with the result.
 
     Returns:
-      The state of every step once nothing is left that this or another living process could run.
+      The state of every step, once each is done, failed or blocked.
     """
 
     def run_if_free(key: str) -> bool:
-        """Runs a step unless another process does or did; whether it was run."""
+        """Runs a step unless another process runs it or has run it; returns whether it was run here."""
         with contextlib.suppress(FolderLocked), store.lock(key):
             if store.state(key) is None:
                 log.info("%s  step %d of %d", key, len(step_states(steps, store).done) + 1, len(steps))
@@ -216,18 +216,18 @@ def run_steps(
 
 
 def stale(steps: Mapping[str, Step], store: StepStore, codes: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
-    """Finished steps whose code has changed since, by key, each with the packages that changed."""
+    """Finished steps whose code has changed since: by key, the sources that changed."""
     changed = {}
     for key, step in steps.items():
         record, current = store.done(key), codes[step.kind]
-        packages = [name for name in current if record is not None and record["code"].get(name) != current[name]]
-        if packages:
-            changed[key] = packages
+        sources = [name for name in current if record is not None and record["code"].get(name) != current[name]]
+        if sources:
+            changed[key] = sources
     return changed
 
 
 def dependents(steps: Mapping[str, Step], keys: Sequence[str]) -> list[str]:
-    """Steps that read, directly or through others, what the named ones write; needs come first in `steps`."""
+    """Steps that read, directly or through others, what the steps `keys` write; `steps` as in `run_steps`."""
     reached = dict.fromkeys(keys)
     for key, step in steps.items():
         if not reached.keys().isdisjoint(step.needs):
@@ -237,17 +237,17 @@ def dependents(steps: Mapping[str, Step], keys: Sequence[str]) -> list[str]:
 
 _SERVER_POLL_SECONDS = 0.5
 _END_SECONDS = 20.0  # from SIGTERM to SIGKILL
-_SHOWN_CHARACTERS = 400  # of what a server wrote before it ended
+_SHOWN_CHARACTERS = 400  # of a server's last output, in messages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A model's server that speaks OpenAI's protocol, for the steps that name its address.
+    """A language model's server with OpenAI's API, for the steps whose configurations name its address.
 
     Attributes:
-      base_url: as the steps' configurations name it, such as http://127.0.0.1:8080/v1.
-      command: program and arguments that serve there until they are told to end.
-      start_seconds: until `base_url` has to answer.
+      base_url: its address as in the steps' configurations, such as http://127.0.0.1:8080/v1.
+      command: program and arguments that serve at that address until SIGTERM.
+      start_seconds: time within which it has to answer after it is started.
     """
 
     base_url: str
@@ -262,27 +262,27 @@ class Server:
 
 
 def named_in(config: Any, servers: Iterable[Server]) -> list[Server]:
-    """The servers whose addresses stand in texts of a configuration."""
-    texts = set(_texts(config))
-    return [server for server in servers if server.base_url in texts]
+    """The servers whose address is a string in a configuration."""
+    strings = set(_strings(config))
+    return [server for server in servers if server.base_url in strings]
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _texts([getattr(value, field.name) for field in dataclasses.fields(value)])
+        yield from _strings([getattr(value, field.name) for field in dataclasses.fields(value)])
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from _strings(item)
 
 
 @contextlib.contextmanager
 def answering(server: Server) -> Iterator[None]:
-    """While the block runs, somebody answers at the server's address: who does already, or else a process of ours.
+    """Makes sure that a server answers at the address during the block; starts and ends it unless one answers already.
 
     Raises:
-      InputError: the program is not there, ends by itself, or does not answer in time.
+      InputError: the program is not installed, ends by itself, or does not answer in time.
     """
     if _answers(server.base_url):
         yield
@@ -321,11 +321,11 @@ def _wait(server: Server, process: subprocess.Popen, output: IO[str]) -> None:
 
 
 def _answers(base_url: str) -> bool:
-    """Whether a server is there and has loaded its model: llama.cpp answers 503 until it has."""
+    """Whether a server answers and has loaded its model; until then llama.cpp's answers with status 503."""
     try:
         with urllib.request.urlopen(f"{base_url.rstrip('/')}/models", timeout=10):
             return True
     except urllib.error.HTTPError as error:
-        return error.code in (401, 403)  # it is there, and wants the key that requests will bring
+        return error.code in (401, 403)  # it requires an API key, which the steps' requests have
     except (OSError, ValueError):
         return False

@@ -1,6 +1,8 @@
-"""Draws the pages of finished studies again, from analysis.json and run.json alone.
+"""Write the pages of finished studies again, from analysis.json and run.json alone.
 
-python -m diversity_jax.study.page FOLDER        writes FOLDER/report.html and FOLDER/figures again
+    python -m diversity_jax.study.page FOLDER
+
+Writes FOLDER/report.html and FOLDER/figures, and prints the page's path.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from diversity_jax.core import cli
 
 
 def main(folders: Sequence[str]) -> None:
-    """Draws the page of each folder and prints its path."""
+    """Writes the page of each folder and prints its path."""
     from diversity_jax.study.analysis import draw
 
     for folder in folders:

@@ -1,4 +1,4 @@
-"""A complete study: plan, run or join it, analyse, draw the page."""
+"""Runs a study: plans it, runs its steps beside other processes, analyses the results and writes the page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -30,7 +30,7 @@ from diversity_jax.study.graph import Command, Step, StepStates, StepStore
 
 log = logging.getLogger(__name__)
 
-STOPPED = 143  # as a shell reports a process that SIGTERM ended: Slurm and Kubernetes start it again
+STOPPED = 143  # the status of a process that SIGTERM ended: Slurm and Kubernetes start it again
 _PAGE_SECONDS = 60.0  # for another process to write the analysis
 _TERMINATE_SECONDS = 60.0  # for other processes to save what they are working on
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -38,9 +38,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class _StepKind:
-    """What runs a step: a function of a module, and the sources (packages or files) that its result depends on.
+    """The function of a module that runs a step, and the sources (packages or files) that its result depends on.
 
-    With `may_be_unusable`, a judge none of whose groupings is usable is a result, which its scorecard holds.
+    With `may_be_unusable`, a scoring without a usable grouping is a result, which the scorecard records, not a failure.
     """
 
     module: str
@@ -71,17 +71,17 @@ assert set(_KINDS) == set(Recipe.__dataclass_fields__)
 
 
 def commands(study: StudyConfig) -> dict[str, Command]:
-    """What runs a step of each kind; modules load when they are first needed."""
+    """By kind of step, the function that runs one; its module is imported when it is first called."""
     return {kind: functools.partial(_run_command, step_kind, study.servers) for kind, step_kind in _KINDS.items()}
 
 
-def _run_command(kind: _StepKind, known: Sequence[graph.Server], config: Any) -> None:
-    if kind is _EVALUATION:  # trainings keep their compiled programs themselves, once they have found the other hosts
+def _run_command(kind: _StepKind, servers: Sequence[graph.Server], config: Any) -> None:
+    if kind is _EVALUATION:  # a training sets up the cache of compiled programs itself, after connecting to other hosts
         from diversity_jax.training.runtime import keep_programs
 
         keep_programs("user")
     with contextlib.ExitStack() as running:
-        for server in graph.named_in(config, known):
+        for server in graph.named_in(config, servers):
             running.enter_context(graph.answering(server))
         try:
             result = getattr(importlib.import_module(f"diversity_jax.{kind.module}"), kind.function)(config)
@@ -90,7 +90,7 @@ def _run_command(kind: _StepKind, known: Sequence[graph.Server], config: Any) ->
             if scorecard is None or not scorecard.exists() or "unusable" not in read_json(scorecard):
                 raise
             result = None
-    if getattr(result, "interrupted", False):  # a training that SIGTERM stopped has saved itself, and is not done
+    if getattr(result, "interrupted", False):  # a training that SIGTERM stopped has saved a checkpoint and is not done
         raise SystemExit(STOPPED)
 
 
@@ -109,7 +109,7 @@ def codes() -> dict[str, dict[str, str]]:
 
 
 def run(study: StudyConfig) -> None:
-    """The complete study, one step of it, or its dry run; prints the page's path last."""
+    """Runs the study, or one step of it, or prints its graph; prints the page's path last."""
     from diversity_jax.study import cost_forecast
 
     check_folder(study)
@@ -118,7 +118,7 @@ def run(study: StudyConfig) -> None:
     if study.step:
         with _stoppable():
             return _run_one_step(study, plan.steps, store)
-    for line in cost_forecast.describe(study, cost_forecast.needs(study, plan.steps, store)):
+    for line in cost_forecast.describe(study, cost_forecast.costs_by_kind(study, plan.steps, store)):
         log.info(line)
     if study.dry_run:
         print(describe_graph(plan, store))
@@ -129,10 +129,10 @@ def run(study: StudyConfig) -> None:
 
 
 def check_folder(study: StudyConfig) -> None:
-    """Refuses an `output_dir` that cannot be used, or holds the analysis of another study; reads only.
+    """Checks `output_dir`, writing nothing.
 
     Raises:
-      InputError: the message says what is there.
+      InputError: it cannot be used, or holds results of another study or command; the message says which.
     """
     local_folder(study.output_dir, "output_dir")
     if study.overwrite:
@@ -157,7 +157,7 @@ def _analyse(study: StudyConfig, plan: Plan, store: StepStore, states: StepState
     described["verdicts"] = analysis.verdicts(study, plan.runs, store)
     failures = [{"step": key, **(store.failure(key) or {})} for key in states.failed]
     results = analysis.analyse(study, rows) | described | {"failures": failures}
-    # All processes that worked on the study end with this.
+    # Every process that worked on the study does this at its end.
     with locked_folder(folder, wait_seconds=_PAGE_SECONDS):
         write_json(folder / "analysis.json", results)
         run_info.describe(sys.argv, study).save(folder)
@@ -167,7 +167,7 @@ def _analyse(study: StudyConfig, plan: Plan, store: StepStore, states: StepState
 
 
 def describe_graph(plan: Plan, store: StepStore) -> str:
-    """A line for each step: done, failed or made by code that has changed since; its key, and the steps it needs."""
+    """A line for each step: its state (`stands`: done, `stale`: done by other code), key, and the steps it needs."""
     states = graph.step_states(plan.steps, store)
     shown = dict.fromkeys(states.done, "stands") | dict.fromkeys(states.failed, "failed")
     shown |= dict.fromkeys(graph.stale(plan.steps, store, codes()), "stale")
@@ -178,7 +178,7 @@ def describe_graph(plan: Plan, store: StepStore) -> str:
 
 
 def _run_one_step(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> None:
-    """One step, for schedulers that start every step: in all processes of a job, of which the first records it."""
+    """Runs `study.step`, for schedulers that start each step, in every process of a job; process 0 records it."""
     from diversity_jax.training.distributed import launched_process_id
 
     key = study.step
@@ -199,7 +199,7 @@ def _run_one_step(study: StudyConfig, steps: Mapping[str, Step], store: StepStor
 
 
 def _run_steps(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> StepStates:
-    """Works in this process and in `study.processes - 1` others."""
+    """Runs the steps in this process and in `study.processes - 1` others."""
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=_work, args=(study, number)) for number in range(1, study.processes)]
     for process in others:
@@ -219,7 +219,7 @@ def _run_steps(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) 
 
 
 def _work(study: StudyConfig, number: int) -> None:
-    """Another process of this machine: the same plan, the same folder. It ends when its parent does."""
+    """Runs steps in another process of this machine, which ends when its parent does."""
     log_to_stderr()
     _end_with_parent(os.getppid())
     store = StepStore(Path(study.output_dir) / "steps")
@@ -229,7 +229,7 @@ def _work(study: StudyConfig, number: int) -> None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM ends the process by an exception: its step is neither done nor failed; a training saves itself first."""
+    """SIGTERM raises SystemExit, so that the step is neither done nor failed; a training saves a checkpoint first."""
 
     def stop(*_: Any) -> None:
         log.warning("SIGTERM: stopping; the same command goes on")
@@ -244,7 +244,7 @@ def _stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_cores(number: int, processes: int) -> Iterator[None]:
-    """Pins each process that computes on the CPU to cores of its own: threads on shared cores wait for each other."""
+    """Pins each process that computes on the CPU to its own cores: threads of several processes would compete."""
     from diversity_jax.training.runtime import cpu_only
 
     if not hasattr(os, "sched_setaffinity") or not cpu_only():
@@ -259,7 +259,7 @@ def _own_cores(number: int, processes: int) -> Iterator[None]:
 
 
 def _end_with_parent(parent: int) -> None:
-    """A killed study leaves no worker behind that would hold its locks."""
+    """Ends this process when its parent has ended, so that no process of a killed study holds locks."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -270,7 +270,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _handle_stale(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> None:
-    """Warns of results that were made by other code; with `stale=again` invalidates them and their dependents."""
+    """Warns of results made by code that has changed; with `stale=again` invalidates them and their dependents."""
     stale = graph.stale(steps, store, codes())
     if not stale:
         return
@@ -286,7 +286,7 @@ def _handle_stale(study: StudyConfig, steps: Mapping[str, Step], store: StepStor
 
 
 def stale_lines(steps: Mapping[str, Step], stale: Mapping[str, list[str]]) -> list[str]:
-    """A line for each kind of step and cause: which results are stale, and why."""
+    """A line for each kind of step and set of changed sources, naming the first stale steps."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key, sources in stale.items():
         changed = ", ".join(f"diversity_jax/{source}" for source in sources)

@@ -1,4 +1,4 @@
-"""How an outcome levels off with an amount, as a curve with intervals by profile likelihood."""
+"""Fits a saturation curve of an outcome over an amount, with intervals by profile likelihood."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,14 @@ class Saturation:
 
 
 def saturation(amounts: Sequence[float], outcomes: Sequence[float]) -> Saturation:
-    """Fits how an outcome levels off with an amount (topics, generations, tokens); intervals by profile likelihood.
+    """Fits a saturation curve of an outcome over an amount (topics, generations, tokens) by least squares.
+
+    The scale is found on a grid and refined. The grid also gives the intervals: values whose sum of squares is at
+    most 1 + F(0.95; 1, n - 3) / (n - 3) times the least.
 
     Raises:
-      InputError: fewer than five points or fewer than four different amounts.
+      InputError: fewer than five points, fewer than four different amounts, a value that is not finite, or equal
+        outcomes.
     """
     x, y = np.asarray(amounts, float), np.asarray(outcomes, float)
     n = len(y)
@@ -72,9 +76,9 @@ def saturation(amounts: Sequence[float], outcomes: Sequence[float]) -> Saturatio
 
 
 def _top_interval(x: np.ndarray, y: np.ndarray, bend_GxN: np.ndarray, top: float, allowed: float) -> Interval:
-    """The tops at which some scale of the grid, with its best gain, leaves no more than the allowed squares.
+    """The range of tops for which a scale of the grid, with its best gain, has at most the allowed sum of squares.
 
-    With the gain at its best, the squares are quadratic in the top t: a t^2 - 2 b t + c <= allowed between two roots.
+    With the best gain the sum is quadratic in the top t: a t^2 - 2 b t + c, at most `allowed` between two roots.
     """
     own_G = np.sum(bend_GxN**2, axis=1)
     ones_G, outcome_G = np.sum(bend_GxN, axis=1), bend_GxN @ y
@@ -85,6 +89,6 @@ def _top_interval(x: np.ndarray, y: np.ndarray, bend_GxN: np.ndarray, top: float
         return Interval(value=top, low=top, high=top, n=len(y))
     root = np.sqrt(np.maximum(discriminant, 0))
     low, high = float(((b - root) / a)[fits].min()), float(((b + root) / a)[fits].max())
-    if fits[-1]:  # the largest scale, a straight line, fits: the data show no top
+    if fits[-1]:  # the largest scale, nearly a straight line, fits too: the data do not bound the top
         low, high = (low, math.inf) if y[np.argmax(x)] >= y[np.argmin(x)] else (-math.inf, high)
     return Interval(value=top, low=low, high=high, n=len(y))

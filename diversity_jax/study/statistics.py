@@ -1,7 +1,8 @@
-"""Statistics of a study: how outcomes go with diversity and with the factors of a grid, always with n and an interval.
+"""Statistics of a study: regression, correlations, analysis of variance and power, with n and intervals.
 
-The unit is the recipe: its seeds are averaged first, since runs of one recipe share their data and are not independent.
-Slopes carry HC3 intervals with a t quantile; bootstrap intervals at the same sizes were too narrow (docs/study.md).
+The unit of regressions and correlations is the recipe, with its seeds averaged: runs of a recipe share their data and
+are not independent. Intervals of slopes use HC3 errors and a t quantile; bootstrap intervals at the same numbers of
+recipes were too narrow (docs/study.md).
 """
 
 import bisect
@@ -22,16 +23,16 @@ from diversity_jax.core.errors import InputError
 Values = Sequence[float] | np.ndarray
 LEVEL = 0.95  # of every interval and test
 _FULL_LEVERAGE = 1 - 1e-9
-_EXACT = 1e-20  # residual squares, as a share of all, that are rounding alone
-_SAME = 1e-12  # spread, relative to the largest value, that is rounding alone
+_EXACT = 1e-20  # residual squares over total squares at most this are rounding errors
+_SAME = 1e-12  # differences relative to the largest value at most this are rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate, its interval at `level`, and the number of recipes it rests on.
+    """An estimate, its interval at `level`, and the number n of recipes or runs it is from.
 
-    `low` and `high` are nan where the recipes allow no interval (too few, or no noise to see), and infinite where the
-    data set no bound.
+    `low` and `high` are nan where no interval can be computed (too few recipes, or no residual variance), and infinite
+    where the data give no bound.
     """
 
     value: float
@@ -42,18 +43,18 @@ class Interval:
 
     @classmethod
     def around(cls, value: float, half: float, n: int) -> "Interval":
-        """The interval of `half` to both sides."""
+        """The interval from `value - half` to `value + half`."""
         return cls(value=float(value), low=float(value - half), high=float(value + half), n=n)
 
     @property
     def decided(self) -> bool:
-        """Whether zero lies outside."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A least-squares fit: coefficients by name, `intercept` among them; the share of variance explained; residuals."""
+    """A least-squares fit: coefficients by name, including `intercept`, the share of variance explained, residuals."""
 
     coefficients: dict[str, Interval]
     r_squared: float
@@ -64,12 +65,12 @@ class Fit:
 
 
 def is_constant(values: Values) -> bool:
-    """Whether values differ by no more than rounding."""
+    """Whether values differ by rounding errors only."""
     return bool(np.ptp(values) <= _SAME * np.abs(values).max())
 
 
 def _columns(outcome: Values, predictors: Mapping[str, Values]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The outcome and the predictors as arrays of one length, finite, all of which vary."""
+    """The outcome and the predictors as arrays, checked to be finite, not constant and of one length."""
     y = np.asarray(outcome, float)
     columns = {name: np.asarray(values, float) for name, values in predictors.items()}
     for name, x in columns.items():
@@ -99,15 +100,15 @@ def _ordinary_fit(y: np.ndarray, columns: Mapping[str, np.ndarray]) -> tuple[Any
 
 
 def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
-    """Regresses the outcome on an intercept and the predictors; intervals are HC3's (MacKinnon and White 1985), t with
-    n - p degrees of freedom.
+    """Regresses the outcome on an intercept and the predictors, with HC3 standard errors (MacKinnon and White 1985) and
+    t quantiles with n - p degrees of freedom.
 
-    There is no interval where the recipes show no noise: all lie on the fit, or one recipe alone sets a coefficient
-    (its leverage is 1, its residual 0).
+    Intervals are nan where the residual variance cannot be seen: all recipes lie on the fit, or a single recipe
+    determines a coefficient (its leverage is 1, its residual 0).
 
     Args:
-      outcome: one value a recipe.
-      predictors: values by name, one a recipe each.
+      outcome: a value for each recipe.
+      predictors: by name, a value for each recipe.
 
     Raises:
       InputError: lengths differ, a value is not finite, the outcome or a predictor is constant, a predictor follows
@@ -130,7 +131,7 @@ def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
 
 
 def _fisher(correlation: float, n: int, degrees: int, factor: float = 1.0) -> Interval:
-    """The interval of a correlation whose arctanh has the variance `factor / degrees`; none of 1 and -1, whose arctanh
+    """The interval of a correlation whose arctanh has the variance `factor / degrees`; nan for 1 and -1, of which it
     is infinite.
     """
     if abs(correlation) > 1 - _SAME:
@@ -141,9 +142,9 @@ def _fisher(correlation: float, n: int, degrees: int, factor: float = 1.0) -> In
 
 
 def partial_correlation(x: Values, y: Values, controls: Mapping[str, Values] | None = None) -> Interval:
-    """Pearson's correlation of what the controls leave unexplained in x and y; without controls the plain one.
+    """The partial correlation of x and y given the controls; Pearson's correlation without controls.
 
-    The interval is Fisher's, with n - k - 3 for k controls.
+    The interval is Fisher's, with the variance 1 / (n - k - 3) for k controls.
 
     Raises:
       InputError: as in `least_squares`.
@@ -167,7 +168,7 @@ def partial_correlation(x: Values, y: Values, controls: Mapping[str, Values] | N
 
 
 def rank_correlation(x: Values, y: Values, *, kind: str = "spearman") -> Interval:
-    """Spearman's rho or Kendall's tau-b with the intervals of Bonett and Wright (2000), made on the arctanh scale.
+    """Spearman's rho or Kendall's tau-b with the intervals of Bonett and Wright (2000), computed on the arctanh scale.
 
     Raises:
       InputError: another kind, or values as refused by `least_squares`.
@@ -186,21 +187,21 @@ def rank_correlation(x: Values, y: Values, *, kind: str = "spearman") -> Interva
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One line of an analysis of variance (type II): a factor, or two joined as "a:b"."""
+    """A row of an analysis of variance (type II): a factor, or the interaction of two, named "a:b"."""
 
     name: str
     degrees: int
     sum_of_squares: float
-    share: float  # of the total sum of squares; nan without residual degrees, and where the term has none itself
+    share: float  # of the total sum of squares; nan where the term or the residual has no degrees of freedom
     f: float
-    p: float  # nan as the share, and where the runs show no noise
+    p: float  # nan where the share is, and where there is no residual variance; f likewise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """Terms of a grid, and for each level of each factor its mean `levels[factor][level]`, adjusted for the others.
+    """Terms of a grid, and the adjusted mean `levels[factor][level]` at each level of each factor.
 
-    `withheld` says why factors, means, shares or tests are missing.
+    `withheld` holds the reasons why factors, means, shares or tests are missing.
     """
 
     terms: list[Term]
@@ -213,16 +214,16 @@ class Effects:
 def factor_effects(
     runs: Sequence[Mapping[str, Any]], outcome: str, factors: Sequence[str], *, block: str | None = None
 ) -> Effects:
-    """Analysis of variance of a grid of runs, cells of which may be empty.
+    """Analysis of variance (type II) of a grid of runs, which may have empty cells.
 
     Args:
-      runs: one mapping a run, holding the outcome, every factor's level, and the block.
+      runs: a mapping for each run, with the outcome, the level of every factor, and the block.
       outcome: the key of the number to explain.
-      factors: keys of the factors; those with one level only are left out.
-      block: a key whose levels shift the outcome without interest, such as the seed; None: runs are exchangeable.
+      factors: keys of the factors; those with a single level are left out.
+      block: the key of a blocking variable, such as the seed; None where there is none.
 
     Raises:
-      InputError: no run, a missing key, or no factor that varies.
+      InputError: no run, a missing key, an outcome that is not finite or is constant, or no factor that varies.
     """
     keys = [*factors, *([block] if block else [])]
     for index, run in enumerate(runs):
@@ -268,26 +269,26 @@ def factor_effects(
 
 
 def _effect_coding(values: Sequence[Any], levels: list[Any]) -> np.ndarray:
-    """n x (levels - 1): columns sum to zero over a balanced grid, so that main effects mean averages."""
+    """Effect coding [n, levels - 1]: columns sum to zero over a balanced grid, so that the intercept is the mean."""
     code = np.concatenate([np.eye(len(levels) - 1), -np.ones((1, len(levels) - 1))])
     return code[[levels.index(value) for value in values]]
 
 
 def _fit(y: np.ndarray, columns: Sequence[np.ndarray]) -> Any:
-    with warnings.catch_warnings():  # empty cells leave coefficients undetermined, but neither squares nor degrees
+    with warnings.catch_warnings():  # with empty cells coefficients are not unique; squares and degrees still are
         warnings.simplefilter("ignore", SingularMatrixWarning)
         return OLS(y, np.concatenate([np.ones((len(y), 1)), *columns], axis=1)).fit()
 
 
 def _has_noise(fit: Any) -> bool:
-    """Whether runs differ from the fit by more than rounding."""
+    """Whether the residuals exceed rounding errors."""
     return bool(fit.ssr > _EXACT * fit.centered_tss)
 
 
 def _term(name: str, terms: Mapping[str, np.ndarray], base: Sequence[np.ndarray], y: np.ndarray, full: Any) -> Term:
-    """What the term adds to all terms that do not contain it, by two nested fits.
+    """The reduction in squares by adding the term to all terms that do not contain it (type II), by two nested fits.
 
-    Not `anova_lm(typ=2)`: in a grid with an empty cell it gives wrong sums of squares (statsmodels 0.15).
+    Not by `anova_lm(typ=2)`, whose sums of squares are wrong for a grid with an empty cell (statsmodels 0.15).
     """
     factors = set(name.split(":"))
     others = [*base, *(columns for other, columns in terms.items() if not factors <= set(other.split(":")))]
@@ -309,14 +310,14 @@ def _term(name: str, terms: Mapping[str, np.ndarray], base: Sequence[np.ndarray]
 def _level_means(
     y: np.ndarray, base: Sequence[np.ndarray], factors: Mapping[str, np.ndarray], levels: Mapping[str, list[Any]]
 ) -> dict[str, dict[Any, Interval]]:
-    """Mean outcome at each level of each factor in the model of main effects, other factors averaged over theirs; of
-    factors for which the runs determine them.
+    """The mean outcome at each level of each factor in the model of main effects, averaged over the levels of the other
+    factors; factors for which it is not estimable are left out.
     """
     fit = _fit(y, [*base, *factors.values()])
     covariance, degrees = fit.normalized_cov_params, fit.df_resid
     is_noisy = degrees > 0 and _has_noise(fit)
     quantile = math.sqrt(fit.ssr / degrees) * stats.t.ppf((1 + LEVEL) / 2, degrees) if is_noisy else math.nan
-    determined = fit.model.pinv_wexog @ fit.model.exog  # projects on what the runs determine
+    estimable = fit.model.pinv_wexog @ fit.model.exog  # projects on the estimable contrasts
     means: dict[str, dict[Any, Interval]] = {}
     start = 1 + sum(columns.shape[1] for columns in base)
     for name, columns in factors.items():
@@ -324,7 +325,7 @@ def _level_means(
         for value, code in zip(levels[name], _effect_coding(levels[name], levels[name]), strict=True):
             row = np.zeros(len(fit.params))
             row[0], row[start : start + len(code)] = 1, code
-            if not np.allclose(row @ determined, row, atol=1e-8):
+            if not np.allclose(row @ estimable, row, atol=1e-8):
                 del means[name]
                 break
             half = quantile * math.sqrt(row @ covariance @ row)
@@ -334,7 +335,7 @@ def _level_means(
 
 
 def power(correlation: float, recipes: int) -> float:
-    """Chance that a t test over this many recipes tells a true correlation from zero (noncentral t, fixed design)."""
+    """The power of the two-sided t test of a correlation over so many recipes (noncentral t, fixed design)."""
     if not -1 < correlation < 1 or recipes < 3:
         raise InputError(f"power at correlation {correlation}, {recipes} recipes: needs one inside (-1, 1), 3 or more")
     shift = abs(correlation) / math.sqrt(1 - correlation**2) * math.sqrt(recipes)
@@ -343,7 +344,7 @@ def power(correlation: float, recipes: int) -> float:
 
 
 def recipes_needed(correlation: float, *, wanted_power: float = 0.8) -> int:
-    """The fewest recipes over which a true correlation is told from zero with the wanted chance.
+    """The fewest recipes at which the t test of a true correlation has the wanted power.
 
     Raises:
       InputError: a correlation of zero, or outside (-1, 1), or a power outside (0, 1).

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from diversity_jax.core import config  # noqa: E402
 from diversity_jax.study.config import StudyConfig, plan  # noqa: E402
-from diversity_jax.study.cost_forecast import Need, needs  # noqa: E402
+from diversity_jax.study.cost_forecast import StepCosts, costs_by_kind  # noqa: E402
 from diversity_jax.study.graph import StepStore  # noqa: E402
 
 TRAINED = ("topics_by_generations", "templates", "generators", "ratio")
@@ -28,8 +28,8 @@ def row(name: str, only: str, title: str) -> tuple[str, list[str]]:
     words = ["--config", str(ROOT / f"configs/studies/{name}.py"), *([f"--config.only={only}"] if only else [])]
     study = config.parse(words, StudyConfig)
     store = StepStore(ROOT / "no such folder")
-    results = needs(study, plan(study, store).steps, store)
-    parts = {kind: results.get(kind, Need()) for kind in ("generate", "score", "train", "sft")}
+    results = costs_by_kind(study, plan(study, store).steps, store)
+    parts = {kind: results.get(kind, StepCosts()) for kind in ("generate", "score", "train", "sft")}
     flops = parts["train"].flops + parts["sft"].flops
     hours = [_hours(machine.hours(flops)) if flops else "" for machine in study.assumed.machines]
     tokens = (parts["train"].tokens + parts["sft"].tokens) / 1e9
