@@ -1,5 +1,6 @@
 """What all packages share: estimates, progress on stderr, the folder store and its lock."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from diversity_jax.core import progress
 from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock, locked_folder
+from diversity_jax.core.config import check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     DiskFull,
@@ -160,3 +162,23 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
 )
 def test_names_in_files_lead_to_urls(folder, name, wanted):
     assert str(resolve_path(folder, name)) == wanted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bounded:
+    rows: int = 1
+    limit: float | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rows": 0}, r"^part\.rows=0: must be at least 1$"),
+        ({"limit": 0.5}, r"^part\.limit=0\.5: must be at least 1, or None$"),
+        ({"limit": float("nan")}, r"^part\.limit=nan: must be at least 1, or None$"),
+    ],
+)
+def test_a_field_below_its_bound_is_named(values, message):
+    check_least(Bounded(), "part.", rows=1, limit=1)
+    with pytest.raises(InputError, match=message):
+        check_least(Bounded(**values), "part.", rows=1, limit=1)

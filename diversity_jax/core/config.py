@@ -262,6 +262,22 @@ def _freeze(twin: Any) -> Any:
     return tuple(map(_freeze, twin)) if isinstance(twin, list) else twin
 
 
+def check_least(config: Any, prefix: str, /, **bounds: float) -> None:
+    """Checks that fields are not below a bound; None is no value and passes.
+
+    Args:
+      prefix: of the fields' names in messages, such as `train.`.
+
+    Raises:
+      InputError: a field is below its bound, or not a number.
+    """
+    for name, bound in bounds.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            optional = ", or None" if getattr(type(config), name, bound) is None else ""
+            raise InputError(f"{prefix}{name}={value}: must be at least {bound:g}{optional}")
+
+
 def fields_for_keys(config: Any) -> dict[str, Any]:
     """The fields that make the key of finished work: all but those `ADDED` and at their default, so that a new field
     does not invalidate work of earlier versions.

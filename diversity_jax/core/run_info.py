@@ -9,7 +9,7 @@ from pathlib import Path
 import platform
 import re
 import shlex
-from typing import Any
+from typing import Any, Self
 
 from diversity_jax.core.buckets import public_name
 from diversity_jax.core.errors import InputError, without_secrets
@@ -64,7 +64,7 @@ class RunInfo:
         ]
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "RunInfo":
+    def load(cls, path: str | os.PathLike) -> Self:
         """Reads `run.json`.
 
         Raises:

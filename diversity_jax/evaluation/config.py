@@ -2,21 +2,14 @@
 
 from dataclasses import dataclass, field
 import re
-from typing import Any
 
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.stores import check_store, refuse_other_than_model
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.model import MeshConfig
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
-
-
-def _check_least(config: Any, **least: int) -> None:
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise InputError(f"{name}={getattr(config, name)}: must be at least {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +36,7 @@ class ModelSource:
         check_store(self.checkpoint, "model.checkpoint")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise InputError(f"model.compute_dtype={self.compute_dtype!r}: choose {' or '.join(COMPUTE_DTYPES)}")
-        if self.max_length is not None:
-            _check_least(self, max_length=2)
+        check_least(self, "", max_length=2)
 
     def check_named(self) -> None:
         """Raises `InputError` where `checkpoint` is empty, as configuration files leave it, or no model's folder."""
@@ -85,7 +77,7 @@ class ContinuationsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_least(self, items=1, choices=2, context_words=1, ending_words=1)
+        check_least(self, "", items=1, choices=2, context_words=1, ending_words=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +124,8 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_least(self, num_fewshot=0, batch_size=1, slots=1, bootstrap_samples=100)
+        check_least(self, "", num_fewshot=0, batch_size=1, slots=1, bootstrap_samples=100, limit=1)
         check_store(self.output_dir, "output_dir")
-        if self.limit is not None:
-            _check_least(self, limit=1)
         if not self.task_list and not self.held_out and not self.out_of_distribution:
             raise InputError("nothing to measure; set tasks, held_out or out_of_distribution")
         names = [held_out.name for held_out in self.out_of_distribution]
@@ -186,7 +176,7 @@ class GenerateTextConfig:
     slots: int = 16
 
     def __post_init__(self) -> None:
-        _check_least(self, samples=1, slots=1, max_tokens=1)
+        check_least(self, "", samples=1, slots=1, max_tokens=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +215,7 @@ class ServeConfig:
     api_key: str = ""
 
     def __post_init__(self) -> None:
-        _check_least(self, slots=1, steps=1, max_waiting=1, max_body_bytes=1, max_bodies_bytes=self.max_body_bytes)
+        check_least(self, "", slots=1, steps=1, max_waiting=1, max_body_bytes=1, max_bodies_bytes=self.max_body_bytes)
         for name in ("read_seconds", "memory_gb"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from diversity_jax.core.config import check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.metrics.text import FORMS, Words
 
@@ -79,11 +80,7 @@ class MetricsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                optional = ", or None" if getattr(MetricsConfig, name) is None else ""
-                raise InputError(f"baseline.{name}={value}: expected at least {least}{optional}")
+        check_least(self, "baseline.", **_LEAST)
         if self.words not in FORMS:
             raise InputError(f"baseline.words={self.words!r}: choose one of {', '.join(FORMS)}")
         kind, _, name = self.embedder.partition(":")

@@ -6,7 +6,7 @@ import functools
 import math
 from typing import Any
 
-from diversity_jax.core.config import ADDED, fields_for_keys
+from diversity_jax.core.config import ADDED, check_least, fields_for_keys
 from diversity_jax.core.errors import InputError
 
 ATTENTION = ("auto", "chunked", "cudnn", "splash", "reference")
@@ -113,10 +113,7 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         if self.attention == "xla":
             object.__setattr__(self, "attention", "chunked")
-        for least, names in ((1, _SIZES), (0, _OF_MIXTURE)):
-            for name in names:
-                if getattr(self, name) < least:
-                    raise InputError(f"model.{name}={getattr(self, name)}: must be at least {least}")
+        check_least(self, "model.", **dict.fromkeys(_SIZES, 1), **dict.fromkeys(_OF_MIXTURE, 0))
         self._unify()
         if self.head_dim is None and self.hidden_size % (2 * self.num_heads):
             raise InputError(

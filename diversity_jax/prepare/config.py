@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.tokenizers.base import check_special_text
@@ -39,9 +39,7 @@ class Filtering:
             raise InputError(
                 f"hygiene.near_duplicates {self.near_duplicates}: give a similarity from 0.1 to 1, or None"
             )
-        for name, least in (("shingle_words", 1), ("permutations", 16), ("ngram_words", 2)):
-            if getattr(self, name) < least:
-                raise InputError(f"hygiene.{name} {getattr(self, name)}: give at least {least}")
+        check_least(self, "hygiene.", shingle_words=1, permutations=16, ngram_words=2)
         if isinstance(self.decontaminate, str):
             raise InputError(
                 f"hygiene.decontaminate {self.decontaminate!r}: give a tuple of files: put a comma after it"

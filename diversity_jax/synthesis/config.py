@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BatchConfig, BudgetConfig, EndpointConfig, EngineConfig, parse_model
@@ -13,13 +13,6 @@ from diversity_jax.synthesis.demo_grammar import GrammarConfig as GrammarConfig
 from diversity_jax.synthesis.templates import STYLES
 
 ARM_DIMENSIONS = ("template", "generator", "style", "topics")
-
-
-def _check_least(owner: object, name: str, **bounds: float) -> None:
-    for field_name, bound in bounds.items():
-        value = getattr(owner, field_name)
-        if value is not None and not value >= bound:
-            raise InputError(f"{name}.{field_name}: is {value}; give at least {bound:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +40,7 @@ class TopicsConfig:
     leaves_only: bool = True
 
     def __post_init__(self):
-        _check_least(self, "topics", limit=1, levels=1, branching=1, near_duplicate=0.5)
+        check_least(self, "topics.", limit=1, levels=1, branching=1, near_duplicate=0.5)
         if self.levels > 5:
             raise InputError(f"topics.levels: is {self.levels}; a path has at most 5 names")
         if sum(source is not None for source in (self.source, self.documents, self.root)) > 1:
@@ -77,7 +70,7 @@ class PersonasConfig:
     shown: int = 5
 
     def __post_init__(self):
-        _check_least(self, "personas", per_document=1, shown=1)
+        check_least(self, "personas.", per_document=1, shown=1)
         if self.source is not None and self.documents is not None:
             raise InputError("personas: both source and documents are set; give one")
 
@@ -139,7 +132,7 @@ class GridConfig:
     documents_per_round: int = 1000
 
     def __post_init__(self):
-        _check_least(self, "grid", generations_per_topic=1, topics_shown=1, documents=1, documents_per_round=1)
+        check_least(self, "grid.", generations_per_topic=1, topics_shown=1, documents=1, documents_per_round=1)
         if not self.templates:
             raise InputError("grid.templates: is empty; name at least one template")
         if not self.styles:
@@ -169,8 +162,8 @@ class QualityConfig:
     give_up_after: int = 30
 
     def __post_init__(self):
-        _check_least(self, "quality", min_passage_words=1, max_passage_words=self.min_passage_words)
-        _check_least(self, "quality", attempts=1, give_up_after=1)
+        check_least(self, "quality.", min_passage_words=1, max_passage_words=self.min_passage_words)
+        check_least(self, "quality.", attempts=1, give_up_after=1)
         for name in ("max_copied_share", "near_duplicate"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -215,8 +208,8 @@ class SteeringConfig:
                 raise InputError(f"steering.arms: {name!r} is unknown; choose among {', '.join(ARM_DIMENSIONS)}")
         if self.metric not in ("words", "judge"):
             raise InputError(f"steering.metric: {self.metric!r} is unknown; choose words or judge")
-        _check_least(self, "steering", looks=1, min_documents=3, groupings_per_look=4, avoided=0, new_seeds=0)
-        _check_least(self, "steering", over_represented=1, dollars_per_million_free_tokens=1e-6)
+        check_least(self, "steering.", looks=1, min_documents=3, groupings_per_look=4, avoided=0, new_seeds=0)
+        check_least(self, "steering.", over_represented=1, dollars_per_million_free_tokens=1e-6)
         if not 0 < self.alpha < 1 or not 0 <= self.explore_share <= 1:
             raise InputError(f"steering: alpha {self.alpha} and explore_share {self.explore_share}; give shares of 1")
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 import math
 
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.stores import check_store
 from diversity_jax.model.config import LoraConfig
@@ -72,10 +72,7 @@ class TrainConfig:
     trackers: tuple[str, ...] = field(default=(), metadata=ADDED)
 
     def __post_init__(self):
-        for least, names in ((1, _AT_LEAST_ONE), (0, _NOT_NEGATIVE)):
-            for name in names:
-                if not getattr(self, name) >= least:
-                    raise InputError(f"train.{name}={getattr(self, name)}: must be at least {least}")
+        check_least(self, "train.", **dict.fromkeys(_AT_LEAST_ONE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0))
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise InputError(f"train.epochs={self.epochs}: must be above 0, or None to count steps")
         if self.init_step is not None and self.init_from is None:
