@@ -7,6 +7,7 @@ from fractions import Fraction
 import json
 from pathlib import Path
 import shutil
+from types import SimpleNamespace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
+from diversity_jax.mixtures import builder
 from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.mixture import Mixture
@@ -346,14 +348,16 @@ def test_a_cycle_of_mixtures_is_refused(texts, tmp_path):
 def test_a_mixture_of_two_tokenizers_or_lengths_is_refused(texts, tmp_path):
     build(config(texts, [component(texts, "web")], name="inner"), tmp_path / "inner", unscored)
     parts = [Component(name="x", kind="real", corpus=f"mixture:{tmp_path / 'inner'}")]
-    with pytest.raises(InputError, match=r"component 'x': its rows \(web\) predict 32 tokens, this mixture's 16"):
+    with pytest.raises(
+        InputError, match=r"component 'x': its part 'web' has rows that predict 32 tokens, the mixture's 16"
+    ):
         build(config(texts, parts, sequence_length=16), tmp_path / "out", unscored)
     other = build_mixture(
         tmp_path / "other", {"a": Fraction(1)}, sequence_length=32, vocabulary=str(_word_tokenizer(tmp_path))
     )
     parts = [component(texts, "web"), Component(name="x", kind="real", corpus=f"mixture:{other}")]
     with pytest.raises(
-        InputError, match=r"component 'x': its rows \(a\) were prepared with another tokenizer \(huggingface"
+        InputError, match=r"component 'x': its part 'a' was prepared with another tokenizer \(huggingface"
     ):
         build(config(texts, parts, real_to_synthetic=(1, 0)), tmp_path / "out", unscored)
     inner = Mixture.load(tmp_path / "inner")
@@ -377,3 +381,12 @@ def _word_tokenizer(folder: Path) -> Path:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder / "tokenizer.json"
+
+
+def test_every_part_of_a_mixture_in_a_bucket_must_be_in_a_bucket(monkeypatch, tmp_path):
+    monkeypatch.setattr(builder, "public_name", lambda folder: "gs://bucket/mixture")
+    folders = {"first": tmp_path, "last": "gs://bucket/rows"}
+    parts = {name: (Fraction(1, 2), SimpleNamespace(folder=folder)) for name, folder in folders.items()}
+    config = SimpleNamespace(components_dir=None)
+    with pytest.raises(InputError, match="component 'web': a mixture in a bucket cannot have rows in"):
+        builder._check_reachable(config, tmp_path, {"web": SimpleNamespace(parts=parts)})

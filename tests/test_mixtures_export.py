@@ -11,8 +11,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures import export as command
 from diversity_jax.mixtures.exchange.export import FORMATS, ExportRequest, export, verify
+from diversity_jax.mixtures.loader import as_arrays
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.row_arrays import as_arrays
 from tests.mixture_folders import build_mixture
 from tests.sft_folders import build_components, write_examples, write_text
 

@@ -13,8 +13,8 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.loader import segments
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.row_arrays import segments
 from diversity_jax.prepare.rows import RowReader
 from tests.mixture_folders import build_mixture
 

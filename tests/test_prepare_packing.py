@@ -12,9 +12,9 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
+from diversity_jax.mixtures.loader import as_arrays
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import inspect_mixture, replay
-from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.model import logits
 from diversity_jax.model.cross_entropy import loss
 from diversity_jax.prepare.config import Chat, Preparation, PrepareConfig

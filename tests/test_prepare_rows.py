@@ -13,7 +13,8 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import Document
-from diversity_jax.mixtures.mixture import Loader, Mixture
+from diversity_jax.mixtures.loader import Loader
+from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.pipeline import prepare

@@ -16,8 +16,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.evaluation.load_model import open_model
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
+from diversity_jax.mixtures.loader import as_arrays
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.row_arrays import as_arrays
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.cross_entropy import loss
 from diversity_jax.prepare.config import Chat

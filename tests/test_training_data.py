@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from diversity_jax.mixtures.row_arrays import segments
+from diversity_jax.mixtures.loader import segments
 from diversity_jax.model import MeshConfig, batch_sharding, make_mesh
 from diversity_jax.training.data import ReadAhead, put
 

@@ -16,8 +16,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.held_out import component_losses, documents_loss
 from diversity_jax.evaluation.lm_eval_model import HarnessModel
 from diversity_jax.evaluation.load_model import open_model
-from diversity_jax.mixtures.mixture import Batch, Mixture
-from diversity_jax.mixtures.row_arrays import as_arrays
+from diversity_jax.mixtures.loader import Batch, as_arrays
+from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, convert
 from diversity_jax.model.cross_entropy import loss
 from diversity_jax.prepare.rows import RowReader

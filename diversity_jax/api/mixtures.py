@@ -21,7 +21,8 @@ from diversity_jax.evaluation.load_model import LanguageModel, encode_pairs, win
 from diversity_jax.evaluation.loglikelihood import Likelihood, Scorer
 from diversity_jax.evaluation.run import generate_text, open_source
 from diversity_jax.mixtures.config import BuildConfig, MixtureConfig
-from diversity_jax.mixtures.mixture import Loader, Mixture
+from diversity_jax.mixtures.loader import Loader
+from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.prepare.manifest import SPLITS
 from diversity_jax.tokenizers.tokenizer import NOTHING_BEGINS
 

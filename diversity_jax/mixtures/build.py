@@ -1,12 +1,11 @@
-"""Build a mixture that any SeqIO codebase can import: score what is not scored, gate, prepare, write mixture.json,
-register.
+"""Build a mixture that any SeqIO codebase can import: score, gate, prepare, write mixture.json, register.
 
     python -m diversity_jax.mixtures.build --config configs/mixtures/small.py
     python -m diversity_jax.mixtures.build --config configs/mixtures/paper_4_to_1.py \\
         --config.output_dir=/data/paper_4_to_1
 
-Run again to go on: scorecards and prepared components that are there are used again. Codebases that train on the
-mixture name its folder in DIVERSITY_JAX_MIXTURES.
+Run it again to resume: finished scorecards and prepared components are used again. Codebases that train on the mixture
+name its folder in DIVERSITY_JAX_MIXTURES.
 """
 
 import logging
@@ -21,9 +20,7 @@ log = logging.getLogger(__name__)
 
 @writes_to("output_dir")
 def main(config: BuildConfig) -> None:
-    """Builds the mixture, registers it in this process to see that SeqIO accepts it, writes its page, and prints its
-    folder, last.
-    """
+    """Builds and registers the mixture, writes its page, and prints its folder, last."""
     from diversity_jax.mixtures.builder import build_configured
     from diversity_jax.mixtures.replay import inspect_mixture
     from diversity_jax.report.pages import mixture as page

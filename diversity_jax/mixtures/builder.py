@@ -1,4 +1,4 @@
-"""Builds a mixture: opens its components, scores and gates them, prepares their rows, allocates shares, writes it."""
+"""Builds a mixture: opens and scores its components, lets the gate decide, prepares their rows, allocates shares."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -22,7 +22,7 @@ from diversity_jax.mixtures.config import KINDS, BuildConfig, Component, Mixture
 from diversity_jax.mixtures.exchange.token_files import TokenSet
 from diversity_jax.mixtures.exchange.token_import import import_tokens
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure, undecided
-from diversity_jax.mixtures.mixture import Mixture, MixtureComponent, check_document_start
+from diversity_jax.mixtures.mixture import Mixture, MixtureComponent, check_rows
 from diversity_jax.mixtures.replay import gate_result, replay
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
 from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source, open_vocabulary
@@ -44,7 +44,7 @@ Scorer = Callable[[Mapping[str, Corpus]], Mapping[str, Scorecard]]
 
 @dataclass(frozen=True, kw_only=True)
 class _GatedComponent:
-    """A component with what the gate decided, and its prepared rows; none where it is rejected or has no share."""
+    """A component with the gate's decision and its prepared rows; no rows where it is rejected or has no share."""
 
     component: Component
     source: ComponentSource
@@ -54,31 +54,34 @@ class _GatedComponent:
 
     @property
     def result(self) -> GateResult:
-        trains = [(share, manifest.splits["train"]) for share, manifest in self.parts.values()]
+        """What `shares` needs of it."""
         rows = [
             AvailableRows(share=share, rows=train.rows, tokens=train.tokens, documents=train.documents)
-            for share, train in trains
+            for share, manifest in self.parts.values()
+            for train in [manifest.splits["train"]]
         ]
         return gate_result(self.decision, self.measurement, rows)
 
 
 def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
-    """Builds a mixture in `folder`; scorecards and rows there that were made from the same things are used again.
+    """Builds a mixture in `folder`; scorecards and rows there of the same text and settings are used again.
 
     Writes `scorecards/NAME.json` for every component scored, `components/NAME/` with the prepared rows of every one
-    that the gate takes, and last `mixture.json`.
+    that the gate accepts, and last `mixture.json`.
 
     Raises:
       InputError: a corpus cannot be read, a scorecard is of other data, a policy names a reference that is not there,
-        the mixture would hold itself, or a share has nowhere to go.
+        the mixture would contain itself, or a removed share has no recipient.
     """
     folder = Path(folder)
     tokenizer = open_vocabulary(config, folder)
     sources = {part.name: open_source(part, config.name, folder, tokenizer) for part in config.components}
     start = document_start(config, folder, tokenizer, sources)
-    for name, source in sources.items():
-        _check_parts(name, source.parts, tokenizer, config, start)
-    _check_reach(config, folder, sources)
+    for source_name, source in sources.items():
+        for name, (_, manifest) in source.parts.items():
+            about, length = f"component {source_name!r}: its part {name!r}", config.sequence_length
+            check_rows(about, manifest, tokenizer=tokenizer, sequence_length=length, document_start=start)
+    _check_reachable(config, folder, sources)
     shares = config.shares_asked()
     scorecards = _score(config.components, shares, {name: source.corpus for name, source in sources.items()}, score)
     for name, scorecard in scorecards.items():
@@ -97,12 +100,12 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     mixture = _compose(config, folder, gated, start)
     mixture.save()
     replay(folder)
-    _warn_of_changed_ratio(mixture)
+    _check_ratio(mixture)
     return mixture
 
 
 def build_configured(config: BuildConfig) -> Mixture:
-    """The mixture of a configuration: demo text that is not there yet, scores, rows, `mixture.json`, registration.
+    """Writes demo text that is not there yet, builds the mixture, and registers it with SeqIO where that is asked for.
 
     Raises:
       InputError: as `build`, or SeqIO does not accept it.
@@ -126,7 +129,7 @@ def build_configured(config: BuildConfig) -> Mixture:
 def document_start(
     config: MixtureConfig, folder: Path, tokenizer: Tokenizer, sources: Mapping[str, ComponentSource]
 ) -> DocumentStart:
-    """What a mixture's documents begin with, see `MixtureConfig.document_start`.
+    """Resolves `MixtureConfig.document_start`.
 
     Raises:
       InputError: the tokenizer has no such token.
@@ -145,21 +148,22 @@ def document_start(
 
 
 def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponent], start: DocumentStart) -> Mixture:
-    """Allocates shares and puts the mixture together with all that they rest on."""
-    requested, granted = granted_shares(config, [entry.result for entry in gated])
+    """The mixture with its allocated shares and everything they were computed from."""
+    requested, granted = granted_shares(config, [part.result for part in gated])
     components: list[MixtureComponent] = []
-    for entry, asked, granted_parts in zip(gated, requested, granted, strict=True):
-        for name, share in zip(list(entry.parts) or [entry.component.name], granted_parts, strict=True):
-            part, manifest = entry.parts.get(name, (Fraction(1), None))
+    for gated_component, asked, granted_parts in zip(gated, requested, granted, strict=True):
+        component = gated_component.component
+        for name, share in zip(list(gated_component.parts) or [component.name], granted_parts, strict=True):
+            part_share, manifest = gated_component.parts.get(name, (Fraction(1), None))
             components.append(
                 MixtureComponent(
                     name=name,
-                    kind=entry.component.kind,
-                    share_asked=asked * part,
+                    kind=component.kind,
+                    share_asked=asked * part_share,
                     share_granted=share,
-                    decision=_decision_json(entry),
+                    decision=_decision_json(gated_component),
                     manifest=manifest,
-                    part_of=entry.component.name if entry.source.parts else None,
+                    part_of=component.name if gated_component.source.parts else None,
                 )
             )
     names = [component.name for component in components]
@@ -176,8 +180,8 @@ def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponen
         vocabulary=next(component.manifest.vocabulary for component in components if component.manifest),
         folder=folder,
         asked=plain(config),
-        gate=[_gate_json(entry) for entry in gated],
-        nested=[entry.source.mixture for entry in gated if entry.source.mixture],
+        gate=[_gate_json(part) for part in gated],
+        nested=[part.source.mixture for part in gated if part.source.mixture],
         code=code_version(),
         repeat_shuffle=config.repeat_shuffle,
         document_start=start[0],
@@ -185,32 +189,32 @@ def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponen
     )
 
 
-def _gate_json(entry: _GatedComponent) -> dict[str, Any]:
-    """What a component's share rests on, as `mixture.json` keeps it for `replay`."""
-    decision = entry.decision
+def _gate_json(gated: _GatedComponent) -> dict[str, Any]:
+    """An entry of `gate` in `mixture.json`, from which `replay` recomputes decision and share."""
+    decision, rows = gated.decision, gated.result.rows
     return {
-        "name": entry.component.name,
-        "measured": dataclasses.asdict(entry.measurement) if entry.measurement else None,
+        "name": gated.component.name,
+        "measured": dataclasses.asdict(gated.measurement) if gated.measurement else None,
         "decision": {"action": decision.action, "factor": decision.factor, "reason": decision.reason},
-        "rows": [[str(part.share), part.rows] for part in entry.result.rows],
-        "contents": [[part.tokens, part.documents] for part in entry.result.rows],
-        "parts": list(entry.parts) or [entry.component.name],
+        "rows": [[str(part.share), part.rows] for part in rows],
+        "contents": [[part.tokens, part.documents] for part in rows],
+        "parts": list(gated.parts) or [gated.component.name],
     }
 
 
-def _decision_json(entry: _GatedComponent) -> dict[str, Any]:
-    """A decision as `mixture.json` keeps it, with its scorecard's file and the ratio it turned on."""
-    ratios = [finding for finding in entry.decision.findings if finding.figure.startswith("ratio_to:")]
-    turned_on = min(ratios, key=lambda finding: finding.value / finding.required, default=None)
+def _decision_json(gated: _GatedComponent) -> dict[str, Any]:
+    """A component's `decision` in `mixture.json`, with its scorecard's file and the ratio nearest to failing."""
+    ratios = [finding for finding in gated.decision.findings if finding.figure.startswith("ratio_to:")]
+    worst = min(ratios, key=lambda finding: finding.value / finding.required, default=None)
     return {
-        **dataclasses.asdict(entry.decision),
-        "scorecard": f"scorecards/{entry.component.name}.json" if entry.measurement else None,
-        "reference": turned_on.figure.removeprefix("ratio_to:") if turned_on else None,
-        "ratio": {"value": turned_on.value, "low": turned_on.low, "high": turned_on.high} if turned_on else None,
+        **dataclasses.asdict(gated.decision),
+        "scorecard": f"scorecards/{gated.component.name}.json" if gated.measurement else None,
+        "reference": worst.figure.removeprefix("ratio_to:") if worst else None,
+        "ratio": {"value": worst.value, "low": worst.low, "high": worst.high} if worst else None,
     }
 
 
-def _warn_of_changed_ratio(mixture: Mixture) -> None:
+def _check_ratio(mixture: Mixture) -> None:
     """Warns where freed shares went to the other kind, so that real:synthetic is not what was asked for."""
     for kind in KINDS:
         components = [component for component in mixture.components if component.kind == kind]
@@ -223,7 +227,7 @@ def _warn_of_changed_ratio(mixture: Mixture) -> None:
 def _score(
     components: Sequence[Component], shares: Sequence[Fraction], corpora: Mapping[str, Corpus], score: Scorer
 ) -> dict[str, Scorecard]:
-    """Scorecards of all that a policy needs a figure of: those that were given, and the rest scored together."""
+    """Scorecards of all components that a policy needs a figure of: given ones, and the rest scored together."""
     given = {part.name: Scorecard.load(part.scorecard) for part in components if part.scorecard}
     for component in components:
         scorecard = given.get(component.name)
@@ -239,7 +243,7 @@ def _score(
 def _to_score(
     components: Sequence[Component], shares: Sequence[Fraction], corpora: Mapping[str, Corpus]
 ) -> dict[str, Corpus]:
-    """Components that a policy needs a figure of, and the pooled real text where it is a reference."""
+    """Corpora of the components that a policy needs a figure of, and the pooled real text where it is a reference."""
     references = {reference for component in components for reference in component.policy.min_ratio_to}
     needed = {}
     for component in components:
@@ -256,35 +260,18 @@ def _to_score(
     return needed
 
 
-def _check_reach(config: MixtureConfig, folder: Path, sources: Mapping[str, ComponentSource]) -> None:
-    """Refuses a mixture in a bucket whose rows would lie on this machine's disk."""
+def _check_reachable(config: MixtureConfig, folder: Path, sources: Mapping[str, ComponentSource]) -> None:
+    """Refuses a mixture in a bucket whose rows would be on this machine's disk."""
     if not is_remote(public_name(folder)):
         return
-    named = {"components_dir": config.components_dir or ""}
+    locations = [("components_dir", config.components_dir or "")]
     for name, source in sources.items():
-        named |= {f"component {name!r}": os.fspath(manifest.folder) for _, manifest in source.parts.values()}
-    for what, location in named.items():
+        locations += [(f"component {name!r}", os.fspath(manifest.folder)) for _, manifest in source.parts.values()]
+    for what, location in locations:
         if location and not is_remote(location):
             raise InputError(
                 f"{what}: a mixture in a bucket cannot have rows in {location}; put them into a bucket too"
             )
-
-
-def _check_parts(
-    component: str, parts: Parts, tokenizer: Tokenizer, config: MixtureConfig, start: DocumentStart
-) -> None:
-    """Refuses rows prepared before that cannot stand beside those of this mixture, before anything is scored."""
-    for name, (_, manifest) in parts.items():
-        about, vocabulary = f"component {component!r}: its rows ({name})", manifest.vocabulary
-        if vocabulary.hash != tokenizer.hash:
-            raise InputError(
-                f"{about} were prepared with another tokenizer ({vocabulary.kind}, {vocabulary.size:,} ids) than this "
-                f"mixture's ({tokenizer.kind}, {tokenizer.size:,} ids); prepare all with one"
-            )
-        if manifest.sequence_length != config.sequence_length:
-            lengths = f"{manifest.sequence_length:,} tokens, this mixture's {config.sequence_length:,}"
-            raise InputError(f"{about} predict {lengths}; give all mixtures one sequence_length")
-        check_document_start(f"component {component!r}: its part {name!r}", manifest, *start)
 
 
 def _parts(
@@ -295,7 +282,7 @@ def _parts(
     folder: Path,
     start: DocumentStart,
 ) -> Parts:
-    """The prepared rows of a component: those of the mixture that it is, or prepared now."""
+    """The prepared rows of a component: those of its source, or prepared now."""
     if source.parts:
         return {f"{component.name}_{name}": part for name, part in source.parts.items()}
     settings = Preparation(
@@ -324,7 +311,7 @@ def _parts(
 
 
 def _imported(tokens: TokenSet, tokenizer: Tokenizer, output: Path | str, settings: Preparation) -> Manifest:
-    """A set that others prepared; where the mixture goes to a bucket, its rows are copied to go there too."""
+    """The component made of a token set; rows are copied, not linked, if the mixture goes to a bucket."""
     if is_remote(output):
         raise InputError(
             f"component {settings.name!r}: tokens are imported on a disk; leave components_dir={output} out"

@@ -19,17 +19,17 @@ from diversity_jax.tokenizers.document_start import check_setting
 
 KINDS = ("real", "synthetic")
 TRAINED = "trained"
-"""The vocabulary that is made from the mixture's own text; see `mixtures.sources`."""
+"""The vocabulary that is trained on the mixture's own text; see `mixtures.sources.open_vocabulary`."""
 SHARES_OF = ("tokens", "examples", "epochs")
 FREED_SHARE = ("kind_then_all", "kind", "all", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FailAction:
-    """What may be done about a component that fails its policy.
+    """What is done about a component that fails its policy.
 
     Attributes:
-      title: of such a decision, for people.
+      title: of such a decision, on pages.
       factor: what the share is multiplied by: a function of the low end of the failing figure's interval over the
         required figure, and of `downweight_power`.
     """
@@ -45,12 +45,12 @@ ON_FAIL: Mapping[str, FailAction] = {
 }
 """By the name in `GatePolicy.on_fail`; a new action is one entry here."""
 ACTION_TITLES = {"register": "registered", "ungated": "ungated"} | {name: fail.title for name, fail in ON_FAIL.items()}
-"""All that a gate may decide, for people."""
+"""Titles of all decisions of a gate, by action."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatePolicy:
-    """The diversity that a component must have to enter the mixture, and what is done where it has less.
+    """The diversity that a component must have to enter the mixture, and what is done if it has less.
 
     Attributes:
       min_effective_clusters: the interval of effective clusters must lie above this.
@@ -58,11 +58,11 @@ class GatePolicy:
         or `real`: all real components pooled in proportion to their shares.
       on_fail: what is done about a component that fails: `reject` it; `downweight` its share, multiplied by
         (low / required) ** downweight_power, where low is the low end of the failing figure's interval; or `warn` and
-        take it as it is. One whose interval holds the required figure is undecided: it is taken, with a warning.
-      downweight_power: 1 multiplies by low / required itself; more takes away more.
+        keep its share. One whose interval includes the required figure is undecided: it is accepted, with a warning.
+      downweight_power: 1 multiplies by low / required itself; higher powers reduce the share more.
       accept_unfit_judge: let scores decide although the examination of their judge found it unfit.
-      ungated: take a synthetic component that has not been scored.
-      repeat_limit: epochs of this component's rows that training of `train_tokens` may make at most; a share beyond
+      ungated: accept a synthetic component that has not been scored.
+      repeat_limit: epochs of this component's rows that training on `train_tokens` may make at most; a share beyond
         that is freed. None: no limit.
       auto: all `auto` components of a kind divide the sum of their shares in proportion to their effective clusters,
         each capped at one epoch of its rows, or at `repeat_limit`.
@@ -124,11 +124,11 @@ class Component:
     Attributes:
       name: letters, digits and underscores; names its SeqIO task.
       kind: `real` or `synthetic`.
-      corpus: where its text comes from; a source string is enough. `mixture:FOLDER` is a mixture that was built before:
-        its rows are taken as they are, in its own shares.
+      corpus: where its text comes from; a source string is enough. `mixture:FOLDER` is another built mixture, whose
+        prepared rows are used in its own shares.
       share: of the mixture's tokens; with `real_to_synthetic`, a weight within its kind.
       policy: the gate's conditions.
-      scorecard: file of a scorecard of this very corpus that was made before; None: scored when the mixture is built.
+      scorecard: file of an existing scorecard of this very corpus; None: scored when the mixture is built.
     """
 
     name: str
@@ -153,32 +153,31 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
-    """A mixture as it is asked for.
+    """The mixture to build.
 
     Attributes:
       name: of the SeqIO mixture; letters, digits and underscores.
       real_to_synthetic: ratio of real to synthetic TOKENS, such as (4, 1); shares then are weights within each kind.
-        Without it, shares are of the whole and must sum to 1.
-      vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, a folder with one, or `trained`: one made from
-        the mixture's own text, of a size that suits it (bytes where there is little text).
-      end_of_text: piece that ends a document, where the tokenizer has no usual one.
+        Without it, shares are of all tokens and must sum to 1.
+      vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, a folder with one, or `trained`: one trained on
+        the mixture's own text, of a size in proportion to it (bytes if there is little text).
+      end_of_text: token that ends a document, if the tokenizer has none of the usual names.
       document_start: which token begins a document in rows, loss, evaluation, generation and export: `none`,
-        `end_of_text` (that of the document before), `bos` (the tokenizer's own, written into the rows). `auto`: what a
-        mixture built in this folder before has; else what the rows of a `mixture:` component have; else `bos` where
+        `end_of_text` (that of the document before), `bos` (the tokenizer's own, written into the rows). `auto`: that of
+        the mixture already built in this folder; else that of the rows of a `mixture:` component; else `bos` where
         the tokenizer's makers put it before every text, and `end_of_text` where they do not.
       sequence_length: tokens a row predicts.
       validation_share: share of each component's documents held out.
       seed: of row permutations and held-out documents.
-      repeat_shuffle: every pass over a component's rows after the first has an order of its own, instead of the first
-        one's again.
+      repeat_shuffle: give every epoch of a component's rows after the first an order of its own, instead of that of the
+        first.
       special_text: what a special token's text in a document is: `plain`, `special` or `refuse`; None: `plain`.
-      train_tokens: tokens that training will see; needed where a policy has a `repeat_limit` or is `auto`.
-      shares_of: what shares count: `tokens`; `examples`, documents or conversations, however long they are; or
-        `epochs`, weights that need not sum to 1: a component of weight 2 is read twice while one of weight 1 is read
-        once.
+      train_tokens: tokens that training will see; needed if a policy has a `repeat_limit` or is `auto`.
+      shares_of: what shares count: `tokens`; `examples`, documents or conversations of any length; or `epochs`, weights
+        that need not sum to 1: a component of weight 2 is read twice while one of weight 1 is read once.
       hygiene: which documents preparation leaves out, of every component.
       chat: how components of instruction data, those whose `corpus.conversations` is set, are written.
-      processes: of preparation on this machine; None: one a core.
+      processes: of preparation on this machine; None: one for each core.
       components_dir: where components are prepared, so that several mixtures can share them; None: in the mixture's own
         folder.
     """
@@ -230,7 +229,7 @@ class MixtureConfig:
         check_special_text(self.special_text)
         if self.shares_of not in SHARES_OF:
             raise InputError(f"shares_of {self.shares_of!r} is unknown; choose one of {', '.join(SHARES_OF)}")
-        self.shares_asked()  # refuses shares that do not add up
+        self.shares_asked()  # refuses shares that do not sum to 1
 
     def shares_asked(self) -> tuple[Fraction, ...]:
         """Each component's share of what `shares_of` counts, exact, summing to one."""
@@ -240,7 +239,10 @@ class MixtureConfig:
 def token_shares(
     components: Sequence[Component], real_to_synthetic: tuple[float, float] | None = None, *, is_weight: bool = False
 ) -> tuple[Fraction, ...]:
-    """Each component's share of the mixture's tokens, exact, summing to one; as weights, shares may sum to anything.
+    """Each component's share of the mixture's tokens, exact, summing to one.
+
+    Args:
+      is_weight: the configured shares need not sum to 1.
 
     Raises:
       InputError: shares do not sum to 1 and no ratio is given, or a kind with a part in the ratio has no component.
@@ -266,7 +268,7 @@ def token_shares(
 
 
 def decimal_fraction(value: float) -> Fraction:
-    """The decimal number a person wrote: 0.1 is a tenth."""
+    """The shortest decimal number that is this float: 0.1 gives 1/10."""
     return Fraction(str(value))
 
 
@@ -279,12 +281,12 @@ class BuildConfig:
       judge: of components without a scorecard: `offline` (word vectors, no LLM), `embedding:EMBEDDER`, `openai:MODEL`,
         `gemini:MODEL` or `google-genai:MODEL`.
       judge_base_url: of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
-      judge_endpoint: headers, query and body that this server wants.
+      judge_endpoint: headers, query and body that this server needs.
       agent: how many groupings, of how many samples, by how many criteria.
       engine: how a language model is called.
       budget: what may be spent.
-      grammar: demo text to write first, where it is not there yet.
-      register: also register the mixture with SeqIO in this process, to see that it is accepted; needs TensorFlow.
+      grammar: demo text to write first, if it is not there yet.
+      register: also register the mixture with SeqIO in this process, to check that it is accepted; needs TensorFlow.
     """
 
     output_dir: str
@@ -306,11 +308,11 @@ class TokenizerConfig:
     Attributes:
       output: path of the model, ending in `.model`.
       components: text, in shares as in a mixture.
-      real_to_synthetic: ratio of real to synthetic tokens, such as (4, 1); without it, shares are of the whole.
-      vocab_size: pieces.
+      real_to_synthetic: ratio of real to synthetic tokens, such as (4, 1); without it, shares are of all tokens.
+      vocab_size: number of ids.
       model_type: `bpe` or `unigram`.
       sample_characters: text read at most, over all components.
-      seed: of the draw of documents.
+      seed: of the sample of documents.
     """
 
     output: str

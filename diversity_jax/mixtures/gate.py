@@ -1,8 +1,8 @@
 """The gate: what a component's measured diversity decides about its share of the mixture.
 
 `measure` takes the figures from scorecards, and `decide` is a pure function of a policy and those figures, so that a
-decision can be repeated from the figures that a mixture file records. A component fails only when its whole interval
-lies below the required figure; where the interval holds it, the component is taken with a warning.
+decision can be recomputed from the figures that a mixture file records. A component fails only if its interval is
+entirely below the required figure; if the interval includes the figure, the component is accepted with a warning.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +18,14 @@ from diversity_jax.mixtures.config import ON_FAIL, Component, GatePolicy
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The figures of one component that a decision may rest on.
+    """The figures of one component that a decision may depend on.
 
     Attributes:
       effective_clusters: of its scorecard.
       ratios: effective clusters over those of each reference that its policy names.
       scorecard_hash: of its scorecard; reference_hashes: of the references'.
       corpus_fingerprint: of the text that was scored; judge: which judge scored it.
-      unfit: why the judge's scores say nothing of the component or a reference; None where they do.
+      unfit: why the judge's scores of the component or of a reference are not valid; None where they are.
     """
 
     effective_clusters: Estimate
@@ -70,10 +70,10 @@ class Decision:
     """What the gate decided about a component.
 
     Attributes:
-      action: `register`, `ungated`, or one of `config.ON_FAIL`; reason: one line for people.
-      factor: what the share is multiplied by, in [0, 1].
+      action: `register`, `ungated`, or one of `config.ON_FAIL`; reason: in one line, for logs and pages.
+      factor: that the share is multiplied by, in [0, 1].
       policy: the conditions; findings: how the component met them.
-      scorecard_hash: of the scorecard it rests on; None where it was not scored.
+      scorecard_hash: of the component's scorecard; None where it was not scored.
       effective_clusters: of that scorecard.
     """
 
@@ -123,32 +123,24 @@ def _unfit(scorecard: Scorecard) -> str | None:
 
 
 def decide(component: Component, measurement: Measurement | None) -> Decision:
-    """Decides about one component from its figures alone."""
+    """Decides about one component by its policy and figures; without figures, by its policy alone."""
     policy = component.policy
     if measurement is None:
-        action, factor, reason = "reject", 0.0, "not scored; score it, or set policy.ungated to take it unscored"
+        action, factor, reason = "reject", 0.0, "not scored; score it, or set policy.ungated to accept it unscored"
         if component.kind == "real" and policy.is_empty:
             action, factor, reason = "register", 1.0, "real text without conditions"
         elif policy.ungated:
-            action, factor, reason = "ungated", 1.0, "taken unscored, as its policy says"
+            action, factor, reason = "ungated", 1.0, "accepted unscored, as its policy says"
         return Decision(action=action, reason=reason, factor=factor, policy=policy)
-    if measurement.unfit is not None and not policy.is_empty and not policy.accept_unfit_judge:
-        why = f"judge {measurement.judge} is unfit to decide ({measurement.unfit})"
-        reason = f"{why}; take another judge, or set policy.accept_unfit_judge"
-        clusters, scored = measurement.effective_clusters, measurement.scorecard_hash
-        return Decision(
-            action="reject",
-            reason=reason,
-            factor=0.0,
-            policy=policy,
-            scorecard_hash=scored,
-            effective_clusters=clusters,
-        )
-    findings = tuple(_findings(policy, measurement))
+    is_unfit = measurement.unfit is not None and not policy.is_empty and not policy.accept_unfit_judge
+    findings = () if is_unfit else tuple(_findings(policy, measurement))
     failed = [finding for finding in findings if finding.verdict == "fails"]
     undecided = [finding for finding in findings if finding.verdict == "undecided"]
     action, factor, reason = "register", 1.0, "no condition; scored for reference"
-    if failed:
+    if is_unfit:
+        problem = f"judge {measurement.judge} is unfit to decide ({measurement.unfit})"
+        action, factor, reason = "reject", 0.0, f"{problem}; take another judge, or set policy.accept_unfit_judge"
+    elif failed:
         worst = min(failed, key=lambda finding: finding.low / finding.required)
         action, reason = policy.on_fail, _reason(worst, "below")
         factor = ON_FAIL[policy.on_fail].factor(worst.low / worst.required, policy.downweight_power)
@@ -168,22 +160,22 @@ def decide(component: Component, measurement: Measurement | None) -> Decision:
 
 
 def undecided(components: Sequence[Component]) -> Undecided:
-    """A function from scorecards to the components, and their references, that a decision needs more groupings of.
+    """A function from scorecards to names of the components and references of which a decision needs more groupings.
 
-    More cannot change a decision once a condition failed or all passed. `auto` components are scored in full, since
-    their shares follow their figures.
+    A decision is final once a condition has failed or all have passed. `auto` components are scored in full, since
+    their shares depend on their figures.
     """
 
     def names(scorecards: Mapping[str, Scorecard]) -> set[str]:
-        metric_names: set[str] = set()
+        needed: set[str] = set()
         given = {part.name: Scorecard.load(part.scorecard) for part in components if part.scorecard}
         for component in components:
             measurement = measure(component, {**given, **scorecards})
             verdicts = [finding.verdict for finding in decide(component, measurement).findings]
             needs_more = not verdicts or ("undecided" in verdicts and "fails" not in verdicts)
             if measurement is not None and (needs_more or component.policy.auto):
-                metric_names |= {component.name, *component.policy.min_ratio_to}
-        return metric_names
+                needed |= {component.name, *component.policy.min_ratio_to}
+        return needed
 
     return names
 

@@ -1,8 +1,6 @@
-"""A built mixture: `mixture.json`, with its prepared components, the shares granted and the decisions behind them; and
-its batches by memory map: row n of step s is a pure function of the mixture, on any host, without state.
-"""
+"""A built mixture: `mixture.json`, with its components, their shares, and the decisions behind them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -10,8 +8,6 @@ import os
 from pathlib import Path
 import re
 from typing import Any, Self
-
-import numpy as np
 
 from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
@@ -25,145 +21,18 @@ from diversity_jax.core.files import (
     write_json,
 )
 from diversity_jax.core.stores import is_remote
-from diversity_jax.mixtures.schedule import EpochShuffle, Schedule, read_share
+from diversity_jax.mixtures.loader import Loader
+from diversity_jax.mixtures.schedule import read_share
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo
-from diversity_jax.prepare.rows import CACHE_GB, RowReader, Rows
+from diversity_jax.prepare.rows import CACHE_GB
+from diversity_jax.tokenizers.base import Tokenizer
 from diversity_jax.tokenizers.document_start import DOCUMENT_STARTS, Boundaries
 
 FORMAT_VERSION = 1
-_AHEAD_BYTES, _AHEAD_STEPS = 64 << 20, 256  # how far rows in a bucket are fetched ahead, the lesser of both
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch(Rows):
-    """Rows for one step; the first L tokens of a row are inputs, the last L targets.
-
-    Attributes:
-      component: int32 [B], the index of the component each row belongs to.
-    """
-
-    component: np.ndarray
-
-
-class Loader:
-    """Batches of a mixture.
-
-    Global batch s holds mixture rows s * batch_size to (s + 1) * batch_size - 1; a host reads the part that is its own.
-    Hence resuming at step s needs no state but s, and the data does not depend on how many hosts read it. Needs NumPy
-    alone: no TensorFlow on the training machine.
-
-    Args:
-      manifests: prepared components, in the order of `shares`.
-      shares: token shares; a component of share zero is never read.
-      batch_size: rows of the global batch.
-      split: `train`, or `validation` to draw from held-out rows.
-      repeat_seed: of the order of rows in every pass after the first; None: all passes have the first one's.
-    """
-
-    def __init__(
-        self,
-        manifests: Sequence[Manifest],
-        shares: Sequence[float | Fraction],
-        *,
-        batch_size: int,
-        split: str = "train",
-        repeat_seed: int | None = None,
-        cache_gb: float = CACHE_GB,
-    ):
-        lengths = {manifest.sequence_length for manifest in manifests}
-        hashes = {manifest.vocabulary.hash for manifest in manifests}
-        for what, values in (("sequence lengths", lengths), ("tokenizers", hashes)):
-            if len(values) > 1:
-                raise InputError(f"components were prepared with different {what} {values}; prepare them with one")
-        self.schedule, self.batch_size = Schedule(shares), batch_size
-        self.sequence_length = manifests[0].sequence_length
-        pairs = list(zip(manifests, self.schedule.shares, strict=True))
-        self._has_token_flags = any(manifest.chat for manifest, share in pairs if share)
-        self._readers = [RowReader(manifest, split, cache_gb=cache_gb) if share else None for manifest, share in pairs]
-        self._asked_until: dict[tuple[int | None, int | None], int] = {}  # by part of the batch: a step
-        self._orders = [epoch_shuffle(manifest, split, repeat_seed) if share else None for manifest, share in pairs]
-
-    def batch(self, step: int, part: slice = slice(None)) -> Batch:
-        """Batch of a step, or the part of it that `part` selects (this host's rows).
-
-        Where rows lie in a bucket, those of the same part of the steps to come are fetched meanwhile.
-        """
-        if any(reader and reader.is_remote for reader in self._readers):
-            self._look_ahead(step, part)
-        return self.rows(np.arange(step * self.batch_size, (step + 1) * self.batch_size)[part])
-
-    def _look_ahead(self, step: int, part: slice) -> None:
-        """Asks for rows of the steps to come in large pieces: as soon as half of those asked for are used."""
-        key = (part.start, part.stop)
-        wanted = np.arange(self.batch_size)[part]
-        row_bytes = max(reader.manifest.row_bytes for reader in self._readers if reader)
-        steps = int(np.clip(_AHEAD_BYTES // max(1, len(wanted) * row_bytes), 2, _AHEAD_STEPS))
-        asked = self._asked_until.get(key, step)
-        if not step <= asked <= step + steps:  # another step than the next is read
-            asked = step
-        if asked - step > steps // 2:
-            return
-        self._asked_until[key] = step + steps
-        numbers = (np.arange(asked, step + steps)[:, None] * self.batch_size + wanted).reshape(-1)
-        for reader, rows in self._rows_of(numbers):
-            reader.prefetch(rows)
-
-    def _rows_of(self, numbers: np.ndarray) -> Iterator[tuple[RowReader, np.ndarray]]:
-        """Each component's reader with the rows of its own that mixture rows are."""
-        component, rank = self.schedule.component(numbers), self.schedule.rank(numbers)
-        for i, (reader, order) in enumerate(zip(self._readers, self._orders, strict=True)):
-            own = rank[component == i]
-            if reader is not None and len(own):
-                yield reader, order.rows_at(own) if order else own
-
-    def shards_of(self, steps: int, part: slice = slice(None)) -> dict[str, set[str]]:
-        """Files that hold the rows of a part of the first `steps` batches, by name of the component."""
-        wanted, files = np.arange(self.batch_size)[part], dict[str, set[str]]()
-        for first in range(0, steps, _AHEAD_STEPS):
-            batches = np.arange(first, min(steps, first + _AHEAD_STEPS))
-            for reader, rows in self._rows_of((batches[:, None] * self.batch_size + wanted).reshape(-1)):
-                files.setdefault(reader.manifest.name, set()).update(reader.shards_of(rows))
-        return files
-
-    def rows(self, numbers: np.ndarray) -> Batch:
-        """Mixture rows by number."""
-        component, rank = self.schedule.component(numbers), self.schedule.rank(numbers)
-        shape = (len(numbers), self.sequence_length + 1)
-        tokens = np.empty(shape, np.int32)
-        targets = np.ones(shape, bool) if self._has_token_flags else None
-        starts = np.zeros(shape, bool) if self._has_token_flags else None
-        for i, (reader, order) in enumerate(zip(self._readers, self._orders, strict=True)):
-            own = component == i
-            if reader is None or not own.any():
-                continue
-            rows = reader.read(order.rows_at(rank[own]) if order else rank[own])
-            tokens[own] = rows.tokens
-            if targets is not None and starts is not None and rows.targets is not None and rows.starts is not None:
-                targets[own], starts[own] = rows.targets, rows.starts
-        return Batch(tokens=tokens, component=component, targets=targets, starts=starts)
-
-    def release(self) -> None:
-        """Gives back the memory of rows that were read; they can be read again."""
-        for reader in filter(None, self._readers):
-            reader.release()
-
-    def epochs(self, steps: int) -> list[float]:
-        """How often each component's rows are seen in `steps` steps; 0 for one that is never read."""
-        counts = self.schedule.counts(steps * self.batch_size)
-        return [
-            float(count / reader.rows) if reader else 0.0 for count, reader in zip(counts, self._readers, strict=True)
-        ]
-
-
-def epoch_shuffle(manifest: Manifest, split: str, seed: int | None) -> EpochShuffle | None:
-    """The order of a component's rows in each pass; None where every pass has that on disk."""
-    if seed is None:
-        return None
-    return EpochShuffle(f"{seed}/{manifest.name}/{split}/repeat", manifest.splits[split].rows)
 
 
 def mixture_file(path: str | os.PathLike) -> Path | str:
-    """The `mixture.json` at a path or URL that names it, or the folder that holds it."""
+    """The path of a `mixture.json`, given that or its folder."""
     is_file = os.fspath(path).endswith(".json") if is_remote(path) else not os.path.isdir(path)
     return (os.fspath(path) if is_remote(path) else Path(path)) if is_file else join_path(path, "mixture.json")
 
@@ -173,10 +42,10 @@ class MixtureComponent:
     """One component of a built mixture.
 
     Attributes:
-      share_asked, share_granted: exact token shares before and after the gate.
+      share_asked, share_granted: exact token shares before and after the gate and epoch limits.
       decision: the gate's decision as JSON: action, reason, policy, figures, scorecard and its hash.
       manifest: the prepared rows; None for a component that was rejected.
-      part_of: the requested component that this is a part of, where that is a mixture itself.
+      part_of: the requested component that this is a part of, if that is a mixture itself.
     """
 
     name: str
@@ -189,7 +58,7 @@ class MixtureComponent:
 
     @property
     def prepared(self) -> Manifest:
-        """The manifest of a component that was taken."""
+        """The manifest of a component that has rows."""
         if self.manifest is None:
             raise ValueError(f"component {self.name!r} was rejected, so none of its rows were prepared")
         return self.manifest
@@ -197,19 +66,19 @@ class MixtureComponent:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """What training and SeqIO codebases read.
+    """The content of `mixture.json`, which training and SeqIO codebases read.
 
     Attributes:
       name: of the SeqIO mixture.
       components: all that were asked for, rejected ones too.
-      folder: where `mixture.json` lies.
-      asked: the mixture's configuration as JSON; gate: what each requested component's share rests on, in order. From
-        these two alone `replay` repeats every decision.
+      folder: of `mixture.json`.
+      asked: the mixture's configuration as JSON; gate: for each requested component, in order, what its share was
+        computed from. From these two alone `replay` recomputes every decision.
       nested: built mixtures that are components of this one: name, folder and content hash of each.
       code: version of this project and hash of its source.
-      repeat_shuffle: every pass over a component's rows after the first has an order of its own.
-      document_start: which token begins a document, one of `DOCUMENT_STARTS`, and document_start_id: its id; None: of
-        before it was recorded (see `tokenizers.document_start`).
+      repeat_shuffle: every epoch of a component's rows after the first has an order of its own.
+      document_start: which token begins a document, one of `DOCUMENT_STARTS`; document_start_id: its id. None in files
+        older than these fields (see `tokenizers.document_start`).
     """
 
     name: str
@@ -233,12 +102,12 @@ class Mixture:
 
     @property
     def repeat_seed(self) -> int | None:
-        """Seed of the orders of later passes; None where all passes have the first one's."""
+        """Seed of the orders of later epochs; None where all epochs have that of the first."""
         return self.seed if self.repeat_shuffle else None
 
     @property
     def taken(self) -> tuple[MixtureComponent, ...]:
-        """Components with a share, in order: the ones a loader's `component` index counts."""
+        """Components with a share, in order: a batch's `component` is an index into these."""
         return tuple(component for component in self.components if component.share_granted)
 
     @property
@@ -248,17 +117,15 @@ class Mixture:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of what training depends on: shares granted, every component's manifest, the order of passes, and
-        which token begins a document.
-        """
+        """SHA-256 of what training depends on: granted shares, manifests, order of epochs, and document start."""
         parts = [[part.name, str(part.share_granted), part.prepared.content_hash] for part in self.taken]
-        later: dict[str, Any] = {"repeat_seed": self.repeat_seed} if self.repeat_shuffle else {}
+        newer: dict[str, Any] = {"repeat_seed": self.repeat_seed} if self.repeat_shuffle else {}
         if self.document_start is not None:
-            later["document_start"] = [self.document_start, self.document_start_id]
-        return content_hash([parts, later] if later else parts)
+            newer["document_start"] = [self.document_start, self.document_start_id]
+        return content_hash([parts, newer] if newer else parts)  # hashes of older files stay as they were
 
     def loader(self, *, batch_size: int, split: str = "train", cache_gb: float = CACHE_GB) -> Loader:
-        """Batches of this mixture; `cache_gb` of disk may be used for rows that lie in a bucket."""
+        """Batches of this mixture; arguments as `Loader`."""
         shares = [component.share_granted for component in self.taken]
         manifests = [component.prepared for component in self.taken]
         return Loader(
@@ -331,7 +198,7 @@ class Mixture:
                 vocabulary=from_json(VocabularyInfo, value["vocabulary"], f"{path}: vocabulary"),
                 folder=parent_folder(path),
                 nested=value["ingredients"],
-                # Of later versions than the first.
+                # Fields that older files lack.
                 repeat_shuffle=value.get("repeat_shuffle", False),
                 document_start=value.get("document_start"),
                 document_start_id=value.get("document_start_id"),
@@ -343,34 +210,54 @@ class Mixture:
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise InputError(f"{path}: is not a built mixture ({error!r}); build it again") from None
         for component in mixture.taken:
-            about, manifest = f"mixture {mixture.name!r}: component {component.name!r}", component.prepared
-            if manifest.vocabulary.hash != mixture.vocabulary.hash:
-                infos = (manifest.vocabulary, mixture.vocabulary)
-                theirs, ours = (f"({info.kind}, {info.size:,} ids, {info.hash[:8]})" for info in infos)
-                raise InputError(f"{about} was prepared with another tokenizer {theirs} than the mixture's {ours}")
-            if manifest.sequence_length != mixture.sequence_length:
-                lengths = f"{manifest.sequence_length:,} tokens, the mixture's {mixture.sequence_length:,}"
-                raise InputError(f"{about} has rows that predict {lengths}; prepare all with one sequence_length")
-            check_document_start(about, manifest, mixture.document_start, mixture.document_start_id)
+            about, start = f"mixture {mixture.name!r}: component {component.name!r}", mixture.document_start
+            check_rows(
+                about,
+                component.prepared,
+                tokenizer=mixture.vocabulary,
+                sequence_length=mixture.sequence_length,
+                document_start=(start, mixture.document_start_id),
+            )
         if mixture.content_hash != recorded:
             raise InputError(f"{path}: its shares or manifests were changed after it was built; build it again")
         return mixture
 
 
-def check_document_start(about: str, manifest: Manifest, document_start: str | None, start_id: int | None) -> None:
-    """Refuses rows of text that were prepared with another begin-of-text token than a mixture has, or without it.
+def check_rows(
+    about: str,
+    manifest: Manifest,
+    *,
+    tokenizer: VocabularyInfo | Tokenizer,
+    sequence_length: int,
+    document_start: tuple[str | None, int | None],
+) -> None:
+    """Checks that prepared rows fit a mixture.
+
+    Args:
+      about: begins the error message.
+      tokenizer, sequence_length, document_start: the mixture's; of the last also its id.
 
     Raises:
-      InputError: `about` begins its message.
+      InputError: they have another tokenizer, length, or, for rows of text, another begin-of-text token.
     """
-    wanted, prepared_with = start_id if document_start == "bos" else None, manifest.begin_of_text_id
+    if manifest.vocabulary.hash != tokenizer.hash:
+        infos = (manifest.vocabulary, tokenizer)
+        theirs, ours = (f"({info.kind}, {info.size:,} ids, {info.hash[:8]})" for info in infos)
+        raise InputError(
+            f"{about} was prepared with another tokenizer {theirs} than the mixture's {ours}; prepare all with one"
+        )
+    if manifest.sequence_length != sequence_length:
+        lengths = f"{manifest.sequence_length:,} tokens, the mixture's {sequence_length:,}"
+        raise InputError(f"{about} has rows that predict {lengths}; prepare all with one sequence_length")
+    setting, start_id = document_start
+    wanted, prepared_with = start_id if setting == "bos" else None, manifest.begin_of_text_id
     if not manifest.chat and wanted != prepared_with:
-        rows, setting = (
+        rows, mixture = (
             ("without a begin-of-text token" if each is None else f"with begin-of-text id {each}")
             for each in (prepared_with, wanted)
         )
         raise InputError(
-            f"{about} was prepared {rows}, the mixture's document_start={document_start!r} is {setting}; "
+            f"{about} was prepared {rows}, the mixture's document_start={setting!r} is {mixture}; "
             "prepare all with one document_start"
         )
 
@@ -378,7 +265,7 @@ def check_document_start(about: str, manifest: Manifest, document_start: str | N
 def _component(folder: Path | str, value: Mapping[str, Any]) -> MixtureComponent:
     if not re.fullmatch(r"\w[\w.]*", value["name"], re.ASCII):
         raise ValueError(f"component name {value['name']!r}")
-    # It may lie outside the mixture's folder, where the component was prepared or is part of another mixture.
+    # It may be outside the mixture's folder: in `components_dir`, or in another mixture's folder.
     path = resolve_path(folder, value["manifest"]) if value["manifest"] else None
     if path and os.path.basename(path) != "manifest.json":
         raise ValueError(f"manifest {value['manifest']!r}")

@@ -1,11 +1,11 @@
-"""Prepare one component: documents to permuted rows of tokens that training and SeqIO read.
+"""Prepare one component: turn documents into permuted rows of tokens that training and SeqIO read.
 
     python -m diversity_jax.mixtures.prepare --config configs/prepare.py --config.corpus.source='texts/*.jsonl.zst'
     python -m diversity_jax.mixtures.prepare --config configs/prepare.py --runner=DataflowRunner --project=P \\
         --region=R --temp_location=gs://B/tmp --config.output_dir=gs://B/web --config.corpus.source='gs://B/web/*.jsonl'
 
 Without `--runner` it runs in this machine's processes. With it (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner,
-...) it runs on Apache Beam, and all flags but `--config...` are Beam's. Run the same command again to go on after a
+...) it runs on Apache Beam, and all flags but `--config...` are Beam's. Run the same command again to resume after a
 stop.
 """
 
@@ -36,7 +36,7 @@ def main(beam_flags: Sequence[str], config: PrepareConfig) -> None:
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Our flags and Beam's; `--runner` becomes `--config.runner`. Without a runner all flags are ours."""
+    """This command's flags and Beam's; `--runner` becomes `--config.runner`. Without a runner Beam has none."""
     ours, beams, rest = [], [], list(argv)
     while rest:
         flag = rest.pop(0)

@@ -1,18 +1,18 @@
-"""Built mixtures as SeqIO tasks and mixtures, for any SeqIO codebase.
+"""Registers built mixtures as SeqIO tasks and mixtures, for any SeqIO codebase.
 
     DIVERSITY_JAX_MIXTURES=/data/mixtures/a:/data/mixtures/b python -m t5x.train \\
         --gin.MIXTURE_OR_TASK_MODULE="'diversity_jax.mixtures.registry'" ...
 
 Importing this module registers the mixtures in those folders (or in folders directly inside them), from manifests on
-disk alone: no network and no JAX. Of the mixture `small` with the component `prose` come
+disk alone: no network and no JAX. A mixture `small` with the component `prose` is registered as
 
     small            the mixture, rows in the training loader's order; tasks `small.prose`, ...
-    small_exact      the same rows in the same order as one task, to be mixed with tasks of others
-    small_packed     the mixture with all features registered, for `PrePackedLMFeatureConverter` in mixtures of others
+    small_exact      the same rows in the same order as one task, to be mixed with other tasks
+    small_packed     the mixture with all features registered, for `PrePackedLMFeatureConverter` in other mixtures
     small_held_out   held-out rows as tasks with metrics, for `seqio.Evaluator`
 
-An example is one prepared row: the feature `targets`, int32 [sequence_length + 1]. The features of `decoder_features`
-lie beside it unregistered, so that the tasks mix with others; our own mixtures hand them on all the same.
+An example is one prepared row: the feature `targets`, int32 [sequence_length + 1]. Examples also have the features of
+`decoder_features`, unregistered, so that the tasks mix with others; our own mixtures pass them through.
 """
 
 from collections.abc import Sequence
@@ -49,10 +49,10 @@ ENVIRONMENT_VARIABLE = "DIVERSITY_JAX_MIXTURES"
 class PreparedTask(seqio.Task):
     """A task over the prepared rows of `manifest`.
 
-    The rows already lie in a seeded permutation, so `shuffle=True`, which trainers pass for the train split, changes
-    nothing: a second shuffle would cost a buffer and the order that makes token shares hold in every window. SeqIO's
-    cache in memory is off too, since the page cache does the same, and where its cache on disk is asked for and was
-    never written, the rows themselves are read.
+    The rows already have a seeded permutation, so `shuffle=True`, which trainers pass for the train split, changes
+    nothing: a second shuffle would need a buffer, and token shares would no longer hold in every window. SeqIO's cache
+    in memory is off, since the page cache does the same; if its cache on disk is requested and was never written, the
+    rows themselves are read.
     """
 
     manifest: Manifest
@@ -67,7 +67,7 @@ class PreparedTask(seqio.Task):
         shuffle: bool = False,
         **options: Any,
     ) -> Any:
-        """As `seqio.Task.get_dataset`, in the permuted order that the rows have on disk."""
+        """As `seqio.Task.get_dataset`, in the order that the rows have on disk, or that of `EpochShuffle`."""
         _warn_of_cut_rows(self.name, sequence_length, self.manifest)
         options |= {"shuffle": False, "try_in_mem_cache": False}
         epochs, use_cached = options.get("num_epochs", 1), use_cached and self.cache_dir is not None
@@ -89,9 +89,9 @@ def _warn_of_cut_rows(name: str, sequence_length: Any, manifest: Manifest) -> No
 
 
 class PreparedMixture(seqio.Mixture):
-    """A built mixture: its tasks by its schedule, with the features of `decoder_features`.
+    """A built mixture: rows of its tasks in the order of its schedule, with the features of `decoder_features`.
 
-    Inside another mixture only its tasks and rates are seen, so that the schedule is lost: a warning says so.
+    Another mixture that contains it uses only its tasks and rates, so that the schedule is lost, with a warning.
     """
 
     content_hash: str
@@ -108,7 +108,7 @@ class PreparedMixture(seqio.Mixture):
             self._is_own_sampling = False
 
     def get_rate(self, task: Any) -> float:
-        """The share of a task; SeqIO asks for it when it samples this mixture's tasks inside another mixture."""
+        """The share of a task; SeqIO calls this, too, when another mixture samples this one's tasks."""
         if not self._is_own_sampling:
             lost = "another mixture samples its tasks at random, and its exact schedule is lost"
             warnings.warn(f"{self.name}: {lost}; put the task {self.name}_exact there instead", stacklevel=2)
@@ -116,7 +116,7 @@ class PreparedMixture(seqio.Mixture):
 
 
 class ScheduledTask(seqio.Task):
-    """A whole mixture as one task, whose rows come in the order of its schedule whatever it is mixed with."""
+    """A mixture as one task, whose rows keep the order of its schedule when it is mixed with others."""
 
     mixture: PreparedMixture
 
@@ -137,13 +137,13 @@ def register(folder: str | Path, *, like: str | None = None, name: str | None = 
     """Registers a built mixture and its components; registering the same one again does nothing.
 
     Args:
-      folder: that holds `mixture.json`.
-      like: a registered task or mixture beside which the rows are to be mixed: they get its features and vocabulary,
+      folder: of `mixture.json`.
+      like: a registered task or mixture that the rows will be mixed with: they get its features and vocabulary,
         `inputs` empty.
-      name: to register it by; the mixture's, and with `like` the mixture's and that name.
+      name: to register it by; default: the mixture's name, with `like` followed by `_like_` and that name.
 
     Returns:
-      Names registered: the mixture first, then its tasks. The first with `_exact` is the task of the whole mixture.
+      Names registered: the mixture first, then its tasks. The first with `_exact` is the task of the mixture.
 
     Raises:
       InputError: no built mixture there, another mixture of that name is registered, or rows cannot have the features
@@ -170,7 +170,7 @@ def register(folder: str | Path, *, like: str | None = None, name: str | None = 
 
 
 def registered_folder(name: str) -> Path | str | None:
-    """Where a registered mixture was built; None where another codebase registered it."""
+    """The folder of a registered mixture; None where another codebase registered it."""
     provider = seqio.get_mixture_or_task(name)
     return getattr(getattr(provider, "mixture", provider), "folder", None)
 
@@ -183,7 +183,7 @@ def _register(
     is_derived: bool = False,
     **options: Any,
 ) -> list[str]:
-    """Registers tasks, mixture and the task of the whole mixture under a name; a derived one gives way to others."""
+    """Registers tasks, mixture and the task of all rows under a name; a derived mixture is replaced by a named one."""
     parts = [part for part in mixture.taken if set(splits) & set(part.prepared.splits)]
     known = seqio.MixtureRegistry.get(name) if name in seqio.MixtureRegistry.names() else None
     if known is not None and getattr(known, "is_derived", False) and not is_derived:
@@ -209,12 +209,12 @@ def _register(
         registered.content_hash, registered.folder = mixture.content_hash, mixture.folder
         registered.is_derived = is_derived
         seqio.MixtureRegistry.add_provider(name, registered)
-        _register_whole(registered, features, parts)
+        _register_exact(registered, features, parts)
     return [name, *tasks]
 
 
-def _register_whole(mixture: PreparedMixture, features: dict[str, Any], parts: Sequence[Any]) -> None:
-    """Registers the task of a whole mixture, unless its name is taken or the mixture is for evaluation."""
+def _register_exact(mixture: PreparedMixture, features: dict[str, Any], parts: Sequence[Any]) -> None:
+    """Registers a mixture as one task, unless its name is taken or the mixture is for evaluation."""
     name = f"{mixture.name}_exact"
     splits = [split for split in SPLITS if all(split in task.splits for task in mixture.tasks)]
     if "train" not in splits or name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
@@ -265,7 +265,7 @@ def _register_task(
 
 
 def _source(manifest: Manifest, read: Any, splits: Sequence[str] = SPLITS) -> Any:
-    """A data source whose splits `read(split, shuffle_files, seed)` gives."""
+    """A data source whose splits are read by `read(split, shuffle_files, seed)`."""
     rows = {split: rows_of_split.rows for split, rows_of_split in manifest.splits.items() if split in splits}
     return seqio.FunctionDataSource(read, splits=tuple(rows), num_input_examples=rows)
 
@@ -273,9 +273,9 @@ def _source(manifest: Manifest, read: Any, splits: Sequence[str] = SPLITS) -> An
 def _by_schedule(
     tasks: Sequence[str], shares: Sequence[Any], datasets: Sequence[Any], rates: Sequence[float], seed: int | None
 ) -> Any:
-    """SeqIO's `sample_fn`: the mixture's schedule instead of random draws, so that `rates` and `seed` are not needed.
+    """SeqIO's `sample_fn`: datasets mixed by the mixture's schedule, not at random; `rates` and `seed` are not used.
 
-    SeqIO hands datasets over in the order of task names, and leaves out tasks without the split.
+    SeqIO passes datasets in the order of task names, and leaves out tasks without the split.
     """
     positions = sorted(range(len(tasks)), key=lambda i: tasks[i])
     if len(datasets) != len(tasks):
@@ -289,7 +289,7 @@ def _by_schedule(
 
 
 def folders_named(value: str) -> list[Path]:
-    """Folders of mixtures in a list joined by colons; one without a mixture stands for the mixtures directly in it.
+    """Folders of mixtures in a list joined by colons; one without `mixture.json` stands for the mixtures inside it.
 
     Raises:
       InputError: a folder is missing, remote, or holds no mixture.

@@ -1,7 +1,6 @@
-"""Repeats the decisions of a built mixture, from its file alone or from its scorecards, and shows what there is to
-see.
+"""Recomputes the decisions of a built mixture from its file and scorecards, and describes the mixture.
 
-Needs no corpus, judge, network or prepared rows.
+`replay` needs no corpus, judge, network or prepared rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,15 +25,15 @@ from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_sha
 from diversity_jax.mixtures.sources import documents_in
 from diversity_jax.prepare.manifest import prepared_tokenizer
 
-_TOLERANCE = 1e-9  # figures taken anew from scorecards may differ in their last digits between builds of NumPy
+_TOLERANCE = 1e-9  # figures recomputed from scorecards may differ in their last digits between builds of NumPy
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """One component's share, worked out again.
+    """One component's decision and share, recomputed.
 
     Attributes:
-      from_scorecards: whether the figures were taken anew from scorecards, too.
+      from_scorecards: whether the figures were recomputed from scorecards, too.
     """
 
     name: str
@@ -44,26 +43,30 @@ class Replayed:
     from_scorecards: bool = False
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Recorded:
     """What a mixture file records of one component.
 
     Attributes:
       measurement: None where it was not scored.
-      decision: `action` and `factor`.
       rows: prepared rows of its parts; granted: their shares.
     """
 
     name: str
     measurement: Measurement | None
-    decision: Mapping[str, Any]
+    action: str
+    factor: float
     rows: Sequence[AvailableRows]
     granted: tuple[Fraction, ...]
 
     @classmethod
     def read(cls, value: Mapping[str, Any], granted: Mapping[str, Fraction]) -> "_Recorded":
+        """An entry of the file's `gate`.
+
+        Args:
+          granted: shares of all parts, by name.
+        """
         contents = value.get("contents", [(None, None)] * len(value["rows"]))  # older files have none
-        action, factor = value["decision"]["action"], float(value["decision"]["factor"])
         numbers = [rows for _, rows in value["rows"]] + [number for pair in contents for number in pair]
         if not all(number is None or type(number) is int for number in numbers):
             raise ValueError("rows or contents are no whole numbers")
@@ -72,7 +75,8 @@ class _Recorded:
         return cls(
             name=value["name"],
             measurement=Measurement.from_json(value["measured"]) if value["measured"] else None,
-            decision={"action": str(action), "factor": factor},
+            action=str(value["decision"]["action"]),
+            factor=float(value["decision"]["factor"]),
             rows=[
                 AvailableRows(share=read_share(share), rows=rows, tokens=tokens, documents=documents)
                 for (share, rows), (tokens, documents) in zip(value["rows"], contents, strict=True)
@@ -82,77 +86,76 @@ class _Recorded:
 
 
 def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
-    """Works out every decision and share of a built mixture again and compares them with what its file says.
+    """Recomputes every decision and share of a built mixture and compares them with its file.
 
     Args:
-      path: `mixture.json` or the folder that holds it.
-      scorecards: also take the figures anew from the scorecards beside it, where they are.
+      path: `mixture.json` or its folder.
+      scorecards: also recompute the figures from the scorecards in the mixture's folder, as far as they are there.
 
     Raises:
-      InputError: a decision or a share came out otherwise, or a scorecard is not the one it rests on; the line names
-        it.
+      InputError: a decision or a share differs, or a scorecard is not the recorded one; the message names it.
     """
     path = mixture_file(path)
     asked, recorded = _read(path)
-    names = ["real", *(entry.name for entry in recorded if entry.measurement)] if scorecards else []
+    names = ["real", *(part.name for part in recorded if part.measurement)] if scorecards else []
     files = {name: join_path(parent_folder(path), "scorecards", f"{name}.json") for name in names}
     saved = {name: Scorecard.load(file) for name, file in files.items() if exists(file)}
     decisions, results = [], []
-    for component, entry in zip(asked.components, recorded, strict=True):
-        _check_measurement(path, component, entry, saved)
-    for component, entry in zip(asked.components, recorded, strict=True):
-        decision, before = decide(component, entry.measurement), entry.decision
-        if decision.action != before["action"] or not _is_same(decision.factor, before["factor"]):
+    for component, before in zip(asked.components, recorded, strict=True):
+        _check_measurement(path, component, before, saved)
+    for component, before in zip(asked.components, recorded, strict=True):
+        decision = decide(component, before.measurement)
+        if decision.action != before.action or not _is_same(decision.factor, before.factor):
             raise InputError(
-                f"{path}: says {entry.name!r} was decided as {before['action']} x {before['factor']:.6g}, its figures "
+                f"{path}: says {before.name!r} was decided as {before.action} x {before.factor:.6g}, its figures "
                 f"give {decision.action} x {decision.factor:.6g}; build the mixture again"
             )
         decisions.append(decision)
-        results.append(gate_result(decision, entry.measurement, entry.rows))
+        results.append(gate_result(decision, before.measurement, before.rows))
     shares, granted = granted_shares(asked, results)
-    for entry, parts in zip(recorded, granted, strict=True):
-        if entry.granted != parts:
-            before_and_after = f"{float(sum(entry.granted)):.6g}, its decisions give {float(sum(parts)):.6g}"
-            raise InputError(f"{path}: grants {entry.name!r} {before_and_after}; build the mixture again")
+    for before, parts in zip(recorded, granted, strict=True):
+        if before.granted != parts:
+            both = f"{float(sum(before.granted)):.6g}, its decisions give {float(sum(parts)):.6g}"
+            raise InputError(f"{path}: grants {before.name!r} {both}; build the mixture again")
     return [
         Replayed(
-            name=entry.name,
+            name=part.name,
             share_asked=share,
             share_granted=sum(parts, Fraction(0)),
             decision=decision,
-            from_scorecards=entry.name in saved,
+            from_scorecards=part.name in saved,
         )
-        for entry, share, parts, decision in zip(recorded, shares, granted, decisions, strict=True)
+        for part, share, parts, decision in zip(recorded, shares, granted, decisions, strict=True)
     ]
 
 
 def _read(path: str | Path) -> tuple[MixtureConfig, list[_Recorded]]:
-    """The mixture that was asked for, and what the file records of each of its components."""
+    """The mixture's configuration, and what the file records of each of its components."""
     value = read_json(path)
     try:
         asked = from_json(MixtureConfig, value["asked"], f"{path}: asked")
         granted = {part["name"]: read_share(part["share_granted_exact"]) for part in value["components"]}
-        recorded = [_Recorded.read(entry, granted) for entry in value["gate"]]
+        recorded = [_Recorded.read(part, granted) for part in value["gate"]]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: records no decisions to replay ({error!r}); build the mixture again") from None
-    if [component.name for component in asked.components] != [entry.name for entry in recorded]:
+    if [component.name for component in asked.components] != [part.name for part in recorded]:
         raise InputError(f"{path}: its decisions are not of the components that were asked for; build it again")
     return asked, recorded
 
 
 def gate_result(decision: Decision, measurement: Measurement | None, rows: Sequence[AvailableRows]) -> GateResult:
-    """What allocation takes into account of a component."""
+    """What allocation needs of a component."""
     clusters = None if measurement is None else measurement.effective_clusters.value
     return GateResult(factor=decision.factor, effective_clusters=clusters, rows=tuple(rows))
 
 
 def _check_measurement(
-    path: str | Path, component: Component, entry: _Recorded, saved: Mapping[str, Scorecard]
+    path: str | Path, component: Component, before: _Recorded, saved: Mapping[str, Scorecard]
 ) -> None:
-    """The figures in the file are those of the scorecards."""
-    recorded = entry.measurement
+    """Raises InputError if the figures in the file are not those of the scorecards."""
+    recorded = before.measurement
     again = measure(component, saved) if recorded is not None else None
     if recorded is None or again is None:
         return
@@ -160,7 +163,7 @@ def _check_measurement(
     if again.corpus_fingerprint != recorded.corpus_fingerprint:
         problem = f"{scorecard}: is a scorecard of other data than component {component.name!r}"
     elif again.scorecard_hash != recorded.scorecard_hash or again.reference_hashes != dict(recorded.reference_hashes):
-        problem = f"{scorecard}: is not the scorecard that the decision on {component.name!r} rests on"
+        problem = f"{scorecard}: is not the scorecard that the decision on {component.name!r} was made from"
     elif not _is_same(dataclasses.asdict(again), dataclasses.asdict(recorded)):
         problem = f"{path}: the figures of {component.name!r} are not those of its scorecard"
     if problem:
@@ -168,7 +171,7 @@ def _check_measurement(
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """Equal, but for the last digits of numbers."""
+    """Whether two values of figures are equal up to `_TOLERANCE`."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return set(a) == set(b) and all(_is_same(a[key], b[key]) for key in a)
     if isinstance(a, float) and isinstance(b, int | float):
@@ -184,7 +187,7 @@ class SampleRow:
     """One row of a mixture, decoded.
 
     Attributes:
-      texts: of its documents or parts of documents, in order; all but the last end a document here.
+      texts: of its documents or parts of documents, in order; each but the last ends with its document.
       ends_document: whether the last one does, too.
     """
 
@@ -196,14 +199,14 @@ class SampleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureView:
-    """What there is to see of a built mixture.
+    """What `show` prints of a built mixture, and its page shows.
 
     Attributes:
       rows: how many rows realised shares are counted over.
-      counts: rows among them of each component taken, [components].
-      replayed: every decision worked out again; empty where the file records none.
+      counts: rows among them of each component with a share, [components].
+      replayed: every decision recomputed; empty where the file records none.
       samples: the first rows of each component.
-      end_of_text: the token that ends a document, for people.
+      end_of_text: the token that ends a document, as text.
     """
 
     mixture: Mixture
@@ -215,34 +218,34 @@ class MixtureView:
 
     @property
     def deviation(self) -> float:
-        """Rows by which the component furthest from its granted share is off."""
+        """The largest difference of a component's rows from its granted share of `rows`."""
         granted = np.array([float(component.share_granted) for component in self.mixture.taken]) * self.rows
         return float(np.abs(self.counts - granted).max())
 
     @property
     def realised(self) -> dict[str, float]:
-        """Shares of the first `rows` rows, of each component taken."""
+        """Share of the first `rows` rows that each component has, by name."""
         pairs = zip(self.mixture.taken, self.counts, strict=True)
         return {component.name: float(count / self.rows) for component, count in pairs}
 
     @property
     def replay_summary(self) -> str:
-        """How the decisions came out when they were repeated, in a line."""
+        """The result of `replay` in one line."""
         if not self.replayed:
             return "decisions: the file records none"
         scored = sum(component.from_scorecards for component in self.replayed)
-        beside = f", {scored} of them from the scorecards beside it" if scored else ""
-        return f"decisions: all {len(self.replayed)} repeated from mixture.json{beside}: the same shares"
+        from_scorecards = f", {scored} of them from the scorecards beside it" if scored else ""
+        return f"decisions: all {len(self.replayed)} repeated from mixture.json{from_scorecards}: the same shares"
 
 
 def inspect_mixture(folder: str | Path, *, rows: int = 1000, samples: int = 2) -> MixtureView:
-    """Reads a built mixture, schedules its first rows and repeats its decisions.
+    """Reads a built mixture, schedules its first rows and recomputes its decisions.
 
     Args:
       rows: to count realised shares over; samples: rows of each component to decode.
 
     Raises:
-      InputError: no built mixture there, something in it was changed, or its decisions come out otherwise.
+      InputError: no built mixture there, something in it was changed, or its decisions differ.
     """
     mixture = Mixture.load(folder)
     tokenizer = prepared_tokenizer(mixture.taken[0].prepared)
@@ -252,12 +255,13 @@ def inspect_mixture(folder: str | Path, *, rows: int = 1000, samples: int = 2) -
     if len(numbers):
         batch = mixture.loader(batch_size=1).rows(numbers)
         for i, (number, row) in enumerate(zip(numbers.tolist(), batch.tokens, strict=True)):
-            starts, begin = None if batch.starts is None else batch.starts[i], mixture.taken[owner[number]].prepared
-            parts = documents_in(row, tokenizer.end_of_text_id, starts, begin_of_text_id=begin.begin_of_text_id)
+            starts, component = None if batch.starts is None else batch.starts[i], mixture.taken[owner[number]]
+            begin_id = component.prepared.begin_of_text_id
+            parts = documents_in(row, tokenizer.end_of_text_id, starts, begin_of_text_id=begin_id)
             decoded.append(
                 SampleRow(
                     number=number,
-                    component=mixture.taken[owner[number]].name,
+                    component=component.name,
                     texts=tuple(tokenizer.decode(part.tolist()) for part in parts),
                     ends_document=bool(row[-1] == tokenizer.end_of_text_id),
                 )
@@ -273,7 +277,7 @@ def inspect_mixture(folder: str | Path, *, rows: int = 1000, samples: int = 2) -
 
 
 def without_middle(text: str, most_characters: int) -> str:
-    """Text without its middle, where that saves a line at least."""
+    """Text without its middle, if that is long enough to be worth cutting."""
     if len(text) <= most_characters + 80:
         return text
     start, end = text[: most_characters // 2], text[len(text) - most_characters // 2 :]
@@ -288,7 +292,7 @@ def _start(mixture: Mixture) -> str:
 
 
 def describe(view: MixtureView) -> str:
-    """The view as lines for a console."""
+    """The view as text for a console."""
     mixture, info = view.mixture, view.mixture.vocabulary
     lines = [
         f"mixture {mixture.name}: {len(mixture.taken)} of {len(mixture.components)} components taken; "

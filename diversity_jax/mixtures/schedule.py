@@ -1,4 +1,4 @@
-"""The stratified assignment of mixture rows to components, which keeps token shares in every stretch of the mixture.
+"""The assignment of mixture rows to components, stratified so that token shares hold in every window of rows.
 
 Every row of a prepared component is one full sequence, hence a share of rows IS a share of tokens. Row n of the
 mixture belongs to component `component(n)` and is that component's row number `rank(n)`: pure functions of n, so that
@@ -20,15 +20,15 @@ WINDOW = 1000
 """Rows in which every component's count is within one of its share, wherever the window starts."""
 
 _SHARE = re.compile(r"\d{1,40}(/\d{1,40})?", re.ASCII)
-_MAX_EXACT_BLOCKS = 1000  # bounds the period, and with it the memory of a schedule, at a million rows
-_GRID = 100 * WINDOW  # shares beyond that are rounded to 1e-5, a period of 100 blocks
+_MAX_EXACT_BLOCKS = 1000  # limits the period, and with it the memory of a schedule, to a million rows
+_GRID = 100 * WINDOW  # shares that need a longer period are rounded to 1e-5, a period of 100 blocks
 
 
 def read_share(value: Any) -> Fraction:
-    """A share as files hold it exactly, such as "3/4".
+    """Reads an exact share from a file, such as "3/4".
 
     Raises:
-      ValueError: it is written otherwise. The exponent of "1e-300000000" would be computed with for minutes.
+      ValueError: it has another form; `Fraction("1e-300000000")` would take minutes.
     """
     if not isinstance(value, str) or not _SHARE.fullmatch(value):
         raise ValueError(f"share {str(value)[:80]!r}")
@@ -38,8 +38,8 @@ def read_share(value: Any) -> Fraction:
 def exact_shares(shares: Sequence[float | int | Fraction]) -> tuple[Fraction, ...]:
     """Shares as fractions that sum to one.
 
-    They stay exact while `WINDOW` times their common denominator fits the schedule's period; beyond that they are
-    rounded to multiples of 1e-5 by largest remainder.
+    They are exact if `WINDOW` times their common denominator fits the schedule's period; otherwise they are rounded to
+    multiples of 1e-5 by largest remainder.
 
     Args:
       shares: one non-negative weight a component; need not be normalised.
@@ -73,10 +73,11 @@ class Schedule:
     """The assignment of mixture rows to components, periodic with `period` rows.
 
     Rows come in blocks of `WINDOW`. Every block repeats one evenly interleaved pattern in which component i holds
-    floor(WINDOW * share_i) positions; the few positions left over rotate from block to block between the components
-    that are owed a fraction, by a proportionate-fair rule (Baruah et al., 1996), and a component that keeps a rotating
-    position keeps the same one. So any WINDOW consecutive rows, aligned or not, hold floor or ceil of WINDOW * share_i
-    rows of component i; every prefix of whole blocks is within one row of its share, and any prefix within three.
+    floor(WINDOW * share_i) positions; the few positions left rotate from block to block between the components that are
+    owed a fraction, by a proportionate-fair rule (Baruah et al., 1996); a component that has a rotating position in two
+    successive blocks has the same one. So any WINDOW consecutive rows, aligned or not, hold floor or ceil of
+    WINDOW * share_i rows of component i; every prefix of full blocks is within one row of its share, any other prefix
+    within three.
     (Within one for all window lengths at once is impossible for most shares of three or more components: Fraenkel's
     conjecture.)
 
@@ -117,15 +118,15 @@ class Schedule:
 
 
 class EpochShuffle:
-    """The order of a component's rows in each pass over them: in the first as on disk, in every later one another.
+    """The order of a component's rows in each epoch: in the first as on disk, in every later one another permutation.
 
-    Pass e reads row `permutation_e(i)` at position i: a pure function of (key, e, i) without memory, so that any host
-    can go on anywhere. It is a Feistel network (Luby and Rackoff, 1988) of six rounds over the least even number of
-    bits that hold a row number; a result beyond the last row is put through again until it is one (cycle walking, Black
+    Epoch e reads row `permutation_e(i)` at position i: a pure function of (key, e, i) without memory, so that any host
+    can start anywhere. It is a Feistel network (Luby and Rackoff, 1988) of six rounds over the least even number of
+    bits that hold a row number; a result beyond the last row is permuted again until it is a row (cycle walking, Black
     and Rogaway, 2002). Arithmetic stays below 2^62, so that int64 of NumPy and of TensorFlow give the same.
 
     Args:
-      key: names mixture, component and split.
+      key: of seed, component and split.
       rows: of the component.
     """
 
@@ -137,7 +138,7 @@ class EpochShuffle:
         self.keys = [int.from_bytes(digest[4 * i : 4 * i + 4], "little") for i in range(self.ROUNDS)]
 
     def rows_at(self, positions: np.ndarray) -> np.ndarray:
-        """Row at each position of an endless sequence of passes, int64."""
+        """Row at each position of an endless sequence of epochs, int64."""
         positions = np.asarray(positions, np.int64)
         epochs, row_numbers = positions // self.rows, positions % self.rows
         walking = epochs > 0
@@ -147,14 +148,14 @@ class EpochShuffle:
         return row_numbers
 
     def permuted(self, numbers: Any, epochs: Any) -> Any:
-        """One pass through the network: int64 below 4 ** half_bits to the same; NumPy arrays or TensorFlow tensors."""
+        """Applies the network once, to int64 below 4 ** half_bits; NumPy arrays or TensorFlow tensors."""
         mask, low = (1 << self.half_bits) - 1, (1 << self.BITS) - 1
         left, right = numbers // (mask + 1), numbers % (mask + 1)
         for key in self.keys:
             mixed = (right * 0x2C1B3C6D + (epochs % (1 << 20)) * 0x297A2D39 + key) % (low + 1)
             for shift, factor in ((16, 0x21F0AAAD), (15, 0x2C9277B5), (13, 0x1A85EC53)):
                 mixed = (mixed + mixed // (1 << shift)) * factor % (low + 1)
-            mixed = mixed // (1 << (self.BITS - self.half_bits))  # the high bits are mixed best
+            mixed = mixed // (1 << (self.BITS - self.half_bits))  # the high bits depend on most bits of the input
             left, right = right, (left + mixed) % (mask + 1)
         return left * (mask + 1) + right
 
@@ -173,11 +174,11 @@ def _interleave(counts: Sequence[int]) -> np.ndarray:
 
 
 def _rotating_owners(owed: Sequence[Fraction]) -> np.ndarray:
-    """Owners [blocks, positions] of the rotating positions, block after block, such that the sequence may be repeated.
+    """Owners [blocks, positions] of the rotating positions in each block of a period.
 
-    A component keeps its position from one block to the next, also from the last block to the first. Successions do not
-    depend on positions, so that one pass through the memberships permutes the positions, and repeated passes bring
-    every component back to the position it started from.
+    A component keeps its position from one block to the next, also from the last block to the first. Which component
+    succeeds which does not depend on positions, so that going through the memberships once permutes the positions, and
+    repeating that brings every component back to the position it started from.
     """
     memberships = _proportionate_fair(owed)
     owners = memberships[0]

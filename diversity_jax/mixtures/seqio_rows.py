@@ -1,6 +1,6 @@
-"""Prepared rows as SeqIO reads them: from disk in `tf.data`, with the features that converters and other tasks want.
+"""Prepared rows for SeqIO: read from disk by `tf.data`, with decoder features, and tokenizers as its vocabularies.
 
-`seqio_vocabulary` is any tokenizer as a `seqio.Vocabulary`. Importing this module imports seqio and TensorFlow.
+Importing this module imports seqio and TensorFlow.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,18 +12,20 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.tensorflow import seqio, tf
-from diversity_jax.mixtures.mixture import epoch_shuffle
+from diversity_jax.mixtures.loader import epoch_shuffle
 from diversity_jax.prepare.manifest import Manifest, prepared_tokenizer
 from diversity_jax.prepare.rows import ID_BITS, START
 from diversity_jax.tokenizers.document_start import Boundaries
 from diversity_jax.tokenizers.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 
+log = logging.getLogger(__name__)
+
 
 def seqio_vocabulary(tokenizer: Tokenizer) -> seqio.Vocabulary:
     """The tokenizer as SeqIO's own vocabulary class where there is one, else as a `TokenizerVocabulary`.
 
-    Ids are the tokenizer's own: nothing is shifted or reserved, so that id 0 survives. SeqIO's converters weigh the
-    loss by `targets > 0`; a codebase whose tokenizer uses id 0 for text has to weigh by position instead.
+    Ids are the tokenizer's own: none is shifted or reserved, not even id 0. SeqIO's converters weight the loss by
+    `targets > 0`; a codebase whose tokenizer uses id 0 for text has to weight by position instead.
     """
     if isinstance(tokenizer, ByteTokenizer):
         return seqio.ByteVocabulary()
@@ -33,7 +35,7 @@ def seqio_vocabulary(tokenizer: Tokenizer) -> seqio.Vocabulary:
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
-    """A tokenizer seen by SeqIO: the same ids in and out, also in a tf.data graph."""
+    """A tokenizer as a `seqio.Vocabulary`, with the same ids, also in a tf.data graph."""
 
     bos_id: int | None = None
     unk_id: int | None = None
@@ -85,8 +87,6 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return hash(self.tokenizer.hash)
 
 
-log = logging.getLogger(__name__)
-
 DECODER_FEATURES = (
     "decoder_input_tokens",
     "decoder_target_tokens",
@@ -94,15 +94,14 @@ DECODER_FEATURES = (
     "decoder_positions",
     "decoder_segment_ids",
 )
-"""What `decoder_features` adds to a row; ask for it by `passthrough_features` in a mixture of others."""
-
+"""What `decoder_features` adds to a row; other mixtures get them by `passthrough_features`."""
 
 _VOCABULARIES: dict[str, Any] = {}
-"""By hash of the tokenizer: one that several components share is read once."""
+"""By hash of the tokenizer, so that a vocabulary that several components share is read once."""
 
 
 def features_of(manifest: Manifest, derived: Sequence[str] = ()) -> dict[str, Any]:
-    """`targets`, and such of `DECODER_FEATURES` as are to be registered."""
+    """The feature `targets`, and those of `DECODER_FEATURES` that are to be registered."""
     info = manifest.vocabulary
     if info.hash not in _VOCABULARIES:
         tokenizer = prepared_tokenizer(manifest)
@@ -110,7 +109,7 @@ def features_of(manifest: Manifest, derived: Sequence[str] = ()) -> dict[str, An
         if (zero := tokenizer.zero_in_rows()) is not None:
             log.warning(
                 "%s: id 0 of its vocabulary is %r, which rows hold, and SeqIO takes for padding: its packing drops a "
-                "token for each, its loss weights leave them out. Take the registered names that end in _packed and "
+                "token for each, its loss weights leave them out. Use the registered names that end in _packed and "
                 "PrePackedLMFeatureConverter",
                 *(manifest.name, zero),
             )
@@ -125,10 +124,10 @@ _PROBES = ("The cat sat; it rained.", " 12,345 = 3 * 4115\n\tx", "naïve Zürich
 
 
 def features_like(name: str, manifest: Manifest) -> dict[str, Any]:
-    """The features of a registered task or mixture, for prepared rows to have.
+    """The features of a registered task or mixture, which prepared rows can have, too.
 
     Raises:
-      InputError: there is none of that name; it has features that rows have not; or `targets` has other ids.
+      InputError: there is none of that name; it has features that rows lack; or `targets` has other ids.
     """
     try:
         features = dict(seqio.get_mixture_or_task(name).output_features)
@@ -156,7 +155,7 @@ def features_like(name: str, manifest: Manifest) -> dict[str, Any]:
 
 
 def matching_features(dataset: Any, output_features: Any) -> Any:
-    """Rows with the types of the registered features, and `inputs` empty where there are such."""
+    """Rows with the types of the registered features, and empty `inputs` if that is one of them."""
 
     def match(example: dict[str, Any]) -> dict[str, Any]:
         empty = {"inputs": tf.zeros([0], output_features["inputs"].dtype)} if "inputs" in output_features else {}
@@ -169,13 +168,13 @@ def matching_features(dataset: Any, output_features: Any) -> Any:
 
 
 def decoder_features(dataset: Any, sequence_length: Any = None, *, boundaries: Boundaries, row_tokens: int) -> Any:
-    """Adds to each row what `seqio.PrePackedLMFeatureConverter` hands to a decoder; all int32 [sequence_length].
+    """Adds to each row what `seqio.PrePackedLMFeatureConverter` gives to a decoder; all int32 [sequence_length].
 
     `decoder_input_tokens` are the row's tokens but the last, `decoder_target_tokens` the one after each: nothing is
     shifted in, and no token is lost. `decoder_loss_weights` are one on every token that the trainer's loss counts
-    (SeqIO's other converters take id 0 for padding), of conversations on every token of an answer;
+    (SeqIO's other converters take id 0 for padding), in conversations on every token of an answer;
     `decoder_segment_ids` count documents or conversations from 1, `decoder_positions` start at 0 in each. Beyond the
-    row, where more tokens are asked for, all are zero.
+    row, if more tokens are requested, all are zero.
     """
     wanted = (sequence_length or {}).get("targets")
     length = row_tokens - 1 if wanted is None else wanted
@@ -206,7 +205,7 @@ def decoder_features(dataset: Any, sequence_length: Any = None, *, boundaries: B
 
 
 def _text_features(row: Any, boundaries: Boundaries) -> tuple[Any, Any]:
-    """`Boundaries.starts` and `targets` of a row as int32, by TensorFlow's own kernels."""
+    """`Boundaries.starts` and `targets` of a row as int32, computed by TensorFlow operations."""
     ends = row == boundaries.end_of_text_id
     begins = tf.concat([[False], ends[:-1]], 0)
     if boundaries.document_start == "bos":
@@ -218,7 +217,7 @@ def _text_features(row: Any, boundaries: Boundaries) -> tuple[Any, Any]:
 
 
 def counted_tokens(decoded: str, example: Any = None, is_target: bool = False) -> Any:
-    """Of a target the number of tokens that SeqIO's converters weigh (id 0 is their padding), else what was decoded."""
+    """`postprocess_fn`: for a target, its number of tokens but id 0, SeqIO's padding; for a prediction, itself."""
     return int(np.count_nonzero(example["targets"])) if is_target else decoded
 
 
@@ -233,7 +232,7 @@ def token_loss(targets: Sequence[int], scores: Sequence[float]) -> dict[str, flo
 
 
 def rows_of(manifest: Manifest, split: str, shuffle_files: bool = False, seed: int | None = None) -> "tf.data.Dataset":
-    """Rows in the order on disk, read by TensorFlow's own kernels (so that iterators can be checkpointed)."""
+    """Rows in the order on disk, read by TensorFlow operations, so that iterators can be checkpointed."""
     files = [os.path.join(manifest.folder, shard.file) for shard in manifest.splits[split].shards]
     if manifest.linked:
         return _parsed(manifest, _linked_rows(manifest, tf.data.FixedLengthRecordDataset(files, 8)))
@@ -241,12 +240,12 @@ def rows_of(manifest: Manifest, split: str, shuffle_files: bool = False, seed: i
 
 
 def _linked_rows(manifest: Manifest, offsets: "tf.data.Dataset") -> "tf.data.Dataset":
-    """Bytes of rows from where they begin in the file that they are linked to."""
+    """Bytes of linked rows, given the offset of each in their file, in tokens."""
     width = manifest.row_bytes // manifest.row_tokens
 
     def row(offset: Any) -> Any:
         skipped = tf.io.decode_raw(offset, tf.int64)[0] * width
-        rest = (manifest.linked["bytes"] - skipped) % manifest.row_bytes  # a file is to hold whole records
+        rest = (manifest.linked["bytes"] - skipped) % manifest.row_bytes  # a file must hold complete records
         records = tf.data.FixedLengthRecordDataset(
             manifest.linked["file"], manifest.row_bytes, skipped, rest, buffer_size=manifest.row_bytes
         )
@@ -263,7 +262,7 @@ def passes_of(
     shuffle_files: bool = False,
     seed: int | None = None,
 ) -> "tf.data.Dataset":
-    """Rows of so many passes (None: without end), each in its own order; read by TensorFlow's own kernels too."""
+    """Rows of several epochs (None: endless), each in its own order; read by TensorFlow operations, too."""
     shards, order = manifest.splits[split].shards, epoch_shuffle(manifest, split, repeat_seed)
     assert order is not None  # a seed was given
     files = tf.constant([os.path.join(manifest.folder, shard.file) for shard in shards])

@@ -1,6 +1,6 @@
 """Allocates token shares after gating and epoch limits and redistributes what was removed.
 
-Everything here is exact arithmetic over what a mixture file records, so that a decision can be repeated from that file.
+All arithmetic is exact and over what a mixture file records, so that shares can be recomputed from that file.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.config import Component, MixtureConfig, decimal_fraction
 from diversity_jax.mixtures.schedule import exact_shares
 
-_GRID = 100_000  # limits are rounded down to this fraction of the mixture, which the schedule can keep exactly
-_SCHEDULE_DRIFT_ROWS = 3  # by which a component may be ahead of its share in a prefix (see `schedule.Schedule`)
+_GRID = 100_000  # limits are rounded down to multiples of 1 / this, which the schedule keeps exactly
+_SCHEDULE_DRIFT_ROWS = 3  # more than its share that a component may have in a prefix (see `schedule.Schedule`)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AvailableRows:
-    """Training rows of one part of a component, and what is in them.
+    """Training rows of one part of a component, with their tokens and documents.
 
     Attributes:
       share: of the component; 1 unless that is a mixture itself.
-      tokens, documents: None in files older than this record.
+      tokens, documents: None in files older than these fields.
     """
 
     share: Fraction
@@ -33,10 +33,10 @@ class AvailableRows:
 
 @dataclass(frozen=True, kw_only=True)
 class GateResult:
-    """What allocation takes into account of one component besides its requested share.
+    """What allocation needs of one component besides its requested share.
 
     Attributes:
-      factor: of the gate's decision, in [0, 1].
+      factor: that the gate multiplies the share by, in [0, 1].
       effective_clusters: measured; None where it was not scored.
       rows: of its parts: one part unless it is a mixture itself; empty where it was not prepared.
     """
@@ -54,9 +54,9 @@ def allocate_shares(
 ) -> tuple[Fraction, ...]:
     """Shares after gate and limits; they sum to one.
 
-    First `auto` components divide what they ask for together, then every share is multiplied by its factor, then limits
-    cut off what goes beyond them. Each component's `freed_share` says which others receive what was removed, and
-    cutting is repeated until no component is above a limit.
+    First `auto` components divide the sum of their shares, then every share is multiplied by its factor, then shares
+    above a limit are reduced to it. Each component's `freed_share` says which others receive what was removed, and
+    reducing is repeated until no component is above its limit.
 
     Args:
       shares: asked for, exact, summing to one.
@@ -94,17 +94,17 @@ def allocate_shares(
 def granted_shares(
     config: MixtureConfig, results: Sequence[GateResult]
 ) -> tuple[tuple[Fraction, ...], list[tuple[Fraction, ...]]]:
-    """Shares of rows as requested, and as granted to the parts of each component; raises as `allocate_shares`."""
+    """Requested shares of rows, and those granted to the parts of each component; raises as `allocate_shares`."""
     requested = row_shares(config.shares_of, config.shares_asked(), results)
     rows = train_rows(config.train_tokens, config.sequence_length)
     return requested, part_shares(allocate_shares(config.components, requested, results, rows), results)
 
 
 def row_shares(shares_of: str, shares: Sequence[Fraction], results: Sequence[GateResult]) -> tuple[Fraction, ...]:
-    """Shares of rows that give the shares asked for, which sum to one, of what `shares_of` counts.
+    """Shares of rows that give `shares`, which sum to one, of what `shares_of` counts.
 
-    Rows of text all hold as many tokens, so that a share of rows is one of tokens; rows of conversations nearly so. A
-    component that was not prepared counts as the mean of the others.
+    All rows of text have the same number of tokens, so that a share of rows is one of tokens; rows of conversations
+    nearly so. A component that was not prepared counts as the mean of the others.
     """
     per_row = [_units_per_row(shares_of, gate.rows) for gate in results]
     known = [units for units in per_row if units is not None]
@@ -117,7 +117,7 @@ def row_shares(shares_of: str, shares: Sequence[Fraction], results: Sequence[Gat
 
 
 def _units_per_row(shares_of: str, parts: Sequence[AvailableRows]) -> Fraction | None:
-    """What shares count, in a row of a component whose parts are mixed in their own shares; None where not known."""
+    """Units of what shares count in a row of a component, the mean over its parts; None where they are not known."""
     units = Fraction(0)
     for part in parts:
         count = part.tokens if shares_of == "tokens" else part.documents
@@ -135,7 +135,7 @@ def train_rows(train_tokens: int | None, sequence_length: int) -> int | None:
 def _divide_auto(
     components: Sequence[Component], shares: Sequence[Fraction], results: Sequence[GateResult]
 ) -> list[Fraction]:
-    """Shares in which the `auto` components of each kind have divided theirs by effective clusters."""
+    """Shares in which the `auto` components of each kind divide the sum of theirs by effective clusters."""
     wanted = list(shares)
     for kind in {component.kind for component in components}:
         pool = [i for i, part in enumerate(components) if part.kind == kind and part.policy.auto and shares[i]]
@@ -182,7 +182,7 @@ def _recipients(
 
 
 def part_shares(granted: Sequence[Fraction], results: Sequence[GateResult]) -> list[tuple[Fraction, ...]]:
-    """Each component's share divided by its parts' shares of it; one part where it is not a mixture itself."""
+    """Each component's share divided between its parts; a component that is no mixture itself has one part."""
     divided = [
         [share * part.share for part in gate.rows] or [share] for share, gate in zip(granted, results, strict=True)
     ]

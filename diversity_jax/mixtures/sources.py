@@ -1,7 +1,4 @@
-"""Component sources: text to be prepared, or rows of a mixture that was built before and are taken as they are.
-
-The tokenizer of a mixture is one that is named, or one trained on text of these sources.
-"""
+"""What components are made from: text to prepare, or rows that are prepared already; and the mixture's tokenizer."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +16,7 @@ from diversity_jax.core.files import canonical_path, content_hash, exists, join_
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus, Document, open_corpus
 from diversity_jax.corpus.readers.seqio_tasks import find_provider
-from diversity_jax.mixtures.config import TRAINED, Component, MixtureConfig, token_shares
+from diversity_jax.mixtures.config import TRAINED, Component, MixtureConfig
 from diversity_jax.mixtures.exchange.token_files import TokenSet, open_token_set
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.schedule import exact_shares
@@ -28,11 +25,21 @@ from diversity_jax.prepare.rows import RowReader
 from diversity_jax.tokenizers.sentence_piece import train_tokenizer
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
+log = logging.getLogger(__name__)
+
 _BLOCK_ROWS = 256  # read at once
 _CHARACTERS_PER_DOCUMENT = 200  # fewer than usual, so that enough documents are sampled for a number of characters
 
+# Of a tokenizer that is trained on the mixture's own text, in characters of text and ids of the vocabulary:
+_SAMPLE_CHARACTERS = 10_000_000  # trained on, at most
+_LEAST_CHARACTERS = 100_000  # for less text, bytes are the better tokenizer
+_CHARACTERS_PER_ID = 200  # so that even rare tokens occur some dozens of times
+_SIZE_STEP, _LEAST_SIZE, _MOST_SIZE = 128, 512, 8192
+_FIXED_IDS = 259  # bytes, and the three special ones
+_COVERED = 0.9995  # share of the text whose characters are tokens, as `train_tokenizer` has it
+
 Parts = Mapping[str, tuple[Fraction, Manifest]]
-"""Prepared rows by name, each with its share of the component."""
+"""Prepared rows by name, with their shares of the component."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +49,8 @@ class ComponentSource:
     Attributes:
       corpus: its text, for scoring and preparing.
       parts: rows that are prepared already; empty for text.
-      mixture: name, folder and content hash of the built mixture that they come from.
-      tokens: a set that others prepared, to be imported.
+      mixture: name, folder and content hash of the built mixture that the parts are of.
+      tokens: ids that another tool prepared, to be imported.
     """
 
     corpus: Corpus
@@ -56,7 +63,7 @@ def open_source(component: Component, name: str, folder: Path, tokenizer: Tokeni
     """Opens what a component is made from.
 
     Args:
-      name: of the mixture that is being built; folder: where; tokenizer: its vocabulary.
+      name, folder, tokenizer: of the mixture that is being built.
 
     Raises:
       InputError: it cannot be opened or is empty, or the mixture would contain itself.
@@ -64,52 +71,55 @@ def open_source(component: Component, name: str, folder: Path, tokenizer: Tokeni
     source = component.corpus.source
     try:
         if source.startswith("mixture:"):
-            return _of_mixture(Mixture.load(source.removeprefix("mixture:")), name, folder)
+            return _open_mixture(Mixture.load(source.removeprefix("mixture:")), name, folder)
         if source.startswith("tokens:"):
-            return _of_tokens(component, source.removeprefix("tokens:"), tokenizer)
-        if source.startswith("seqio:") and (prepared := _of_registered(source, name, folder)):
+            return _open_tokens(component, source.removeprefix("tokens:"), tokenizer)
+        if source.startswith("seqio:") and (prepared := _open_registered(source, name, folder)):
             return prepared
         return ComponentSource(corpus=open_corpus(component.corpus), parts={})
     except InputError as error:
         raise InputError(f"component {component.name!r}: {error}") from error
 
 
-def _of_tokens(component: Component, path: str, tokenizer: Tokenizer) -> ComponentSource:
-    """A component prepared before, or a set of others."""
+def _open_tokens(component: Component, path: str, tokenizer: Tokenizer) -> ComponentSource:
+    """A component that this project prepared, or token ids that another tool did."""
     if exists(manifest_path := join_path(path, "manifest.json")):
-        manifest = Manifest.load(manifest_path)
-        parts = {manifest.name: (Fraction(1), manifest)}
-        return ComponentSource(corpus=PreparedCorpus(f"tokens:{path}", parts), parts=parts)
+        return _open_component(f"tokens:{path}", Manifest.load(manifest_path))
     column = component.corpus.text_field
     tokens = open_token_set(path, None if column == "text" else column)
     return ComponentSource(corpus=TokenCorpus(tokens, tokenizer), parts={}, tokens=tokens)
 
 
-def _of_mixture(mixture: Mixture, name: str, folder: Path) -> ComponentSource:
+def _open_component(name: str, manifest: Manifest) -> ComponentSource:
+    parts = {manifest.name: (Fraction(1), manifest)}
+    return ComponentSource(corpus=PreparedCorpus(name, parts), parts=parts)
+
+
+def _open_mixture(mixture: Mixture, name: str, folder: Path) -> ComponentSource:
     _refuse_cycle(mixture.folder, mixture.nested, folder, (name, mixture.name))
     parts = {part.name: (part.share_granted, part.prepared) for part in mixture.taken}
-    made_of = {"name": mixture.name, "folder": canonical_path(mixture.folder), "content_hash": mixture.content_hash}
-    return ComponentSource(corpus=PreparedCorpus(f"mixture:{mixture.name}", parts), parts=parts, mixture=made_of)
+    identity = {"name": mixture.name, "folder": canonical_path(mixture.folder), "content_hash": mixture.content_hash}
+    return ComponentSource(corpus=PreparedCorpus(f"mixture:{mixture.name}", parts), parts=parts, mixture=identity)
 
 
 def _refuse_cycle(
     inner: Path | str, nested: Iterable[Mapping[str, str]], folder: Path | str, trail: tuple[str, ...]
 ) -> None:
-    """Raises where the mixture in `inner`, or one that it is made of, is the one being built in `folder`.
+    """Raises InputError if the mixture in `inner`, or one nested in it, is the one being built in `folder`.
 
     Args:
-      trail: names of the mixture being built, and those that lead to the inner one, which is last.
+      trail: names of the mixtures from the one being built to the inner one.
     """
     if trail[-1] == trail[0] or canonical_path(inner) == canonical_path(folder):
         raise InputError(f"a cycle of mixtures: {' -> '.join(trail)}; a mixture cannot hold itself")
-    for made_of in nested:
-        path = join_path(made_of["folder"], "mixture.json")
+    for mixture in nested:
+        path = join_path(mixture["folder"], "mixture.json")
         below = read_fields(path, ingredients=list[Fields])["ingredients"] if exists(path) else ()
-        _refuse_cycle(made_of["folder"], below, folder, (*trail, made_of["name"]))
+        _refuse_cycle(mixture["folder"], below, folder, (*trail, mixture["name"]))
 
 
-def _of_registered(source: str, name: str, folder: Path) -> ComponentSource | None:
-    """The prepared rows behind a registered SeqIO task or mixture; None where it was not prepared by this project."""
+def _open_registered(source: str, name: str, folder: Path) -> ComponentSource | None:
+    """The prepared rows of a registered SeqIO task or mixture; None where this project did not prepare it."""
     wanted, provider = source.removeprefix("seqio:").partition("@")[0], find_provider(source)
     if provider is None:
         return None
@@ -117,7 +127,7 @@ def _of_registered(source: str, name: str, folder: Path) -> ComponentSource | No
     from diversity_jax.mixtures.registry import PreparedTask, ScheduledTask, registered_folder
 
     if (registered := registered_folder(wanted)) is not None:
-        return _of_mixture(Mixture.load(registered), name, folder)
+        return _open_mixture(Mixture.load(registered), name, folder)
     tasks = [provider] if isinstance(provider, seqio.Task) else provider.tasks
     prepared = [task for task in tasks if isinstance(task, PreparedTask | ScheduledTask)]
     if any(task.name.removesuffix("_exact").split(".")[0] == name for task in prepared):
@@ -128,13 +138,11 @@ def _of_registered(source: str, name: str, folder: Path) -> ComponentSource | No
         raise InputError(
             f"{source}: mixes prepared rows ({prepared[0].name}) by examples; name its parts as components"
         )
-    manifest = prepared[0].manifest
-    parts = {manifest.name: (Fraction(1), manifest)}
-    return ComponentSource(corpus=PreparedCorpus(wanted, parts), parts=parts)
+    return _open_component(wanted, prepared[0].manifest)
 
 
 class PooledCorpus:
-    """Several corpora seen as one: documents are drawn from each in proportion to its share."""
+    """Several corpora as one corpus; documents are sampled from each in proportion to its share."""
 
     def __init__(self, corpora: Sequence[Corpus], shares: Sequence[Fraction]):
         self.name, self.rejected = " + ".join(corpus.name for corpus in corpora), Counter[str]()
@@ -156,7 +164,7 @@ class PooledCorpus:
         return documents
 
     def fingerprint(self) -> str:
-        """Of the corpora and their shares."""
+        """Hash of the corpora and their shares."""
         parts = zip(self._corpora, self._shares, strict=True)
         return content_hash([[corpus.fingerprint(), str(share)] for corpus, share in parts])
 
@@ -164,11 +172,11 @@ class PooledCorpus:
 def documents_in(
     row: np.ndarray, end_of_text_id: int, starts: np.ndarray | None = None, *, begin_of_text_id: int | None = None
 ) -> list[np.ndarray]:
-    """The documents of a row, each with its end-of-text id; the first and last may be parts of documents.
+    """Ids of the documents of a row, each with its end-of-text id; the first and last may be parts of documents.
 
     Args:
-      begin_of_text_id: what was written before every document of text, which is left out.
-      starts: bool, where the examples of a row of conversations begin; what the row is filled up with is left out.
+      begin_of_text_id: the token written before every document of text, which is left out.
+      starts: bool, where the examples of a row of conversations begin; the row's padding is left out.
     """
     if starts is not None and starts[0]:
         examples = np.split(row, np.flatnonzero(starts)[1:])
@@ -181,10 +189,16 @@ def documents_in(
     return [document for document in documents if len(document)]
 
 
-class PreparedCorpus:
-    """The rows of prepared components seen as a corpus whose documents stand between end-of-text tokens.
+def _decoded(documents: Sequence[np.ndarray], tokenizer: Tokenizer, name: str) -> list[Document]:
+    """The documents with text among these, called `NAME:0`, `NAME:1` and so on."""
+    texts = [tokenizer.decode(ids.tolist()) for ids in documents]
+    return [Document(id=f"{name}:{i}", text=text) for i, text in enumerate(texts) if text.strip()]
 
-    Documents longer than what is left of a row were cut when the rows were made, and stay cut here.
+
+class PreparedCorpus:
+    """The rows of prepared components as a corpus of the documents between end-of-text tokens.
+
+    Documents that cross the end of a row are cut there.
     """
 
     def __init__(self, name: str, parts: Parts):
@@ -196,42 +210,36 @@ class PreparedCorpus:
     def __iter__(self) -> Iterator[Document]:
         for reader in self._readers:
             for start in range(0, reader.rows, _BLOCK_ROWS):
-                for documents in self._decoded(reader, np.arange(start, min(start + _BLOCK_ROWS, reader.rows))):
+                for documents in self._rows(reader, np.arange(start, min(start + _BLOCK_ROWS, reader.rows))):
                     yield from documents
 
-    def _decoded(self, reader: RowReader, numbers: np.ndarray) -> Iterator[list[Document]]:
+    def _rows(self, reader: RowReader, numbers: np.ndarray) -> Iterator[list[Document]]:
         """The documents with text in each of these rows."""
-        rows = reader.read(numbers)
+        rows, manifest = reader.read(numbers), reader.manifest
         for i, number in enumerate(numbers.tolist()):
-            starts = None if rows.starts is None else rows.starts[i]
-            begin = reader.manifest.begin_of_text_id
-            parts = documents_in(rows.tokens[i], self._tokenizer.end_of_text_id, starts, begin_of_text_id=begin)
-            texts = [self._tokenizer.decode(part.tolist()) for part in parts]
-            yield [
-                Document(id=f"{reader.manifest.name}:{number}:{position}", text=text)
-                for position, text in enumerate(texts)
-                if text.strip()
-            ]
+            starts, end_id = None if rows.starts is None else rows.starts[i], self._tokenizer.end_of_text_id
+            documents = documents_in(rows.tokens[i], end_id, starts, begin_of_text_id=manifest.begin_of_text_id)
+            yield _decoded(documents, self._tokenizer, f"{manifest.name}:{number}")
 
     def sample(self, size: int, *, seed: int) -> list[Document]:
-        """One document each of `size` random rows, or all where there are fewer; parts in proportion to shares."""
+        """One document from each of `size` random rows, or of all if there are fewer; parts in proportion to shares."""
         generator = np.random.default_rng(seed)
         parts = generator.choice(len(self._readers), size, p=[float(share) for share in self._shares])
         drawn = []
         for part, reader in enumerate(self._readers):
             wanted = min(int((parts == part).sum()), reader.rows)
-            for documents in self._decoded(reader, generator.permutation(reader.rows)[:wanted]):
+            for documents in self._rows(reader, generator.permutation(reader.rows)[:wanted]):
                 drawn += [documents[generator.integers(len(documents))]] if documents else []
         return [drawn[i] for i in generator.permutation(len(drawn))]
 
     def fingerprint(self) -> str:
-        """Of the manifests and their shares."""
+        """Hash of the manifests and their shares."""
         parts = zip(self._readers, self._shares, strict=True)
         return content_hash([[reader.manifest.content_hash, str(share)] for reader, share in parts])
 
 
 class TokenCorpus:
-    """A set of ids seen as a corpus: what stands between end-of-text ids, decoded by the vocabulary that made them."""
+    """A set of token ids as a corpus of the documents between end-of-text ids, decoded by the set's vocabulary."""
 
     def __init__(self, tokens: TokenSet, tokenizer: Tokenizer):
         self.name, self.rejected = f"tokens:{tokens.path}", Counter[str]()
@@ -246,18 +254,17 @@ class TokenCorpus:
         """The documents with text in a sequence.
 
         Raises:
-          InputError: an id is none of the vocabulary's.
+          InputError: an id is not in the vocabulary.
         """
         ids = self._tokens.read(sequence, sequence + 1).astype(np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._tokenizer.size:
             wrong = f"sequence {sequence:,} has ids up to {ids.max()}, the vocabulary {self._tokenizer.size:,}"
             raise InputError(f"{self.name}: {wrong}; name the vocabulary that it was made with")
-        parts = documents_in(ids, self._tokenizer.end_of_text_id, begin_of_text_id=self._begin)
-        texts = [self._tokenizer.decode(part.tolist()) for part in parts]
-        return [Document(id=f"{sequence}:{position}", text=text) for position, text in enumerate(texts) if text.strip()]
+        documents = documents_in(ids, self._tokenizer.end_of_text_id, begin_of_text_id=self._begin)
+        return _decoded(documents, self._tokenizer, f"{sequence}")
 
     def sample(self, size: int, *, seed: int) -> list[Document]:
-        """One document each of `size` random sequences, or of all where there are fewer."""
+        """One document from each of `size` random sequences, or of all if there are fewer."""
         generator, drawn = np.random.default_rng(seed), list[Document]()
         for sequence in generator.permutation(len(self._tokens.lengths))[: 2 * size].tolist():
             documents = self._documents(sequence)
@@ -267,14 +274,14 @@ class TokenCorpus:
         return drawn
 
     def fingerprint(self) -> str:
-        """Of all files of the set, and of the vocabulary."""
+        """Hash of all files of the set, and of the vocabulary."""
         return content_hash([self._tokens.fingerprint(), self._tokenizer.hash])
 
 
 def sampled_texts(
     components: Sequence[Component], shares: Sequence[Fraction], *, characters: int, seed: int
 ) -> Iterator[str]:
-    """Random documents' texts, from each component its share of `characters`, or all it has."""
+    """Texts of random documents: from each component its share of `characters`, or all it has."""
     for component, share in zip(components, shares, strict=True):
         budget = float(share) * characters
         if budget < 1:
@@ -288,20 +295,8 @@ def sampled_texts(
             yield text
 
 
-log = logging.getLogger(__name__)
-
-_SAMPLE_CHARACTERS = 10_000_000
-_LEAST_CHARACTERS = 100_000  # of less text bytes are the better tokenizer
-_CHARACTERS_PER_PIECE = 200  # so that even rare pieces are seen some dozens of times
-_STEP, _LEAST_PIECES, _MOST_PIECES = 128, 512, 8192
-_FIXED_PIECES = 259  # bytes, and the three special ones
-_COVERED = 0.9995  # share of the text whose characters are pieces, as `train_tokenizer` has it
-
-
 def open_vocabulary(config: MixtureConfig, folder: str | Path) -> Tokenizer:
-    """The mixture's tokenizer; with `trained` the one in the mixture's folder, which is made where there is none yet.
-
-    Made once: a mixture that is built again in `folder` from the same components has the same tokenizer.
+    """The mixture's tokenizer; for `trained` the one in the mixture's folder, trained unless it was from the same text.
 
     Raises:
       InputError: it cannot be read, or the folder of a tokenizer to be trained is not on a disk.
@@ -311,36 +306,39 @@ def open_vocabulary(config: MixtureConfig, folder: str | Path) -> Tokenizer:
     if is_remote(folder):
         remedy = "train one with diversity_jax.train_tokenizer, and name it"
         raise InputError(f"mixture.vocabulary={TRAINED!r}: needs a folder on a disk, not {folder}; {remedy}")
-    record, made_of = Path(folder) / "tokenizer.model.json", _made_of(config)
-    if not exists(record) or read_json(record).get("made_of") != made_of:
-        write_json(record, {"made_of": made_of, "vocabulary": _train(config, Path(folder) / "tokenizer.model")})
+    record, text_hash = Path(folder) / "tokenizer.model.json", _text_hash(config)
+    if not exists(record) or read_json(record).get("made_of") != text_hash:
+        write_json(record, {"made_of": text_hash, "vocabulary": _train(config, Path(folder) / "tokenizer.model")})
     name = read_json(record)["vocabulary"]
     return load_tokenizer(name if name == "bytes" else str(join_path(folder, name)), end_of_text=config.end_of_text)
 
 
-def _made_of(config: MixtureConfig) -> str:
+def _text_hash(config: MixtureConfig) -> str:
+    """Hash of the settings that decide which text a tokenizer is trained on."""
     parts = [[plain_for_keys(part.corpus), part.share, part.kind] for part in config.components]
     return content_hash([parts, config.real_to_synthetic, config.shares_of, config.seed])
 
 
 def _train(config: MixtureConfig, path: Path) -> str:
     """Trains a tokenizer; returns its file's name, or `bytes` where there is too little text."""
-    is_weight = config.shares_of == "epochs"
-    shares = token_shares(config.components, config.real_to_synthetic, is_weight=is_weight)
+    shares = config.shares_asked()
     log.info("%s: reading up to %s characters to make a tokenizer of", config.name, f"{_SAMPLE_CHARACTERS:,}")
     texts = list(sampled_texts(config.components, shares, characters=_SAMPLE_CHARACTERS, seed=config.seed))
     characters = sum(map(len, texts))
     if characters < _LEAST_CHARACTERS:
         log.info("%s: %s characters are too few for a tokenizer of their own: bytes", config.name, f"{characters:,}")
         return "bytes"
-    pieces = _pieces(texts, characters)
-    log.info("%s: training a tokenizer of %s pieces on %s characters", config.name, f"{pieces:,}", f"{characters:,}")
-    train_tokenizer(texts, path, vocab_size=pieces)
+    size = _vocabulary_size(texts, characters)
+    log.info("%s: training a tokenizer of %s ids on %s characters", config.name, f"{size:,}", f"{characters:,}")
+    train_tokenizer(texts, path, vocab_size=size)
     return path.name
 
 
-def _pieces(texts: Sequence[str], characters: int) -> int:
-    """How many pieces suit so much text: a multiple of 128 that holds its characters and as many words and parts."""
+def _vocabulary_size(texts: Sequence[str], characters: int) -> int:
+    """The size for this text: a multiple of 128, in proportion to the text and at least twice its different characters.
+
+    Characters that make up the rarest 0.05 % of the text are not counted.
+    """
     counts, covered, alphabet = Counter[str](), 0, 0
     for text in texts:
         counts.update(text)
@@ -348,5 +346,5 @@ def _pieces(texts: Sequence[str], characters: int) -> int:
         if covered >= _COVERED * characters:
             break
         covered, alphabet = covered + count, alphabet + 1
-    wanted = min(max(characters // _CHARACTERS_PER_PIECE, _LEAST_PIECES), _MOST_PIECES)
-    return -(-max(wanted, 2 * alphabet + _FIXED_PIECES) // _STEP) * _STEP
+    wanted = min(max(characters // _CHARACTERS_PER_ID, _LEAST_SIZE), _MOST_SIZE)
+    return -(-max(wanted, 2 * alphabet + _FIXED_IDS) // _SIZE_STEP) * _SIZE_STEP

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from diversity_jax.core import formats
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import write_json
-from diversity_jax.mixtures.mixture import Loader, Mixture
+from diversity_jax.mixtures.loader import Loader
+from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig
 from diversity_jax.model.llama import Params, merged
 from diversity_jax.tokenizers.document_start import Boundaries

@@ -10,8 +10,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 import numpy as np
 
-from diversity_jax.mixtures.mixture import Loader
-from diversity_jax.mixtures.row_arrays import as_arrays
+from diversity_jax.mixtures.loader import Loader, as_arrays
 from diversity_jax.tokenizers.document_start import Boundaries
 
 Arrays = Mapping[str, np.ndarray]

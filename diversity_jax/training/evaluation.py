@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.mixtures.mixture import Batch, Mixture
-from diversity_jax.mixtures.row_arrays import as_arrays
+from diversity_jax.mixtures.loader import Batch, as_arrays
+from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, batch_sharding
 from diversity_jax.model.llama import Params, head_weight, hidden_states
 from diversity_jax.model.sharding import row_shards

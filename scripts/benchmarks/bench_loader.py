@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diversity_jax.mixtures.mixture import Loader
+from diversity_jax.mixtures.loader import Loader
 from diversity_jax.model import MeshConfig, batch_sharding, make_mesh
 from diversity_jax.prepare.manifest import Manifest, Shard, Split, VocabularyInfo
 from diversity_jax.training.data import ReadAhead, prepare

@@ -30,8 +30,8 @@ def write(folder: Path) -> None:
     sys.path.insert(0, str(ROOT))
     from diversity_jax.corpus import CorpusConfig
     from diversity_jax.mixtures.exchange.export import FORMATS, ExportRequest, export
+    from diversity_jax.mixtures.loader import as_arrays
     from diversity_jax.mixtures.mixture import Mixture
-    from diversity_jax.mixtures.row_arrays import as_arrays
     from tests.mixture_folders import build_mixture
     from tests.sft_folders import build_components, write_examples, write_text
 

@@ -43,8 +43,8 @@ from diversity_jax.mixtures.exchange.format import (
     Layout,
     Stream,
 )
-from diversity_jax.mixtures.mixture import Loader, Mixture
-from diversity_jax.mixtures.row_arrays import as_arrays
+from diversity_jax.mixtures.loader import Loader, as_arrays
+from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.tokenizers.document_start import Boundaries
 
 log = logging.getLogger(__name__)

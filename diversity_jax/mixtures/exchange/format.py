@@ -14,7 +14,7 @@ import numpy as np
 from diversity_jax.core.files import full_disk_named, make_folder
 
 ARRAYS = ("tokens", "loss_mask", "segment_ids", "positions", "component")
-"""The arrays that a row may have, named as by `row_arrays.as_arrays`; all but `component` have one number a token."""
+"""The arrays that a row may have, named as by `loader.as_arrays`; all but `component` have one number a token."""
 _BLOCK_BYTES = 1 << 20  # of tokens, read and written at once, so that they and what is made of them stay in the cache
 
 Block = Mapping[str, np.ndarray]
