@@ -11,8 +11,8 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.config import Component, GatePolicy
-from diversity_jax.mixtures.loader import as_arrays
-from diversity_jax.mixtures.mixture import Batch, Mixture
+from diversity_jax.mixtures.loader import Batch, as_arrays
+from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.mixtures.replay import describe, inspect_mixture
 from diversity_jax.mixtures.sources import PreparedCorpus
 from diversity_jax.prepare.config import Preparation
