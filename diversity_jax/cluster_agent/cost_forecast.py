@@ -128,7 +128,7 @@ def _as_used(stage: str, usage: CallTotals, times: float) -> PlannedCalls:
 
 
 def _plan_proposing(corpora: Sequence[SampledCorpus], config: AgentConfig) -> list[PlannedCalls]:
-    texts = proposal_texts(corpora, config, keep=True)
+    texts = proposal_texts(corpora, config, store=True)
     number = min(_PROPOSALS, config.proposals)
     drawn = draw_proposals(
         texts, criteria_set=0, proposals=number, samples=config.samples_per_proposal, seed=config.seed
@@ -159,7 +159,7 @@ async def _plan_groupings(
     corpus: SampledCorpus, sets: Sequence[CriteriaSet], config: AgentConfig
 ) -> list[PlannedCalls]:
     number = min(_GROUPINGS, config.groupings)
-    sampler = GroupingSampler(corpus, replace(config, groupings=number), keep=True)
+    sampler = GroupingSampler(corpus, replace(config, groupings=number), store=True)
     groupings = [await sampler.plan(index, max(len(sets), 1)) for index in range(number)]
     await sampler.close()
     halves = [half_of(planned, config)[0] for planned in groupings]

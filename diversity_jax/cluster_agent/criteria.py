@@ -141,14 +141,14 @@ async def propose_criteria(corpora: Sequence[SampledCorpus], judge: Judge, confi
 
 
 def proposal_texts(
-    corpora: Sequence[SampledCorpus], config: AgentConfig, *, keep: bool = False
+    corpora: Sequence[SampledCorpus], config: AgentConfig, *, store: bool = False
 ) -> list[tuple[str, str]]:
-    """(document id, text) of the documents for proposals, an equal part from each corpus. `keep` as in `draw_texts`."""
+    """(document id, text) of documents for proposals, an equal part from each corpus. `store` as in `draw_texts`."""
     wanted = config.criteria_sets * config.proposals * config.samples_per_proposal
     texts: list[tuple[str, str]] = []
     for number, corpus in enumerate(corpora):
         seed = child_seed(config.seed, "proposals", number)
-        drawn, _ = draw_texts(corpus, max(1, wanted // len(corpora)), seed, config.max_characters, keep=keep)
+        drawn, _ = draw_texts(corpus, max(1, wanted // len(corpora)), seed, config.max_characters, store=store)
         if not drawn:
             name = getattr(corpus, "name", "corpus")
             raise InputError(f"{name}: holds no document with text; check its path and text field")

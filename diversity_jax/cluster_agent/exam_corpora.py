@@ -131,8 +131,8 @@ def _skewed() -> ExamCorpus:
 
 def _lengths() -> ExamCorpus:
     full_texts = _english("lengths", _FAR_APART, [10] * len(_FAR_APART))
-    cuts = itertools.cycle(_CUT_WORDS)
-    return replace(full_texts, texts=tuple(first_words(text, next(cuts)) for text in full_texts.texts))
+    lengths = itertools.cycle(_CUT_WORDS)
+    return replace(full_texts, texts=tuple(first_words(text, next(lengths)) for text in full_texts.texts))
 
 
 def _styles() -> ExamCorpus:

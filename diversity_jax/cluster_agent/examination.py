@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.core.intervals import Estimate
+from diversity_jax.core.intervals import Estimate, t_quantile
 from diversity_jax.core.lazy import special_functions
 
 ALARM = 0.005  # false-alarm rate of each test here, two-sided
@@ -257,7 +257,7 @@ def drift(rechecks: Sequence[Recheck], k: int) -> dict[str, Any] | None:
     change = np.array([each.second - each.first for each in rechecks]) / pairs
     mean, error = float(change.mean()), float(change.std(ddof=1)) / math.sqrt(len(rechecks))
     total = sum(each.first + each.second for each in rechecks) / (2 * float(pairs.sum()))
-    half = float(special_functions().stdtrit(len(rechecks) - 1, 1 - ALARM / 2)) * error
+    half = t_quantile(1 - ALARM / 2, len(rechecks) - 1) * error
     interval = Estimate(value=mean, low=mean - half, high=mean + half)
     drifts = interval.low is not None and (interval.low > 0 or mean + half < 0)
     relative = mean / total if total else 0.0

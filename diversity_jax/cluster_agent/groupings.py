@@ -157,9 +157,10 @@ def count_partition(
       placed: samples of each cluster that are not misplaced by verification; the others count as singletons in pairs
         and triples, since their cluster is not known. None: all of a valid cluster and none of an invalid one.
     """
-    left = [size for size, good in zip(sizes, valid, strict=True) if good]
-    placed = left if placed is None else placed
-    return len(left), sum(left), sum(math.comb(size, 2) for size in placed), sum(math.comb(size, 3) for size in placed)
+    valid_sizes = [size for size, good in zip(sizes, valid, strict=True) if good]
+    placed = valid_sizes if placed is None else placed
+    pairs, triples = (sum(math.comb(size, number) for size in placed) for number in (2, 3))
+    return len(valid_sizes), sum(valid_sizes), pairs, triples
 
 
 _REASON_CHARACTERS = 600

@@ -41,15 +41,15 @@ class GroupingSampler:
     """Draws the samples of groupings; `plan` them in ascending order.
 
     Args:
-      keep: store drawn texts for the next sampler of this corpus; see `draw_texts`.
+      store: store drawn texts for the next sampler of this corpus; see `draw_texts`.
 
     Attributes:
       documents: size of the corpus, once a draw has taken all of it; None before.
       copies: share of the pairs of documents that have the same text, in the first draw.
     """
 
-    def __init__(self, corpus: SampledCorpus, config: AgentConfig, *, keep: bool = False):
-        self._corpus, self._config, self._keep = corpus, config, keep
+    def __init__(self, corpus: SampledCorpus, config: AgentConfig, *, store: bool = False):
+        self._corpus, self._config, self._store = corpus, config, store
         self._lock = asyncio.Lock()
         self._next_draw: asyncio.Task[tuple[_Texts, int]] | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -140,7 +140,7 @@ class GroupingSampler:
         seed = child_seed(self._config.seed, "pool", chunk)
         count = _chunk_groupings(chunk) * self._config.samples_per_grouping
         characters = self._config.max_characters
-        return await asyncio.to_thread(draw_texts, self._corpus, count, seed, characters, keep=self._keep)
+        return await asyncio.to_thread(draw_texts, self._corpus, count, seed, characters, store=self._store)
 
     async def _make(self, index: int, sets: int) -> PlannedGrouping:
         if index >= self._end:
@@ -207,29 +207,29 @@ def _samples(texts: Sequence[tuple[str, str]], ids: Sequence[str]) -> tuple[Samp
     return tuple(Sample(sample_id=i, text=text, document=document) for i, (document, text) in shown)
 
 
-_kept_draws: weakref.WeakKeyDictionary[SampledCorpus, dict[tuple[int, int, int], tuple[_Texts, int]]] = (
+_stored_draws: weakref.WeakKeyDictionary[SampledCorpus, dict[tuple[int, int, int], tuple[_Texts, int]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 def draw_texts(
-    corpus: SampledCorpus, count: int, seed: int, most_characters: int, *, keep: bool = False
+    corpus: SampledCorpus, count: int, seed: int, most_characters: int, *, store: bool = False
 ) -> tuple[_Texts, int]:
     """(document id, cleaned text) of `count` documents, without those that are empty once cleaned; and the number
     drawn.
 
-    With `keep` the result is stored for the next call with the same arguments, since a forecast draws the samples that
+    With `store` the result is stored for the next call with the same arguments, since a forecast draws the samples that
     the run then shows, and reading may take long.
     """
     key = (count, seed, most_characters)
     with contextlib.suppress(TypeError, KeyError):  # a corpus that cannot be a key, or nothing is stored
-        return _kept_draws[corpus].pop(key)
+        return _stored_draws[corpus].pop(key)
     documents = corpus.sample(count, seed=seed)
     texts = [(document.id, clean_text(document.text, most_characters)) for document in documents]
     result = [(name, text) for name, text in texts if text], len(documents)
-    if keep:
+    if store:
         with contextlib.suppress(TypeError):
-            _kept_draws.setdefault(corpus, {})[key] = result
+            _stored_draws.setdefault(corpus, {})[key] = result
     return result
 
 

@@ -36,7 +36,7 @@ def clean_text(text: str, most_characters: int) -> str:
 
 
 _BRACKETS = str.maketrans("<>[]", "\u2039\u203a\uff3b\uff3d")
-_MARK_BRACKETS = re.compile(r"[<>]|\[(?![\s\d\"\[\]{}-]|$)|\](?=[~!<])")  # all but those of JSON
+_TOKEN_BRACKETS = re.compile(r"[<>]|\[(?![\s\d\"\[\]{}-]|$)|\](?=[~!<])")  # all but those of JSON
 
 
 def as_data(text: str, *, is_json: bool = False) -> str:
@@ -49,7 +49,7 @@ def as_data(text: str, *, is_json: bool = False) -> str:
       is_json: leave the brackets of JSON lists, which are recognised by the characters next to them.
     """
     if is_json:
-        return _MARK_BRACKETS.sub(lambda bracket: bracket[0].translate(_BRACKETS), text)
+        return _TOKEN_BRACKETS.sub(lambda bracket: bracket[0].translate(_BRACKETS), text)
     return text.translate(_BRACKETS)
 
 

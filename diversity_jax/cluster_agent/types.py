@@ -8,6 +8,7 @@ import json
 from typing import Any, Protocol, TypeVar
 
 from diversity_jax.cluster_agent.text_cleaning import as_data
+from diversity_jax.core.formats import shortened
 
 STAGES = (
     "propose_criteria",
@@ -276,8 +277,7 @@ def describe_failures(counts: Mapping[str, int], details: Mapping[str, str]) -> 
     """Failures by reason as one line, with the detail of each reason in `details`, and a remedy."""
     parts = []
     for reason, count in sorted(counts.items()):
-        detail = " ".join(details.get(reason, "").split())
-        shown = detail if len(detail) <= _DETAIL_CHARACTERS else detail[: _DETAIL_CHARACTERS - 1] + "\u2026"
-        parts.append(f"{reason} {count}" + (f": {shown}" if shown else ""))
+        detail = shortened(details.get(reason, ""), _DETAIL_CHARACTERS)
+        parts.append(f"{reason} {count}" + (f": {detail}" if detail else ""))
     hint = "; agent.schema_limits=True keeps answers short on servers that enforce it"
     return "; ".join(parts) + hint * ("truncated" in counts and bool(details))

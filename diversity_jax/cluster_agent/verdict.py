@@ -208,8 +208,8 @@ def _position(evidence: JudgeEvidence) -> Iterator[Finding]:
 def _length(evidence: JudgeEvidence) -> Iterator[Finding]:
     length = evidence.checks.get("length")
     if length and _low(length) > _DOUBTFUL_LENGTH:
-        told = f"length tells which belong together in {_percent(length['value'])} of the cases"
-        yield "doubtful", f"its clusters follow the length of texts ({told})"
+        share = f"length tells which belong together in {_percent(length['value'])} of the cases"
+        yield "doubtful", f"its clusters follow the length of texts ({share})"
 
 
 def _cluster_counts(evidence: JudgeEvidence) -> Iterator[Finding]:

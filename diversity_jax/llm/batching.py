@@ -249,15 +249,17 @@ class BatchQueue:
         self._accounts.freed()
 
     def _warn_of_unanswered(self, results: Mapping[str, Outcome | Exception]) -> None:
-        left = [result for result in results.values() if isinstance(result, Transient) and result.kind != "adapted"]
-        if left:
+        unanswered = [
+            result for result in results.values() if isinstance(result, Transient) and result.kind != "adapted"
+        ]
+        if unanswered:
             what = {
                 "wait": "they are handed in again (batch.fallback=live asks them now, at the full price)",
                 "live": "they are asked one by one at the full price (batch.fallback=live)",
                 "stop": "the run ends (batch.fallback=stop)",
             }[self._config.fallback]
-            count = f"{len(left):,} of {len(results):,}"
-            _logger.warning("%s: %s requests without an answer (%s); %s", self._role, count, left[0].detail, what)
+            count = f"{len(unanswered):,} of {len(results):,}"
+            _logger.warning("%s: %s requests without an answer (%s); %s", self._role, count, unanswered[0].detail, what)
 
     async def _with_retries(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """A call of the provider, repeated after transient failures.

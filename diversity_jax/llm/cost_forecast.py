@@ -204,7 +204,7 @@ def _correction(answered: Sequence[tuple[Tokens, StageUsage]], part: int) -> flo
 
 
 # Kinds of characters; runs of one kind are counted together.
-_SPACE, _WORD, _DIGIT, _MARK, _LINE_END, _OTHER = range(6)
+_SPACE, _WORD, _DIGIT, _PUNCTUATION, _LINE_END, _OTHER = range(6)
 # First code point of each script and tokens per character, between the counts of small and large vocabularies. For
 # Latin letters with diacritics this is added to the count of the word.
 _SCRIPTS = (
@@ -253,7 +253,7 @@ def estimate_tokens(text: str) -> int:
         len(words)
         + _TOKENS_PER_FURTHER_LETTER * np.maximum(words - _SHORT_WORD, 0).sum()
         + np.ceil(lengths[runs == _DIGIT] / 3).sum()
-        + np.ceil(lengths[runs == _MARK] / 2).sum()
+        + np.ceil(lengths[runs == _PUNCTUATION] / 2).sum()
         + np.count_nonzero(runs == _LINE_END)
     )
     if not ascii_only:
@@ -269,7 +269,9 @@ def _character_tables() -> tuple[Any, Any, Any]:
     kinds = np.full(_LATIN_END + 1, _OTHER, np.uint8)
     for code in range(128):
         char = chr(code)
-        kinds[code] = _WORD if char.isalpha() else _DIGIT if char.isdigit() else _SPACE if char in " \t\r" else _MARK
+        kinds[code] = (
+            _WORD if char.isalpha() else _DIGIT if char.isdigit() else _SPACE if char in " \t\r" else _PUNCTUATION
+        )
     kinds[ord("\n")] = _LINE_END
     kinds[_LATIN:_LATIN_END] = _WORD
     starts, costs = zip(*_SCRIPTS, strict=True)
