@@ -309,7 +309,7 @@ class CorpusScorer:
         if dropped > _LARGE_SHARE_DROPPED * entered:
             why = describe_failures(self._drops, {})  # without details, which differ from run to run
             warnings.append(
-                f"{dropped} of {entered} groupings were dropped ({why}); what remains may not be like what is missing"
+                f"{dropped} of {entered} groupings were dropped ({why}); the others may not be representative"
             )
         pairs = int(groupings.pairs.sum())
         if pairs < estimators.FEWEST_PAIRS:
@@ -324,7 +324,7 @@ class CorpusScorer:
                 f"the canaries cannot show that this judge tells apart more than {top:.0f} effective clusters"
             )
         if len(self._proposed.criteria.sets) < 3 < self._config.criteria_sets:
-            warnings.append("fewer than 3 criteria sets came about: the interval is very wide")
+            warnings.append("fewer than 3 criteria sets were proposed: the interval is very wide")
         return warnings
 
 

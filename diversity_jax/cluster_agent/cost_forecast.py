@@ -109,7 +109,7 @@ async def pilot_calls_async(
         scorer = CorpusScorer(corpus, judge, config, proposed.without_usage())
         await scorer.extend(min(groupings, config.groupings))
         if scorer.ended:
-            raise InputError(f"judge {judge.label}: the pilot came to no end: {scorer.ended}")
+            raise InputError(f"judge {judge.label}: the pilot ended early: {scorer.ended}")
         planned.append(_as_used("groupings", scorer.usage, config.groupings / scorer.entered))
     return planned
 

@@ -118,7 +118,7 @@ async def propose_criteria(corpora: Sequence[SampledCorpus], judge: Judge, confi
     """Criteria for one corpus, or for several to be compared, with an equal part of the samples from each.
 
     Raises:
-      InputError: a corpus is empty, or no criteria set came about.
+      InputError: a corpus is empty, or no criteria set was proposed.
       RunEnded: no further call can succeed.
     """
     if config.criteria is not None:
@@ -134,7 +134,7 @@ async def propose_criteria(corpora: Sequence[SampledCorpus], judge: Judge, confi
         sets += [criteria_set] if criteria_set else []
         warnings += [f"criteria set {number}: {remark}" for remark in remarks]
     if not sets:
-        why = f"no criteria set came about ({warnings[0]})"
+        why = f"no criteria set was proposed ({warnings[0]})"
         raise InputError(f"judge {judge.label}: {why}; try another judge, or give criteria in a file")
     criteria, usage = Criteria(sets=tuple(sets), origin="judge"), CallTotals.of(used for _, used, _ in results)
     return ProposedCriteria(criteria=criteria, usage=usage, warnings=tuple(warnings))
@@ -207,7 +207,7 @@ async def _merge(
     metadata, metrics = await asyncio.gather(summarize("metadata", logs[0]), summarize("metrics", logs[1]))
     chosen = CriteriaSet(metadata=metadata, metrics=metrics)
     unusable = [kind for kind in ("metadata", "metrics") if not getattr(chosen, kind)]
-    remarks += [f"summarize_{kind} gave nothing usable; the set goes without" for kind in unusable]
+    remarks += [f"summarize_{kind} gave no usable answer; the set has no {kind}" for kind in unusable]
     if not chosen:
         return None
     defined = await request("define_criteria", _object, logs[2], criteria=chosen)
@@ -239,7 +239,7 @@ def _with_guidance(chosen: CriteriaSet, defined: CriteriaSet, remarks: list[str]
 
     result = CriteriaSet(metadata=guided(chosen.metadata), metrics=guided(chosen.metrics))
     if without := sum(not item.guidance for item in result):
-        remarks.append(f"no guidance for {without} of {len([*result])} criteria; their definitions stand instead")
+        remarks.append(f"no guidance for {without} of {len([*result])} criteria; judges see their definitions instead")
     return result
 
 

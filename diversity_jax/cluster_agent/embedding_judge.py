@@ -101,7 +101,9 @@ class EmbeddingJudge:
             raise InputError(f"judge {self.label}: {self.ruler.name} cannot read {name}: {why}; {_REMEDY}")
         remarks = []
         if foreign.total() >= _WARNED_FOREIGN * len(texts):
-            remarks.append(f"not read by {self.ruler.name}: {shares}; these documents count as unlike all but copies")
+            remarks.append(
+                f"not read by {self.ruler.name}: {shares}; these documents count as different from all but copies"
+            )
         length = asked or self.ruler.reading_length(texts)
         if asked and asked > self.ruler.reading_length(texts):
             remarks.append(f"more than a tenth of the documents have fewer than agent.reading_words={asked} words")

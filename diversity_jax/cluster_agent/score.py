@@ -97,7 +97,7 @@ def _why_not(judged: Sequence[JudgedGrouping], k: int) -> str | None:
         return f"{dropped} of {len(judged)} groupings were not usable"
     drift = examination.drift([grouping.recheck for grouping in judged if grouping.recheck], k)
     if drift is not None and drift["drifts"]:
-        return f"the same pairs read {drift['relative']:+.0%} otherwise among {k // 2}"
+        return f"T of the same pairs differs by {drift['relative']:+.0%} among {k // 2}"
     return None
 
 
@@ -119,7 +119,7 @@ async def propose_or_raise(corpora: Sequence[SampledCorpus], judge: Judge, confi
     try:
         return await propose_criteria(corpora, judge, config)
     except RunEnded as ended:
-        raise InputError(f"judge {judge.label}: no criteria came about: {ended}") from None
+        raise InputError(f"judge {judge.label}: no criteria were proposed: {ended}") from None
 
 
 def expect_calls(judge: Judge, config: AgentConfig, scorings: int) -> None:
@@ -159,7 +159,7 @@ async def score_corpus_async(
       sampler: draws the groupings, where one has been started before.
 
     Raises:
-      InputError: the corpus is too small, or the judge gave nothing usable.
+      InputError: the corpus is too small, or no answer of the judge was usable.
     """
     config = adapted(judge, config)
     if proposed is None:

@@ -130,7 +130,7 @@ def _drops(evidence: JudgeEvidence) -> Iterator[Finding]:
     if evidence.collision is None:
         yield "unfit", f"none of {of} groupings was usable ({why or 'nothing was judged'})"
     elif grade:
-        yield grade, f"{dropped} of {of} groupings do not count ({why}): what remains need not be like what is missing"
+        yield grade, f"{dropped} of {of} groupings do not count ({why}): the others may not be representative"
 
 
 def _canaries(evidence: JudgeEvidence) -> Iterator[Finding]:

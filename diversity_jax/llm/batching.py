@@ -192,7 +192,7 @@ class BatchQueue:
         if name is None:  # the process ended before it was submitted
             await self._deliver(batch.tag, batch.stages, {}, Transient("adapted", "was not handed in"))
             return
-        _logger.info("%s: going on with batch %s of %s requests", self._role, name, f"{len(batch.stages):,}")
+        _logger.info("%s: resuming batch %s of %s requests", self._role, name, f"{len(batch.stages):,}")
         await self._follow(batch.tag, name, batch.stages, {})
 
     async def _follow(self, tag: str, name: str, stages: Mapping[str, str], requests: Mapping[str, Request]) -> None:

@@ -119,7 +119,7 @@ def require_cap(cost: CostForecast, budget: BudgetConfig, base_urls: Iterable[st
     priced = budget.input_price is not None or budget.prices is not None
     if cost.dollars <= 0 or budget.capped or budget.unlimited or (not priced and all(map(is_loopback, base_urls))):
         return
-    expected, enough = "an amount that cannot be told before", "budget.max_dollars=5, for instance"
+    expected, enough = "an amount that is not known beforehand", "budget.max_dollars=5, for instance"
     if math.isfinite(cost.dollars):
         expected = f"${cost.dollars:,.2f} ({cost.calls:,} calls)"
         most = math.ceil(100 * max(cost.dollars, cost.most_dollars)) / 100

@@ -102,7 +102,7 @@ def run_score(config: ScoreConfig, corpora: Mapping[str, Corpus] | None = None) 
       None where `output_dir` already holds this scoring with its page.
 
     Raises:
-      InputError: a corpus cannot be read, the judge cannot be opened or gave nothing usable, `output_dir` holds scores
+      InputError: a corpus cannot be read, the judge cannot be opened or has no usable answer, `output_dir` holds scores
         of other corpora or is being written to, or calls would be paid for without a cap.
     """
     kind, output_dir = judge_kind(config.judge), Path(config.output_dir)
@@ -280,7 +280,7 @@ def _run_checks(
             small, large = (either.series.samples_per_grouping for either in pair)
             comparison = drift(*pair, alpha=config.alpha)
             drifts[name] = DriftCheck(scorecard=scorecard, comparison=comparison, sizes=(small, large))
-            verdict = f"reads otherwise: keep K = {small}" if comparison.decided else "no drift seen"
+            verdict = f"drifts: keep K = {small}" if comparison.decided else "no drift seen"
             log.info("%s: K = %d against K = %d: ratio %s, %s", name, small, large, comparison.ratio_text, verdict)
     return Checks(draws=draws, drift=drifts)
 

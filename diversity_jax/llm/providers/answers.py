@@ -208,8 +208,8 @@ def _number(value: Any) -> float | None:
 
 _decoder = json.JSONDecoder(strict=False)  # line breaks inside strings are common, and do not make them ambiguous
 _THOUGHTS_END = "</think>"
-# Limits of the search for objects: braces tried, and text read in vain, in lengths of the answer. Formulas and code in
-# thoughts are full of braces.
+# Limits of the search for objects: braces tried, and text parsed without success, in lengths of the answer. Formulas
+# and code in thoughts are full of braces.
 _OBJECTS_TRIED, _LENGTHS_READ = 10_000, 20
 _MOST_RANK = 3
 _FIRST_NAME = re.compile(r'\{\s*"([^"\\]*)"\s*:')
