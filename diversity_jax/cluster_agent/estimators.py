@@ -194,7 +194,7 @@ def invert(theta: Estimate) -> Estimate:
     return Estimate(value=1.0 / theta.value if theta.value else least, low=least, high=1.0 / low if low else None)
 
 
-def cluster_score(groupings: Groupings) -> Estimate:
+def cluster_score(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     """The paper's score: mean of C_i / S_i with S_i = n_i / C_i, so C_i^2 / n_i; in [1/K, K], comparable at equal K
     only.
 
@@ -203,13 +203,13 @@ def cluster_score(groupings: Groupings) -> Estimate:
     """
     k = groupings.samples_per_grouping
     counted = groupings.clusters**2.0 / np.maximum(groupings.kept, 1)
-    return _mean_of_valid(groupings, lambda claimed: claimed**2.0 / k, counted, 1.0 / k, k)
+    return _mean_of_valid(groupings, lambda claimed: claimed**2.0 / k, counted, 1.0 / k, k, confidence)
 
 
-def clusters_per_sample(groupings: Groupings) -> Estimate:
+def clusters_per_sample(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     """Mean of C_i / K over the groupings that `cluster_score` counts; in (0, 1]."""
     k = groupings.samples_per_grouping
-    return _mean_of_valid(groupings, lambda claimed: claimed / k, groupings.clusters / k, 1.0 / k, 1.0)
+    return _mean_of_valid(groupings, lambda claimed: claimed / k, groupings.clusters / k, 1.0 / k, 1.0, confidence)
 
 
 def _mean_of_valid(
@@ -218,6 +218,7 @@ def _mean_of_valid(
     counted: np.ndarray,
     least: float,
     most: float,
+    confidence: float,
 ) -> Estimate:
     """Mean of `counted` [N] over groupings with a valid cluster, and its interval, both within [`least`, `most`].
 
@@ -230,7 +231,7 @@ def _mean_of_valid(
     claimed = counted if groupings.claimed_clusters is None else figure(groupings.claimed_clusters)
     figures = double_sampled(groupings.chosen(some), claimed[some], counted[some])
     mean = mean_over_sets(figures, groupings.criteria_set[some], bounded=groupings.triples is not None)
-    half, value = mean.half_width(0.95), min(max(mean.value, least), float(most))
+    half, value = mean.half_width(confidence), min(max(mean.value, least), float(most))
     return Estimate(
         value=value, low=max(least, min(value, mean.value - half)), high=min(float(most), max(value, mean.value + half))
     )

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from diversity_jax.llm.cost_forecast import (
         CostForecast,
         PlannedCalls,
+        Stats,
         Tokens,
         estimate_tokens,
         forecast,
@@ -43,6 +44,7 @@ __all__ = [
     "Price",
     "Request",
     "Schema",
+    "Stats",
     "StillRunning",
     "Tokens",
     "estimate_tokens",
