@@ -1,11 +1,12 @@
-"""Checkpoints that a run writes into a bucket: every process uploads its shards, and one record, written last, counts.
+"""Checkpoints of a run in a bucket: each process uploads its shards, then process 0 writes the record.
 
-Processes need no shared disk and no collective of the devices: they hear of each other through the bucket.
+Processes report to each other through files in the bucket, without a shared disk or collectives of the devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
+import functools
 from pathlib import Path
 import secrets
 import time
@@ -27,19 +28,19 @@ from diversity_jax.training.checkpoint import CheckpointError, Checkpoints, stat
 from diversity_jax.training.config import TrainConfig
 from diversity_jax.training.step import TrainState
 
-_POLL_SECONDS, _PATIENCE_SECONDS = 0.5, 600.0  # how long a process waits for the others' shards
+_POLL_SECONDS, _TIMEOUT_SECONDS = 0.5, 600.0  # of waiting for other processes' shards
 
 
 class BucketCheckpoints:
-    """As `checkpoint.Checkpoints`, in a bucket's folder.
+    """As `checkpoint.Checkpoints`, in a folder of a bucket.
 
-    A step's folder holds files of shards and `checkpoint.json`, which names them with a checksum a shard; without it
-    the files are those of a process that was killed, and are removed after the next checkpoint.
+    A step's folder holds files of shards and `checkpoint.json`, which lists them with their checksums. Files without
+    this record are left by killed processes, and are removed after the next checkpoint.
 
     Args:
-      attempt: a word that all processes of this attempt of the run share, and no other does.
+      attempt: unique name of this attempt of the run, the same in all processes.
       keep, keep_every_steps, keep_every_minutes: as `Checkpoints`.
-      before_commit: called in the first process before a record is written, so that logs are never behind it.
+      before_commit: called in process 0 before a record is written, so that uploaded logs are never behind it.
     """
 
     def __init__(
@@ -65,13 +66,13 @@ class BucketCheckpoints:
 
     @property
     def last_complete(self) -> int | None:
-        """The latest step in the bucket that this process knows of; None: there is none."""
+        """The latest complete step that this process knows of; None: there is none."""
         if self._last is None:
             self._last = max(self.steps, default=None)
         return self._last
 
     def check_space(self, shapes: TrainState) -> None:
-        """Nothing: a bucket has no end that could be asked for."""
+        """Does nothing, since buckets have no size limit."""
 
     def save(self, step: int, state: TrainState, info: Mapping[str, Any]) -> None:
         """Starts uploading a checkpoint; returns when the state has been copied and may be donated.
@@ -109,7 +110,7 @@ class BucketCheckpoints:
         entries: list[dict[str, Any]] = []
         try:
             entries = shards.write(folder, f"{self._attempt}.{process:05d}", own)
-        except Exception as raised:  # raised again below, once the others know
+        except Exception as raised:  # raised below, after it was reported to the other processes
             error = raised
         if process:
             self._report(step, process, {"shards": entries, "error": error and str(error)})
@@ -121,7 +122,9 @@ class BucketCheckpoints:
             if error is not None:
                 raise error
             for other in range(1, jax.process_count()):
-                report = self._report_of(step, other)
+                path = self._report_path(step, other)
+                self._poll(functools.partial(exists, path), f"process {other} did not upload its shards")
+                report = read_json(path)
                 if report["error"]:
                     raise CheckpointError(f"process {other}: {report['error']}")
                 entries += report["shards"]
@@ -129,7 +132,7 @@ class BucketCheckpoints:
             write_json(join_path(folder, shards.RECORD), shards.record(shapes, entries, info))
         except Exception as raised:
             if jax.process_count() > 1:
-                with contextlib.suppress(InputError):  # the store may be gone for this, too; the others' patience ends
+                with contextlib.suppress(InputError):  # the store may fail again; the other processes then time out
                     self._report(step, 0, {"shards": [], "error": str(raised)})
             raise
         self._tidy(step)
@@ -140,10 +143,6 @@ class BucketCheckpoints:
     def _report(self, step: int, process: int, report: Mapping[str, Any]) -> None:
         write_json(self._report_path(step, process), report)
 
-    def _report_of(self, step: int, process: int) -> Mapping[str, Any]:
-        self._poll(lambda: exists(self._report_path(step, process)), f"process {process} did not upload its shards")
-        return read_json(self._report_path(step, process))
-
     def _await_commit(self, step: int) -> None:
         record = join_path(self.folder, str(step), shards.RECORD)
 
@@ -152,32 +151,32 @@ class BucketCheckpoints:
                 raise CheckpointError(f"process 0: {read_json(failure)['error']}")
             if not exists(record):
                 return False
-            entries = read_json(record)["shards"]  # of another attempt it is still the former one
+            entries = read_json(record)["shards"]  # may still be the record of an earlier attempt
             return bool(entries) and entries[0]["file"].startswith(self._attempt)
 
         self._poll(is_decided, "process 0 did not commit it")
 
     @staticmethod
-    def _poll(is_there: Callable[[], bool], otherwise: str) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not is_there():
+    def _poll(condition: Callable[[], bool], problem: str) -> None:
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        while not condition():
             if time.monotonic() > deadline:
-                raise CheckpointError(f"{otherwise} within {_PATIENCE_SECONDS:g} s")
+                raise CheckpointError(f"{problem} within {_TIMEOUT_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
 
     def _tidy(self, step: int) -> None:
-        """Removes checkpoints beyond those to keep, and what killed processes left; what fails waits for the next."""
+        """Removes old checkpoints and files of killed processes; failures are retried after the next save."""
         with contextlib.suppress(InputError):
             steps = self.steps
             for other in set(steps) - self._preserved(steps) - {step}:
-                remove_tree(join_path(self.folder, str(other), shards.RECORD))  # first, so that none is half there
+                remove_tree(join_path(self.folder, str(other), shards.RECORD))  # first: the rest is then no checkpoint
                 remove_tree(join_path(self.folder, str(other)))
             record = read_json(join_path(self.folder, str(step), shards.RECORD))
             named = {shards.RECORD, *(entry["file"] for entry in record["shards"])}
             for name in remote_tree(self.folder):
                 number, _, file = name.partition("/")
-                is_ours = number.isdigit() and "/" not in file and file.endswith((".bin", ".json"))
-                if is_ours and (file not in named if number == str(step) else int(number) not in steps):
+                is_checkpoint_file = number.isdigit() and "/" not in file and file.endswith((".bin", ".json"))
+                if is_checkpoint_file and (file not in named if number == str(step) else int(number) not in steps):
                     remove_tree(join_path(self.folder, name))
 
     def _preserved(self, steps: Sequence[int]) -> set[int]:
@@ -194,7 +193,7 @@ class BucketCheckpoints:
         return preserved
 
     def set_aside(self, steps: Sequence[int]) -> None:
-        """Moves damaged checkpoints to `checkpoints-damaged`, since retention would keep them and delete good ones."""
+        """Moves damaged checkpoints to `checkpoints-damaged`, where they do not count as the latest."""
         if jax.process_index():
             return
         for step in steps:

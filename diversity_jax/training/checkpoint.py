@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: asynchronous, sharded, atomic, verified when they are read."""
+"""Checkpoints of a training run: written asynchronously, sharded and atomically, verified when they are read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -25,27 +25,26 @@ from diversity_jax.model.sharding import with_shardings
 from diversity_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
-# Orbax reports every phase of every save there, and of a failed one a traceback from each of its threads, though it
-# raises the error as well.
+# Orbax logs every phase of every save, and tracebacks of errors that it also raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 _PARTS = ("params", "optimizer", "counters")
 _DISK_FULL = ("No space left", "ENOSPC", "EDQUOT", "Disk quota exceeded")
-_DAMAGED = ("DATA_LOSS", "CRC-32C", "OUT_OF_RANGE")  # what TensorStore says of bytes that cannot be right
+_DAMAGED = ("DATA_LOSS", "CRC-32C", "OUT_OF_RANGE")  # in TensorStore's messages about invalid bytes
 
 
 class CheckpointError(InputError):
-    """A checkpoint could not be written, or not be read for another reason than damage."""
+    """A checkpoint could not be written, or could not be read for another reason than damage."""
 
 
 def state_parts(state: TrainState) -> dict[str, Any]:
-    """A state as a checkpoint stores it."""
+    """The parts of a checkpoint, by name."""
     counters = {"step": state.step, "skipped": state.skipped}
     return {"params": state.params, "optimizer": state.opt_state, "counters": counters}
 
 
 def read_info(folder: str | os.PathLike, step: int) -> Mapping[str, Any] | None:
-    """The JSON record saved with a checkpoint; None where it is missing or damaged.
+    """The JSON object saved with a checkpoint; None where it is missing or damaged.
 
     Raises:
       CheckpointError: it cannot be read.
@@ -59,7 +58,7 @@ def read_info(folder: str | os.PathLike, step: int) -> Mapping[str, Any] | None:
 
 
 def last_info(folder: str | os.PathLike, step: int | None = None) -> Mapping[str, Any] | None:
-    """The record of the last checkpoint that has one, up to a step; None where there is none."""
+    """The JSON object of the last checkpoint, up to a step, that has an undamaged one; None where there is none."""
     steps = [each for each in complete_steps(folder) if step is None or each <= step]
     return next((info for each in reversed(steps) if (info := read_info(folder, each))), None)
 
@@ -72,18 +71,18 @@ def load(
     *,
     step: int | None = None,
 ) -> tuple[TrainState, Mapping[str, Any], list[int]] | None:
-    """The latest undamaged checkpoint, on the mesh of the shardings; nothing on disk is changed.
+    """Loads the latest undamaged checkpoint onto any mesh; nothing on disk is changed.
 
     Args:
-      shapes, shardings: of the state wanted, on any mesh.
-      check: raises `InputError` where the record of a checkpoint does not fit; called before anything is read of it.
-      step: the latest to consider; None: all.
+      shapes, shardings: of the state.
+      check: raises `InputError` where the checkpoint's JSON object does not fit; called before arrays are read.
+      step: latest step to consider; None: any.
 
     Returns:
-      The state, its record, and the later steps whose checkpoints are damaged; None where there is no checkpoint.
+      The state, the JSON object, and the later steps whose checkpoints are damaged; None where there is no checkpoint.
 
     Raises:
-      InputError: there are checkpoints, but all are damaged, or `check` refuses.
+      InputError: all checkpoints are damaged, or `check` raises it.
       CheckpointError: storage or memory failed.
     """
     candidates = [each for each in complete_steps(folder) if step is None or each <= step]
@@ -110,9 +109,9 @@ def _load(folder: Path | str, shapes: TrainState, shardings: TrainState, info: M
     parts = state_parts(with_shardings(shapes, shardings))
     try:
         loaded = shards.load(folder, parts)
-    except (DamagedCheckpoint, StoreError) as error:
-        if isinstance(error, DamagedCheckpoint):
-            raise
+    except DamagedCheckpoint:
+        raise
+    except StoreError as error:
         raise CheckpointError(f"{error}; nothing was changed") from None
     except Exception as error:  # whatever Orbax, TensorStore and XLA raise, which have no common type
         raise _read_error(local_copy(folder, lambda name: True), error) from error
@@ -122,9 +121,9 @@ def _load(folder: Path | str, shapes: TrainState, shardings: TrainState, info: M
 
 
 def _read_error(folder: Path, error: Exception) -> Exception:
-    """`DamagedCheckpoint` where a checksum or a missing piece proves it, else a `CheckpointError` with the reason.
+    """`DamagedCheckpoint` where a wrong checksum or a missing file is found, else a `CheckpointError` with the reason.
 
-    Orbax's own error tells neither: it says the same of a missing file, a wrong checksum and a disk that fails.
+    Orbax's own error is the same for a missing file, a wrong checksum and a failing disk.
     """
     chain, reasons, failed = error, list[str](), False
     while chain is not None:
@@ -135,13 +134,13 @@ def _read_error(folder: Path, error: Exception) -> Exception:
     reason = next((text for text in reversed(reasons) if text), type(error).__name__)[:200]
     if not failed:
         try:
-            proof = next((damage for part in _PARTS if (damage := _damage(folder / part))), None)
+            damage = next((found for part in _PARTS if (found := _damage(folder / part))), None)
         except OSError as second:
             reason = f"{second.filename}: {second.strerror}"
         else:
-            proof = proof or next((text[:200] for text in reasons if any(word in text for word in _DAMAGED)), None)
-            if proof:
-                return DamagedCheckpoint(proof)
+            damage = damage or next((text[:200] for text in reasons if any(word in text for word in _DAMAGED)), None)
+            if damage:
+                return DamagedCheckpoint(damage)
     return CheckpointError(
         f"{folder}: could not be read ({reason}), which is no sign of damage; nothing was changed: see to storage and "
         "memory, and run again"
@@ -149,7 +148,7 @@ def _read_error(folder: Path, error: Exception) -> Exception:
 
 
 def _damage(part: Path) -> str | None:
-    """What is missing or has a wrong checksum in one part of a checkpoint; None: nothing was found.
+    """The first missing or invalid file of one part of a checkpoint; None: no damage was found.
 
     Raises:
       OSError: a file cannot be read.
@@ -179,15 +178,15 @@ def _damage(part: Path) -> str | None:
 
 
 class Checkpoints:
-    """The checkpoints that a run writes, in one local folder, which is made with the first.
+    """Writes a run's checkpoints into one local folder, which is created by the first save.
 
-    A checkpoint holds `params`, `optimizer` and `counters`, each loadable alone, and a JSON record (`info`) beside
-    them. Writing is atomic; the fingerprint of the values is verified when they are read.
+    A checkpoint holds `params`, `optimizer` and `counters`, each loadable alone, and a JSON object (`info`). Writing is
+    atomic; a fingerprint of the values is verified when they are read.
 
     Args:
-      keep: how many of the latest are preserved.
-      keep_every_steps: multiples of this number of steps are preserved; 0: none.
-      keep_every_minutes: the first is preserved, and each that is so much later than the last preserved; 0: none.
+      keep: number of latest checkpoints that are preserved.
+      keep_every_steps: checkpoints of multiples of this are preserved; 0: none.
+      keep_every_minutes: checkpoints at least this far apart are preserved; 0: none.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 3, keep_every_steps: int = 0, keep_every_minutes: float = 0):
@@ -203,7 +202,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _checkpointer(self) -> Any:
-        """Opened by the first save: opening makes the folder and removes what a killed process left in it."""
+        """Opened by the first save, since opening creates the folder and removes files of killed processes."""
         return ocp.training.Checkpointer(self.folder, preservation_policy=self._policy, cleanup_tmp_directories=True)
 
     @property
@@ -213,15 +212,11 @@ class Checkpoints:
 
     @property
     def last_complete(self) -> int | None:
-        """The latest step on disk, not counting one being written; None: there is none."""
+        """The latest complete step; None: there is none."""
         return max(self.steps, default=None)
 
     def check_space(self, shapes: TrainState) -> None:
-        """Refuses to begin where not even one checkpoint of this state fits on the disk.
-
-        Raises:
-          CheckpointError: there is too little space.
-        """
+        """Raises `CheckpointError` where the disk has no space for one checkpoint of this state."""
         needed, left = _bytes(shapes), free_bytes(self.folder)
         if needed > left:
             raise CheckpointError(f"{self.folder}: {_space(needed, left)}; free space or choose another output_dir")
@@ -242,7 +237,7 @@ class Checkpoints:
             self._pending = step, needed, response
 
     def wait(self) -> None:
-        """Waits until the checkpoint being written is on disk.
+        """Waits until the checkpoint being written is complete.
 
         Raises:
           CheckpointError: it could not be written.
@@ -250,12 +245,11 @@ class Checkpoints:
         if self._pending:
             (step, needed, response), self._pending = self._pending, None
             with self._write_errors(step, needed):
-                if response is not None:
-                    response.result()
+                response.result()
 
     @contextlib.contextmanager
     def _write_errors(self, step: int, needed: int) -> Iterator[None]:
-        """Turns a failed write into one line that names the last complete checkpoint."""
+        """Raises a failed write as a `CheckpointError` that names the last complete checkpoint."""
         try:
             yield
         except InputError:
@@ -272,7 +266,7 @@ class Checkpoints:
             ) from error
 
     def set_aside(self, steps: Sequence[int]) -> None:
-        """Moves damaged checkpoints to `checkpoints-damaged`, since retention would keep them and delete good ones."""
+        """Moves damaged checkpoints to `checkpoints-damaged`, where they do not count as the latest."""
         if jax.process_index() == 0:
             damaged = Path(f"{self.folder}-damaged")
             for step in steps:
@@ -291,12 +285,12 @@ class Checkpoints:
             self.wait()
         finally:
             if "_checkpointer" in vars(self):
-                with contextlib.suppress(Exception):  # repeats the error of a failed save, which was raised as one line
+                with contextlib.suppress(Exception):  # repeats the error of a failed save
                     self._checkpointer.close()
 
 
 def _bytes(state: TrainState) -> int:
-    """Size of a state's arrays."""
+    """Bytes of a state's arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_parts(state)))
 
 

@@ -1,4 +1,4 @@
-"""How a run trains: steps, optimizer, data and processes, and what it writes meanwhile. Does not import JAX."""
+"""Configurations of training: steps, optimizer, data, processes and output. Does not import JAX."""
 
 import dataclasses
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Batches of a mixture's rows on the mesh, prefetched by a thread so that a step does not wait for the disk."""
+"""Places batches of a mixture's rows on the mesh, prefetched by a thread so that steps do not wait for the disk."""
 
 from collections.abc import Callable, Iterator, Mapping
 import queue
@@ -17,12 +17,12 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def put(batch_size: int, sharding: NamedSharding, read: Callable[[slice], Arrays]) -> dict[str, Array]:
-    """A global batch on the mesh, of which this process reads only the rows that its devices hold.
+    """A global batch on the mesh; each process reads only the rows that its devices hold, each once.
 
     Args:
       batch_size: rows of the global batch.
       sharding: over the first axis.
-      read: arrays of the rows a slice selects, each row read once however many devices hold it.
+      read: returns the arrays of a slice of rows.
     """
     indices = sharding.addressable_devices_indices_map((batch_size,)).values()
     slices = {(index[0].start, index[0].stop): index[0] for index in indices if index}
@@ -43,9 +43,9 @@ def prepare(loader: Loader, sharding: NamedSharding, boundaries: Boundaries, ste
 
 
 class ReadAhead:
-    """Batches in order from `start`, prepared by a thread while the device works on earlier ones.
+    """Batches of the steps from `start` to `stop` - 1, prepared by a thread up to `depth` steps ahead.
 
-    Iterating yields (step, batch, seconds waited). A failure while reading is raised where the batch is taken.
+    Iterating yields (step, batch, seconds waited), and raises exceptions of the thread.
     """
 
     def __init__(self, prepare: Callable[[int], dict[str, Array]], start: int, stop: int, *, depth: int = 2):
@@ -60,7 +60,7 @@ class ReadAhead:
             item: dict[str, Array] | Exception
             try:
                 item = self._prepare(step)
-            except Exception as error:  # handed to the consumer, whose failure it is
+            except Exception as error:  # raised by the consumer
                 item = error
             while not self._closed.is_set():
                 try:

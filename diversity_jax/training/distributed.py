@@ -1,12 +1,11 @@
-"""The processes of a run: how they find each other, and which devices they take.
+"""Connects the processes of a run through `jax.distributed`, and assigns each its devices.
 
-Devices follow from what the launcher says, as a function of the environment alone. JAX's own detection gives every
-process that Slurm or Open MPI started one device, that of its local number: one process a node trains on one GPU of
-eight, and a process that was bound to a GPU of its own looks for an ordinal that it does not have
-(`jax/_src/clusters/cluster.py`, jax 0.4 to 0.12).
+Devices are a function of the launcher's environment variables. JAX's own detection gives every process that Slurm or
+Open MPI started the one device of its local rank: one process per node then trains on one GPU of eight, and a process
+that is bound to one GPU looks for an ordinal that it does not have (`jax/_src/clusters/cluster.py`, jax 0.4 to 0.12).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 import glob
 import logging
@@ -23,27 +22,28 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.training.config import DistributedConfig, coordinator_address
 from diversity_jax.training.runtime import together
 
-# Variables of a launcher: number of processes, this process's number, its number on its host, processes on its host.
-# Open MPI and Hydra run inside Slurm jobs, whose own variables then describe the job's batch script: they come first.
+log = logging.getLogger(__name__)
+
+# Variables of a launcher: number of processes, rank, rank on the host, processes on the host.
+# Open MPI and Hydra come before Slurm, since inside a Slurm job Slurm's variables describe the batch script.
 LAUNCHERS = (
     ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_PROCESS_ID", "JAX_LOCAL_PROCESS_COUNT"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
-_NONE = ("", "", "", "")
+_NO_LAUNCHER = ("", "", "", "")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceChoice:
-    """The GPUs that this process takes.
+    """The GPUs that this process uses.
 
     Attributes:
-      ids: their ordinals among those that it sees, as `jax.distributed.initialize(local_device_ids=...)` takes them;
-        None: all that it sees.
-      granted: how many JAX has to find; None: nothing was granted, so nothing can be compared.
-      reason: the variables it follows from.
+      ids: ordinals among its visible GPUs, for `jax.distributed.initialize(local_device_ids=...)`; None: all visible.
+      granted: number that JAX has to find; None: unknown.
+      reason: the variables that decided.
     """
 
     ids: tuple[int, ...] | None = None
@@ -52,9 +52,9 @@ class DeviceChoice:
 
 
 def launcher(environment: Mapping[str, str]) -> tuple[str, str, str, str] | None:
-    """Names of the variables of the launcher that started this process; None where none did."""
+    """Names of the variables of the launcher that started this process; None without a launcher."""
     for names in LAUNCHERS:
-        # srun sets PMI's numbers too, without those on the host.
+        # srun also sets PMI's variables, except those about the host.
         by_srun = names[0] == "PMI_SIZE" and names[2] not in environment and "SLURM_PROCID" in environment
         if names[0] in environment and names[1] in environment and not by_srun:
             return names
@@ -62,34 +62,34 @@ def launcher(environment: Mapping[str, str]) -> tuple[str, str, str, str] | None
 
 
 def present_gpus() -> int | None:
-    """GPUs of this host by their device files, without starting a driver; None where there is none."""
+    """Number of this host's GPUs by their device files, without starting a driver; None for none."""
     return len(glob.glob("/dev/nvidia[0-9]*")) or None
 
 
 def choose_devices(environment: Mapping[str, str], present: int | None = None) -> DeviceChoice:
-    """All GPUs for the only process of a host, and for one of several its own, or its equal part of those shared.
+    """Chooses all GPUs for a host's only process; for one of several those bound to it, or an equal share.
 
     Args:
       environment: of this process.
-      present: GPUs of the host, for launchers that grant none.
+      present: number of the host's GPUs, for launchers that grant none.
 
     Raises:
-      InputError: the process would leave a part of what was granted unused, or processes would share a GPU.
+      InputError: granted GPUs would be unused, or processes would share a GPU.
     """
     if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         return DeviceChoice()
-    if own := environment.get("JAX_LOCAL_DEVICE_IDS"):  # by hand: whoever sets it knows what is left out
+    if own := environment.get("JAX_LOCAL_DEVICE_IDS"):  # set by the user, so that GPUs may be left out
         ids = tuple(_integer("JAX_LOCAL_DEVICE_IDS", part) for part in own.split(","))
         return DeviceChoice(ids=ids, granted=len(ids), reason=f"JAX_LOCAL_DEVICE_IDS={own}")
-    names = launcher(environment) or _NONE
+    names = launcher(environment) or _NO_LAUNCHER
     local_id = _integer(names[2], environment.get(names[2], "0"))
     processes = _local_processes(environment, names[3])
     visible, visible_reason = _visible(environment)
     granted, reason = _granted(environment, processes or 1)
     if granted is None and visible is not None:
-        # Nothing is granted by name: one GPU is this process's own, as are those that add up to the host's.
-        own_ones = visible == 1 or visible * (processes or 1) == present
-        granted = visible * (processes or 1) if own_ones else visible
+        # No variable grants GPUs: a single visible GPU, or all that add up to the host's, are bound to this process.
+        is_bound = visible == 1 or visible * (processes or 1) == present
+        granted = visible * (processes or 1) if is_bound else visible
     elif granted is None:
         granted, reason = present, f"{present} GPUs on this host"
     if granted is None or (processes is None and names[2] in environment):
@@ -101,8 +101,8 @@ def choose_devices(environment: Mapping[str, str], present: int | None = None) -
 
 
 def _share(seen: int, granted: int, processes: int, local_id: int, why: str) -> DeviceChoice:
-    """Divides what this process sees of what its node was granted."""
-    if seen * processes == granted:  # one process a host, or the launcher has bound each to its own
+    """The choice of a process that sees `seen` of the `granted` GPUs of its host."""
+    if seen * processes == granted:  # one process per host, or each is bound to its own GPUs
         return DeviceChoice(granted=seen, reason=why)
     if seen == granted and seen % processes == 0:
         own = seen // processes
@@ -121,14 +121,11 @@ def _share(seen: int, granted: int, processes: int, local_id: int, why: str) -> 
 
 
 def check_found(choice: DeviceChoice, platform: str, in_use: int) -> None:
-    """Compares what JAX found with what was granted.
+    """Raises `InputError` where JAX does not use the number of GPUs that was granted.
 
     Args:
       platform: of JAX's default backend: "cpu", "gpu" or "tpu".
-      in_use: devices of this process.
-
-    Raises:
-      InputError: GPUs were granted, and JAX uses none or another number.
+      in_use: number of this process's devices.
     """
     if choice.granted is None or platform == "tpu":
         return
@@ -145,13 +142,13 @@ def check_found(choice: DeviceChoice, platform: str, in_use: int) -> None:
 
 
 def coordinator(environment: Mapping[str, str]) -> str | None:
-    """HOST:PORT of process 0 by what Slurm and Open MPI say; None for other launchers, and where none started this."""
-    names, given = launcher(environment) or _NONE, environment.get("JAX_COORDINATOR_PORT")
+    """HOST:PORT of process 0 from the variables of Slurm or Open MPI; None for other launchers and without one."""
+    names, given = launcher(environment) or _NO_LAUNCHER, environment.get("JAX_COORDINATOR_PORT")
     if names[0] == "SLURM_NTASKS" and "SLURM_STEP_NODELIST" in environment:
         host = re.split(r",(?![^\[]*\])", environment["SLURM_STEP_NODELIST"])[0]
         host = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", host)  # rack1-n[07-12,20]-ib is rack1-n07-ib first
         job = int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", "0"))
-        return f"{host}:{given or 61440 + job % 4096}"  # above the ports that Linux hands out by itself
+        return f"{host}:{given or 61440 + job % 4096}"  # above Linux's ephemeral ports
     if names[0] == "OMPI_COMM_WORLD_SIZE":
         uri = environment.get("OMPI_MCA_orte_hnp_uri", "")  # Open MPI 4: 1531576320.0;tcp://10.96.0.1,10.1.0.1:34911
         if match := re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri):
@@ -163,7 +160,7 @@ def coordinator(environment: Mapping[str, str]) -> str | None:
 
 
 def _visible(environment: Mapping[str, str]) -> tuple[int | None, str]:
-    """How many GPUs the environment shows this process, and by which variable."""
+    """Number of GPUs visible to this process, and the variable that sets it."""
     name = next((name for name in _VISIBLE if name in environment), None)
     if name is None:
         return None, ""
@@ -173,24 +170,20 @@ def _visible(environment: Mapping[str, str]) -> tuple[int | None, str]:
 
 
 def _granted(environment: Mapping[str, str], processes: int) -> tuple[int | None, str]:
-    """GPUs that Slurm granted to this step on this node, and by which variable.
+    """Number of GPUs that Slurm granted to this step on this node, and the variable that says so.
 
-    SLURM_STEP_GPUS is no such number: for a task that was bound it lists the task's own.
+    SLURM_STEP_GPUS is not used, since for a bound task it lists the task's own GPUs.
     """
     if count := environment.get("SLURM_GPUS_ON_NODE"):
         return _integer("SLURM_GPUS_ON_NODE", count), f"SLURM_GPUS_ON_NODE={count}"
-    if count := environment.get("SLURM_GPUS_PER_TASK"):
-        return _last_number("SLURM_GPUS_PER_TASK", count) * processes, f"SLURM_GPUS_PER_TASK={count}"
+    if count := environment.get("SLURM_GPUS_PER_TASK"):  # such as 4, h100:4 or a100:2,h100:2
+        per_task = sum(_integer("SLURM_GPUS_PER_TASK", part.rpartition(":")[2]) for part in count.split(","))
+        return per_task * processes, f"SLURM_GPUS_PER_TASK={count}"
     return None, ""
 
 
-def _last_number(name: str, value: str) -> int:
-    """`4`, `h100:4` and `a100:2,h100:2` are four GPUs."""
-    return sum(_integer(name, part.rpartition(":")[2]) for part in value.split(","))
-
-
 def _local_processes(environment: Mapping[str, str], name: str) -> int | None:
-    """Processes on this host; Slurm writes `2(x3),1` for four nodes."""
+    """Number of processes on this host; Slurm writes `2(x3),1` for four nodes."""
     if name not in environment:
         return None
     counts: list[int] = []
@@ -200,28 +193,21 @@ def _local_processes(environment: Mapping[str, str], name: str) -> int | None:
             raise InputError(f"{name}={environment[name]!r}: is not a number of processes")
         counts += [int(match[1])] * int(match[2] or 1)
     node = _integer("SLURM_NODEID", environment.get("SLURM_NODEID", "0")) if len(counts) > 1 else 0
-    return _at(counts, node, name)
-
-
-def _at(counts: Sequence[int], node: int, name: str) -> int:
     if node >= len(counts):
         raise InputError(f"SLURM_NODEID={node}: is beyond the {len(counts)} nodes of {name}")
     return counts[node]
 
 
-def _integer(name: str, value: str) -> int:
+def _integer(name: str, value: str, remedy: str = "") -> int:
     try:
         return int(value)
     except ValueError:
-        raise InputError(f"{name}={value!r}: is not a whole number") from None
-
-
-log = logging.getLogger(__name__)
+        raise InputError(f"{name}={value!r}: is not a whole number{remedy}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessId:
-    """This process among those of a run."""
+    """A process's rank, the number of processes, and the coordinator's HOST:PORT."""
 
     coordinator: str
     num_processes: int
@@ -229,26 +215,30 @@ class ProcessId:
 
 
 def start_distributed(config: DistributedConfig) -> bool:
-    """Joins this process with the others through `jax.distributed`; call before JAX starts its devices.
+    """Joins the processes of a run through `jax.distributed`; call before JAX starts its devices.
 
-    JAX aborts the process where the others do not come within `timeout_seconds`; what can be known before, an address
-    that cannot be reached or listened at, is checked here. The GPUs of the process are those of
-    `devices.choose_devices`.
+    JAX aborts the process where the others do not connect within `timeout_seconds`; before that the coordinator's
+    address is checked, for a clear error. The GPUs are those of `choose_devices`.
 
     Returns:
       Whether this process is one of several.
 
     Raises:
-      InputError: the processes cannot be joined, or do not use what they were granted; the message says why and what to
-        do.
+      InputError: the processes cannot be joined, or do not use the GPUs that were granted.
     """
     own = find_process_id(config, os.environ)
     choice = choose_devices(os.environ, present_gpus())
     if own is None and config.start == "off":
-        if choice.ids is not None:  # one of several workers that a launcher has put on this host
+        if choice.ids is not None:  # one of several independent processes that a launcher started on this host
             jax.config.update("jax_cuda_visible_devices", ",".join(map(str, choice.ids)))
             jax.config.update("jax_rocm_visible_devices", ",".join(map(str, choice.ids)))
-        return _alone(choice)
+        if jax.process_count() > 1:  # libtpu has found the other hosts of its slice by itself
+            raise InputError(
+                f"distributed.start=off: this host is one of {jax.process_count()} of a TPU slice; start the same "
+                "command on all of them with --config.distributed.start=auto"
+            )
+        check_found(choice, jax.default_backend(), jax.local_device_count())
+        return False
     options: dict[str, Any] = {"initialization_timeout": max(1, math.ceil(config.timeout_seconds))}
     if own is not None:
         _check_address(own, config.timeout_seconds)
@@ -279,23 +269,8 @@ def start_distributed(config: DistributedConfig) -> bool:
     return jax.process_count() > 1
 
 
-def _alone(choice: DeviceChoice) -> bool:
-    """A process that was not told of others: whether the slice or the launcher knows some all the same."""
-    if jax.process_count() > 1:  # libtpu has found the other hosts of its slice by itself
-        raise InputError(
-            f"distributed.start=off: this host is one of {jax.process_count()} of a TPU slice; start the same command "
-            "on all of them with --config.distributed.start=auto"
-        )
-    check_found(choice, jax.default_backend(), jax.local_device_count())
-    return False
-
-
 def _check_address(own: ProcessId, timeout_seconds: float) -> None:
-    """Whether process 0 can listen at the coordinator's address, and the others can reach it.
-
-    Raises:
-      InputError: they cannot.
-    """
+    """Raises `InputError` where process 0 cannot listen at the coordinator's port, or another cannot reach it."""
     if own.num_processes == 1:
         return
     host, port = coordinator_address(own.coordinator)
@@ -321,17 +296,17 @@ def _check_address(own: ProcessId, timeout_seconds: float) -> None:
 
 
 def launched_process_id(environment: Mapping[str, str]) -> int:
-    """This process's number in its job by its launcher's variables, before JAX knows; 0 where no launcher set any."""
+    """This process's rank by its launcher's variables, before JAX is started; 0 without a launcher."""
     names = launcher(environment)
     name = names[1] if names else "TPU_WORKER_ID"
     return _number(environment, name, "process_id") if name in environment else 0
 
 
 def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -> ProcessId | None:
-    """Which process this is by configuration and environment; None where no coordinator is given or known.
+    """This process's identity by configuration and environment; None where no coordinator is given or known.
 
     Raises:
-      InputError: a coordinator, but no number of processes or none of this one, or numbers that cannot be.
+      InputError: number of processes or rank is missing or invalid.
     """
     address = config.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     if address is None and config.start == "auto":
@@ -354,7 +329,4 @@ def _number(environment: Mapping[str, str], name: str | None, field: str) -> int
     if name is None:
         variables = ", ".join(names[0] for names in LAUNCHERS)
         raise InputError(f"distributed.{field}=None: give it with a coordinator; no launcher ({variables}) did")
-    try:
-        return int(environment[name])
-    except ValueError:
-        raise InputError(f"{name}={environment[name]!r}: is not a whole number; set distributed.{field}") from None
+    return _integer(name, environment[name], f"; set distributed.{field}")

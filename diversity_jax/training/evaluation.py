@@ -1,8 +1,9 @@
-"""What is measured of a model while it is trained: losses on held-out rows, and its continuations of fixed prompts."""
+"""Evaluation during training: losses on held-out rows, and continuations of fixed prompts."""
 
 from collections.abc import Callable
 import dataclasses
 import functools
+import itertools
 
 import jax
 from jax import Array
@@ -26,7 +27,7 @@ from diversity_jax.training.step import make_eval_step, model_shardings
 
 
 class HeldOut:
-    """Losses on the first held-out rows of every component, at most `batches` each; the same at every evaluation."""
+    """Losses on the first held-out rows, at most `batches` batches, of each component."""
 
     def __init__(
         self, mixture: Mixture, model: LlamaConfig, mesh: Mesh, batch_size: int, batches: int, boundaries: Boundaries
@@ -40,7 +41,7 @@ class HeldOut:
     def losses(self, params: Params, *, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Nats per token by component, and `all`: their mean weighted by held-out tokens.
 
-        Empty where nothing is held out, or once `stop`, called before every batch, is true.
+        Empty where nothing is held out, or when `stop`, called before every batch, returns True.
         """
         sums = {name: self._sum(params, name, stop) for name, rows in self._rows.items() if rows}
         if stop():
@@ -75,14 +76,13 @@ class HeldOut:
 
 
 class Samples:
-    """Continuations of `train.sample_prompts`, made on the training mesh without a cache, since they are few and short.
+    """Continuations of `train.sample_prompts`, generated on the training mesh without a cache, since they are short.
 
-    Each prompt follows the token that begins a document in training. The same step gives the same text, also at a
-    temperature.
+    Each prompt follows the token that begins a document in training, if there is one. Sampling depends on seed and step
+    only.
 
     Raises:
-      InputError: a prompt and `sample_tokens` together exceed `model.max_length`, or a prompt is empty and nothing
-        begins a document.
+      InputError: a prompt and `sample_tokens` together exceed `model.max_length`, or a prompt has no tokens.
     """
 
     def __init__(self, mixture: Mixture, model: LlamaConfig, mesh: Mesh, config: TrainConfig):
@@ -102,7 +102,7 @@ class Samples:
             )
         shards = row_shards(mesh)
         rows = -(-len(prompts) // shards) * shards
-        length = -(-longest // 128) * 128  # what every attention kernel takes, and any cut of the sequence
+        length = -(-longest // 128) * 128  # for all attention kernels and sequence shardings
         self._lengths_B = np.array([len(prompt) for prompt in prompts] + [1] * (rows - len(prompts)), np.int32)
         self._tokens_BxL = np.full((rows, length), self._end_of_text, np.int32)
         for row, prompt in enumerate(prompts):
@@ -115,19 +115,18 @@ class Samples:
         )
 
     def texts(self, step: int, params: Params) -> list[str]:
-        """One continuation for each prompt, cut at the end of its document; the same on every host."""
+        """One continuation of each prompt, up to the end of its document; the same on every host."""
         tokens_BxL = np.asarray(self._continue(params, self._tokens_BxL, self._lengths_B, np.int32(step)))
-        starts = self._lengths_B[: len(self.prompts)]
-        return [self._text(tokens_BxL[row, start : start + self._new_tokens]) for row, start in enumerate(starts)]
-
-    def _text(self, ids: np.ndarray) -> str:
-        ends = np.flatnonzero(ids == self._end_of_text)
-        document = ids[: ends[0]] if len(ends) else ids
-        return self._tokenizer.decode([int(i) for i in document if i < self._tokenizer.size])
+        texts = []
+        for row, start in enumerate(self._lengths_B[: len(self.prompts)]):
+            ids = tokens_BxL[row, start : start + self._new_tokens].tolist()
+            document = itertools.takewhile(lambda i: i != self._end_of_text, ids)
+            texts.append(self._tokenizer.decode([i for i in document if i < self._tokenizer.size]))
+        return texts
 
 
 def _continuation(model: LlamaConfig, mesh: Mesh, config: TrainConfig) -> Callable[..., Array]:
-    """`(params, tokens BxL, lengths B, step) -> tokens` with `sample_tokens` more in every row, from its length on."""
+    """A function `(params, tokens BxL, lengths B, step) -> tokens` that continues each row from its length on."""
     model = dataclasses.replace(model, dropout=0.0)
 
     def run(params, tokens_BxL, lengths_B, step):

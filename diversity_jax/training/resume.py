@@ -1,11 +1,11 @@
-"""What a run may go on with: each of its settings beside those that its finished steps were made with.
+"""Decides which settings of a run may change when it is resumed or branched.
 
-The decision is a function of two records, taken before anything is restored or written. A setting is of one kind:
+Settings are compared with those in the checkpoint's record, before anything is restored or written. Kinds of settings:
 
-- free: the steps to come have the same bits with it, so it may change.
-- of the schedule: it may change where every finished step would have had the same learning rate.
-- by name: the steps to come have other bits, if only by rounding; it may change where `train.allow_changed` names it.
-- fixed, as everything else: it shaped the state or the order of the data.
+- free: does not change any bit of later steps, so it may change.
+- of the schedule: may change if every finished step would have had the same learning rate.
+- by name: changes later steps, if only by rounding; may change if `train.allow_changed` names it.
+- fixed, as all others: determines the state or the order of the data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ _FREE_OF_TRAIN = (
 FREE = {"model.max_length", *(f"train.{name}" for name in _FREE_OF_TRAIN)}
 _RATE = ("learning_rate", "warmup_steps", "total_steps", "schedule", "decay_share", "final_ratio")
 SCHEDULE = {"train.steps", *(f"optimizer.{name}" for name in _RATE)}
-_ROUNDING = ("scan_layers", "remat", "attention", "loss_chunk_bytes")  # of the model: how it is computed
+_ROUNDING = ("scan_layers", "remat", "attention", "loss_chunk_bytes")  # fields of the model that change rounding only
 _FUNCTION = (
     *("rope_theta", "rms_norm_eps", "sliding_window", "dropout", "compute_dtype", "layers_without_window"),
     *("layers_without_rotary", "rope_scaling", "rope_factor", "rope_original_length", "rope_slow_turns"),
@@ -52,10 +52,10 @@ _ORIGIN = {f"train.{name}" for name in ("init_from", "init_step", "branch_from",
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the bits of a run's steps depend on beside the rows; fields are named as in the configuration."""
+    """All that a run's steps depend on, except the rows; fields are named as in the configuration."""
 
     model: LlamaConfig
-    optimizer: OptimizerConfig  # `total_steps` as it was given
+    optimizer: OptimizerConfig  # `total_steps` as in the configuration
     train: TrainConfig
     mesh: MeshConfig
 
@@ -66,7 +66,7 @@ def settings_json(now: Settings) -> dict[str, Any]:
 
 
 def field_names(config: Any, prefix: str = "") -> set[str]:
-    """Names of all fields of a configuration and of its parts, with dots."""
+    """Dotted names of all fields of a configuration and its parts."""
     names = set[str]()
     for field in dataclasses.fields(config):
         names.add(prefix + field.name)
@@ -76,14 +76,11 @@ def field_names(config: Any, prefix: str = "") -> set[str]:
 
 
 def check_mixture(info: Mapping[str, Any], record: Mapping[str, Any], mixture: MixtureConfig, run: str | Path) -> None:
-    """Refuses a configuration of another mixture than the run was begun with.
+    """Raises `InputError` where the configured mixture differs from the run's; it names fields with both values.
 
     Args:
       info: the record of the run's last checkpoint.
-      record: its `mixture.json`; it says what `document_start=auto` came to.
-
-    Raises:
-      InputError: a field differs; the message names it with both values.
+      record: the run's `mixture.json`, with the `document_start` that `auto` was resolved to.
     """
     asked = {**record["asked"], "document_start": record.get("document_start")}
     free = {"mixture.processes", *(["mixture.document_start"] if mixture.document_start == "auto" else [])}
@@ -98,16 +95,16 @@ def accepted_changes(
     """Compares settings with those in a checkpoint's record.
 
     Args:
-      info: the record of the checkpoint to go on from.
+      info: the record of the checkpoint to resume from.
       mixture: its `content_hash` and `document_start`; empty: not known yet.
       run: folder of the run that wrote the checkpoint.
-      is_branch: into another folder, so that where the run began plays no part.
+      is_branch: resumes in another folder, so that `init_from` and `branch_from` may differ.
 
     Returns:
-      What `train.allow_changed` names and has changed.
+      Changes that `train.allow_changed` names.
 
     Raises:
-      InputError: a setting differs that may not; the message names it with both values, and the ways out.
+      InputError: a setting differs that may not; the message names it with both values, and remedies.
     """
     step, before = int(info["step"]), _recorded_settings(info, now, run)
     differing = [change for change in _differing(before, now) if change.field not in FREE]
@@ -117,7 +114,8 @@ def accepted_changes(
         raise InputError(
             f"train.allow_changed: no field is named {min(unknown)!r}; name one as optimizer.learning_rate"
         )
-    named = [change for change in differing if _is_named(change.field, now.train.allow_changed)]
+    allowed_names = now.train.allow_changed
+    named = [change for change in differing if any(f"{change.field}.".startswith(f"{name}.") for name in allowed_names)]
     by_name = [change for change in named if change.field in BY_NAME | SCHEDULE]
     other, first_other = _other_rates(before, now, differing, by_name, step)
     allowed = [change for change in differing if change.field in SCHEDULE and change not in other]
@@ -134,7 +132,7 @@ def accepted_changes(
 
 
 def _differing(before: Mapping[str, Any], now: Settings) -> list[Change]:
-    """All that differs; what is written in two ways and means the same does not."""
+    """All differences, except equivalent values of `num_kv_heads`."""
 
     def same_form(model: LlamaConfig) -> LlamaConfig:
         return dataclasses.replace(model, num_kv_heads=model.kv_heads)
@@ -148,16 +146,11 @@ def _from_json(kind: Any, value: Mapping[str, Any]) -> Any:
     return from_json(kind, {name: item for name, item in value.items() if name in names}, "the run's record")
 
 
-def _is_named(field: str, allowed: Sequence[str]) -> bool:
-    return any(field == name or field.startswith(f"{name}.") for name in allowed)
-
-
 def _other_rates(
     before: Mapping[str, Any], now: Settings, differing: Sequence[Change], named: Sequence[Change], step: int
 ) -> tuple[list[Change], tuple[int, float] | None]:
-    """Changes of the schedule that would have given finished steps another learning rate, and the first such step.
-
-    What is named counts as changed from the start. Returns the step, counted from 0, with its rate, or None.
+    """Changes of the schedule, without `named` ones, that would have given finished steps another learning rate; and
+    the first such step, counted from 0, with its new rate.
     """
     schedule = [change for change in differing if change.field in SCHEDULE]
     if not schedule:
@@ -181,7 +174,7 @@ def _other_rates(
 def _refusal(
     refused: Sequence[Change], before: Mapping[str, Any], first_other: tuple[int, float] | None, step: int, run: Any
 ) -> str:
-    """One line: what differs, and the ways out."""
+    """One line with the differences and remedies."""
     fields = [change.field for change in refused]
     nameable = [field for field in fields if field in BY_NAME | SCHEDULE]
     ways = ["set it back" if len(refused) == 1 else "set them back"]
@@ -205,7 +198,7 @@ def _rows_hash(info: Mapping[str, Any]) -> str:
     return info["mixture"] if "mixture" in info else info["identity"]["mixture"]
 
 
-# Checkpoints of before settings were recorded hold hashes of these fields instead.
+# Early checkpoints hold hashes of these fields instead of settings.
 _OLD_MODEL = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_length"),
     *("rope_theta", "rms_norm_eps", "tie_embeddings", "sliding_window", "dropout", "initializer_range"),
@@ -216,9 +209,9 @@ _OLD_TRAIN = ("batch_size", "seed", "z_loss")
 
 
 def _recorded_settings(info: Mapping[str, Any], now: Settings, run: str | Path) -> Mapping[str, Any]:
-    """The settings in a checkpoint's record; of an early one those that have the hashes it holds.
+    """The settings in a checkpoint's record; for an early record, settings that match its hashes.
 
-    An early record proves nothing of settings that it has no hash of, such as the mesh: they count as unchanged.
+    Settings without a hash in an early record, such as the mesh, count as unchanged.
     """
     if "settings" in info:
         return info["settings"]
@@ -242,7 +235,7 @@ def _recorded_settings(info: Mapping[str, Any], now: Settings, run: str | Path) 
 
 
 def _fits(part: str, settings: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
-    """Whether a part of the settings has the hashes in an early record."""
+    """Whether a part of the settings matches the hashes in an early record."""
     return all(wanted.get(name) == old_hash for name, old_hash in _old_hashes(part, settings).items())
 
 

@@ -1,8 +1,7 @@
-"""A training process and its machine: malloc, kept compiled programs, and SIGTERM.
+"""Process-level services of training: malloc settings, compilation cache, SIGTERM, barriers and shared failures.
 
-What processes of a run do together, and how they hear of each other's failures while devices are busy or wait, goes
-through JAX's coordination service, which `jax.distributed.initialize` starts in process 0; a single process needs
-none.
+Barriers and failures of several processes use JAX's coordination service, which `jax.distributed.initialize` starts in
+process 0, so that they need no devices.
 """
 
 import atexit
@@ -34,8 +33,8 @@ log = logging.getLogger(__name__)
 # From malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 LARGE_MODEL = 100_000_000
-"""Parameters from which freed memory goes back to the system: of 135 million a run held half as much so, at 7 % more
-CPU seconds or less (docs/real_models.md)."""
+"""Number of parameters from which freed memory is returned to the system: at 135 million a run then used half as much
+memory, and at most 7 % more CPU seconds (docs/real_models.md)."""
 _ACCELERATORS = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")
 
 
@@ -43,8 +42,8 @@ def keep_freed_memory() -> bool:
     """Makes malloc keep freed memory in the process; call before JAX starts its devices.
 
     XLA's CPU backend allocates a step's temporaries with malloc, and glibc returns large blocks to the system when they
-    are freed. A 17M model had 195,000 page faults and 0.65 s of kernel time a step; so it has at most 38,000 and 0.13 s
-    (docs/training.md). The process never gets smaller in exchange. Accelerators have their own allocator.
+    are freed. This reduced the page faults of a 17M model from 195,000 to at most 38,000 per step, and its kernel time
+    from 0.65 to 0.13 s (docs/training.md); in exchange the process never shrinks. Accelerators have other allocators.
 
     Returns:
       Whether it was done: on Linux with glibc, without an accelerator, unless the environment sets malloc's variables.
@@ -64,13 +63,13 @@ def cpu_only() -> bool:
     return os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(Path(device).exists() for device in _ACCELERATORS)
 
 
-_MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are compiled again rather than read from disk
+_MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are not cached
 
 
 def keep_programs(folder: str | None) -> str | None:
     """Turns on JAX's persistent compilation cache; call before anything is compiled.
 
-    A folder that JAX has been given already (`JAX_COMPILATION_CACHE_DIR`) is left as it is.
+    A cache that JAX already has (`JAX_COMPILATION_CACHE_DIR`) is kept.
 
     Args:
       folder: local or `gs://`; "user": `diversity_jax/programs` under XDG_CACHE_HOME or ~/.cache; None: no cache.
@@ -91,10 +90,7 @@ def keep_programs(folder: str | None) -> str | None:
 
 
 def _cpu_kind() -> str:
-    """Hash of the processor's model and features.
-
-    JAX's cache key leaves them out, and a program may use instructions that another machine of a shared home lacks.
-    """
+    """Hash of the processor's model and features, which JAX's cache key lacks; machines may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -104,10 +100,11 @@ def _cpu_kind() -> str:
 
 
 class CompileClock:
-    """Compilations of this process since the clock was made.
+    """Counts compilations of this process from its creation on.
 
-    `seconds` were spent compiling or reading the compilation cache, without tracing; of `programs`, `from_cache` were
-    read from it.
+    Attributes:
+      seconds: spent compiling or reading the compilation cache, without tracing.
+      programs, from_cache: number of programs, and of those read from the cache.
     """
 
     def __init__(self) -> None:
@@ -128,16 +125,15 @@ class CompileClock:
                 self.from_cache += 1
 
 
-_EXIT_UNSAVED = 143  # as a shell reports a process that SIGTERM ended
+_EXIT_UNSAVED = 143  # a shell's exit status of a process that SIGTERM ended
 
 
 class StopRequest:
-    """SIGTERM as a request to stop after the current step; on several hosts all stop at the same step.
+    """Treats SIGTERM as a request to stop after the current step; several hosts stop at the same step.
 
     Args:
-      grace_seconds: after SIGTERM the process exits with status 143, saved or not, before whoever sent it sends
-        SIGKILL.
-      last_saved: the last step whose checkpoint is complete, for the message when time is up; None: there is none.
+      grace_seconds: time from SIGTERM after which the process exits with status 143, saved or not.
+      last_saved: returns the last step with a complete checkpoint, or None, for the message on such an exit.
     """
 
     def __init__(self, grace_seconds: float, last_saved: Callable[[], int | None]):
@@ -183,25 +179,24 @@ class StopRequest:
 
 T = TypeVar("T")
 
-_FAILED, _HEARD, _DONE = (f"diversity_jax/{name}" for name in ("failed", "heard", "done"))  # keys all processes see
+_FAILED, _HEARD, _DONE = (f"diversity_jax/{name}" for name in ("failed", "heard", "done"))  # keys of the service
 _POLL_SECONDS = 0.2
-_LEAVE_SECONDS = 5.0  # for a process to end by itself once another has failed
-_END_SECONDS = 2.0  # for the interpreter of a process that has heard of a failure to end, on a loaded host too
-_numbers = itertools.count()  # of the calls of `together`, the same in all processes
+_LEAVE_SECONDS = 5.0  # time for a process to end by itself after another has failed
+_END_SECONDS = 2.0  # time for the interpreter of a process that has acknowledged a failure to end, on a loaded host too
+_numbers = itertools.count()  # of calls of `together`, equal in all processes
 
 
 class PeerFailedError(InputError):
-    """Another process of the run has failed, and this one has nothing to add."""
+    """Another process of the run has failed."""
 
 
 def together(action: Callable[[], T]) -> T:
-    """Does something in every process; returns when all have done it, and stops all where one fails.
+    """Runs an action in every process; returns when all have finished it, and raises in all where it fails in one.
 
-    Processes must call it in the same order. It speaks through the coordination service, so it needs no device, and a
-    process that waits learns of a failure within a second, however long the others take.
+    All processes must call it in the same order. A waiting process learns of a failure within a second.
 
     Raises:
-      PeerFailedError: it failed in another process; the message has that one's number, host and line.
+      PeerFailedError: the action failed in another process; the message has its rank, host and error.
       Exception: the action's own.
     """
     client, key = jax_distributed.global_state.client, f"{_DONE}/{next(_numbers)}"
@@ -221,18 +216,15 @@ def together(action: Callable[[], T]) -> T:
 
 
 def in_first_process(action: Callable[[], None]) -> None:
-    """Does what one process does for all, while the others wait; where it fails, all of them stop."""
+    """Runs an action in process 0 while the others wait; see `together`."""
     together(action if jax.process_index() == 0 else lambda: None)
 
 
 def check_shared(folder: Path, name: str) -> None:
-    """Whether all processes see the same folder: the first one writes a file there, which the others look for.
+    """Raises `InputError` where not all processes see the same folder, by a file that process 0 writes into it.
 
     Args:
       name: of the setting, for the message.
-
-    Raises:
-      InputError: one does not.
     """
     client = jax_distributed.global_state.client
     if client is None or jax.process_count() == 1:
@@ -247,7 +239,7 @@ def check_shared(folder: Path, name: str) -> None:
 
     def look() -> None:
         mark = folder / client.key_value_try_get(f"{_DONE}/shared/{number}")
-        deadline = time.monotonic() + _LEAVE_SECONDS  # folders of a network appear with a delay
+        deadline = time.monotonic() + _LEAVE_SECONDS  # network file systems show new files with a delay
         while not mark.exists():
             if time.monotonic() > deadline:
                 raise InputError(
@@ -267,11 +259,11 @@ def check_shared(folder: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def shared_failures() -> Iterator[None]:
-    """Where the work inside fails in one process, all end, each with a line that says which one failed and why.
+    """Ends all processes where the block fails in one, each with a line that says which one failed and why.
 
-    A process whose devices wait for those of one that failed cannot be interrupted: it ends with the other's status a
-    few seconds after its line. Without this, processes wait 100 seconds for a heartbeat, or 300 at the exit, and
-    abort with pages of the runtime's own messages. A process that is killed says nothing: the heartbeat finds it.
+    A process whose devices wait for those of a failed one cannot be interrupted, so it exits with the other's status a
+    few seconds later. JAX alone would wait 100 seconds for a heartbeat, or 300 at the exit, and abort with pages of
+    messages; this is still so where a process is killed.
     """
     if jax_distributed.global_state.client is None or jax.process_count() == 1:
         yield
@@ -289,14 +281,14 @@ def shared_failures() -> Iterator[None]:
         failure = _failure()
         if failure is None or failure["of"] == jax.process_index():
             raise
-        log.error("error: %s", failure["line"])  # what this process met follows from it
+        log.error("error: %s", failure["line"])  # this process's error is a consequence
         raise SystemExit(failure["status"]) from None
     finally:
         ended.set()
 
 
 def _announce(error: BaseException) -> None:
-    """Tells the other processes; the first failure is the one they hear of."""
+    """Publishes a failure to the other processes, unless another one was first."""
     client = jax_distributed.global_state.client
     if client is None or isinstance(error, PeerFailedError):
         return
@@ -320,7 +312,7 @@ def _failure() -> dict[str, Any] | None:
 
 
 def _watch(ended: threading.Event) -> None:
-    """Ends this process when another has failed, unless it ends by itself."""
+    """Ends this process after another has failed, unless it ends by itself in time."""
     while not ended.wait(_POLL_SECONDS * 5):
         failure = _failure()
         if failure is None or failure["of"] == jax.process_index():
@@ -333,6 +325,7 @@ def _watch(ended: threading.Event) -> None:
 
 
 def _hear() -> None:
+    """Acknowledges the failure of another process."""
     client = jax_distributed.global_state.client
     assert client is not None  # of a run of several processes
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -340,9 +333,9 @@ def _hear() -> None:
 
 
 def _leave() -> None:
-    """Ends this process's part in the run without waiting for the others; process 0 waits until they have heard.
+    """Disconnects this process without waiting for the others; process 0 waits until all have acknowledged the failure.
 
-    It holds the coordination service, and processes that lose it abort with pages of its messages.
+    It runs the coordination service; processes that lose it abort with pages of messages.
     """
     state = jax_distributed.global_state
     if state.client is None:
@@ -356,5 +349,5 @@ def _leave() -> None:
                 break
         time.sleep(_POLL_SECONDS)
     for held in (state.client, state.service, state.preemption_sync_manager):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))  # never destroyed: their destructors wait for the others too
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))  # never destroyed, since destructors wait for the others
     state.client = state.service = state.preemption_sync_manager = None

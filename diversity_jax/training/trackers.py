@@ -1,7 +1,7 @@
-"""Where a run may be watched while it trains: TensorBoard, Weights & Biases and MLflow, behind one interface.
+"""Experiment trackers of a run: TensorBoard, Weights & Biases and MLflow, behind one interface.
 
-A tracker is given what `metrics.jsonl` holds, each component's share of the rows so far, and once what the mixture was
-made of: shares and scores. Nothing leaves the machine unless `train.trackers` names a tracker that sends it.
+A tracker receives the figures of `metrics.jsonl`, each component's share of the rows so far, and once the shares and
+scores of the mixture. Nothing leaves the machine unless `train.trackers` names a tracker that sends it.
 """
 
 import abc
@@ -23,29 +23,29 @@ from diversity_jax.mixtures.mixture import Mixture
 
 log = logging.getLogger(__name__)
 
-_CLOSING_SECONDS = 30.0  # for what a tracker has still to send when the run ends
-_WAITING = 10_000  # lines that may wait to be sent; a run writes one every few seconds
-_MLFLOW_BATCH = 100  # parameters that MLflow takes in one request
-_MLFLOW_CHARACTERS = 500  # of a parameter's value, in every version of MLflow
+_CLOSING_SECONDS = 30.0  # for sending the remaining lines when the run ends
+_WAITING = 10_000  # most lines waiting to be sent; a run writes one every few seconds
+_MLFLOW_BATCH = 100  # MLflow's limit of parameters per request
+_MLFLOW_CHARACTERS = 500  # limit of a parameter's value in all versions of MLflow
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
-    """The run that a tracker is to show.
+class TrackedRun:
+    """The run that a tracker shows.
 
     Attributes:
-      folder: of the run; its name is the run's, and what a tracker keeps on disk lies in it.
+      folder: of the run, with the run's name; trackers write their files into it.
       settings: by dotted name.
-      begun: ids that trackers gave to this run when it was begun, by tracker; an attempt goes on with them.
+      ids: of this run in each tracker, from its first attempt on; new trackers add theirs.
     """
 
     folder: Path
     settings: Mapping[str, Any]
-    begun: dict[str, str]
+    ids: dict[str, str]
 
 
 class Tracker(abc.ABC):
-    """Shows a run's figures somewhere."""
+    """Receives a run's figures."""
 
     @abc.abstractmethod
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -53,13 +53,13 @@ class Tracker(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the remaining figures."""
 
 
 class TensorBoard(Tracker):
     """Event files in the folder `tensorboard`, by clu."""
 
-    def __init__(self, run: Watched):
+    def __init__(self, run: TrackedRun):
         import clu.metric_writers
 
         folder = str(run.folder / "tensorboard")
@@ -67,7 +67,7 @@ class TensorBoard(Tracker):
         self._writer: Any = None
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        self._writer = self._writer or self._make()  # by the first figures: no folder for a run without any
+        self._writer = self._writer or self._make()  # made with the first figures: a run without any has no folder
         self._writer.write_scalars(step, dict(figures))
 
     def close(self) -> None:
@@ -76,22 +76,22 @@ class TensorBoard(Tracker):
 
 
 class WeightsAndBiases(Tracker):
-    """A run of Weights & Biases: `WANDB_PROJECT`, `WANDB_MODE=offline`, ... mean what they mean everywhere."""
+    """A run of Weights & Biases, configured by its own variables such as `WANDB_PROJECT` and `WANDB_MODE=offline`."""
 
-    def __init__(self, run: Watched):
+    def __init__(self, run: TrackedRun):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "diversity_jax"),
             name=os.environ.get("WANDB_NAME", run.folder.resolve().name),
-            id=run.begun.setdefault("wandb", secrets.token_hex(4)),
+            id=run.ids.setdefault("wandb", secrets.token_hex(4)),
             resume="allow",
             dir=str(run.folder),
             config=dict(run.settings),
             settings=wandb.Settings(console="off", silent=True),
         )
-        # Its own steps may only grow, while an attempt writes again from its checkpoint on.
+        # W&B's own steps may not decrease, but a resumed attempt writes again from its checkpoint on.
         self._run.define_metric("*", step_metric="train/step")
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -102,9 +102,9 @@ class WeightsAndBiases(Tracker):
 
 
 class MLflow(Tracker):
-    """A run of MLflow, at `MLFLOW_TRACKING_URI`, or in the folder `mlflow` of the run where that is not set."""
+    """A run of MLflow at `MLFLOW_TRACKING_URI`, by default in the run's folder `mlflow`."""
 
-    def __init__(self, run: Watched):
+    def __init__(self, run: TrackedRun):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import mlflow
 
@@ -113,15 +113,15 @@ class MLflow(Tracker):
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self._client = mlflow.MlflowClient(uri)
-        if begun := run.begun.get("mlflow"):
-            self._id = begun
-            self._client.update_run(begun, status="RUNNING")
+        if id_ := run.ids.get("mlflow"):
+            self._id = id_
+            self._client.update_run(id_, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "diversity_jax")
-        former = self._client.get_experiment_by_name(name)
-        experiment = former.experiment_id if former else self._client.create_experiment(name)
+        existing = self._client.get_experiment_by_name(name)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(name)
         self._id = self._client.create_run(experiment, run_name=run.folder.resolve().name).info.run_id
-        run.begun["mlflow"] = self._id
+        run.ids["mlflow"] = self._id
         settings = [mlflow.entities.Param(key, str(value)[:_MLFLOW_CHARACTERS]) for key, value in run.settings.items()]
         for first in range(0, len(settings), _MLFLOW_BATCH):
             self._client.log_batch(self._id, params=settings[first : first + _MLFLOW_BATCH])
@@ -139,11 +139,12 @@ class TrackerKind:
     """One kind of tracker.
 
     Attributes:
-      modules: what has to be installed for it; extra: of this project, which installs it.
-      is_remote: whether writing to it may have to wait for a network; it is then done beside the training.
+      modules: modules that it needs.
+      extra: this project's extra that installs them.
+      is_remote: whether writes may wait for a network; they are then done in a thread.
     """
 
-    open: Callable[[Watched], Tracker]
+    open: Callable[[TrackedRun], Tracker]
     modules: tuple[str, ...]
     extra: str
     is_remote: bool = True
@@ -154,11 +155,11 @@ TRACKERS = {
     "wandb": TrackerKind(open=WeightsAndBiases, modules=("wandb",), extra="wandb"),
     "mlflow": TrackerKind(open=MLflow, modules=("mlflow",), extra="mlflow"),
 }
-"""Name in `train.trackers` -> the tracker: the one place to add one."""
+"""Name in `train.trackers` -> kind; a new tracker is added here."""
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raises InputError where there is no such tracker, or its package is missing."""
+    """Raises `InputError` where a tracker is unknown or its package is not installed."""
     for name in names:
         if name not in TRACKERS:
             raise InputError(f"train.trackers={name}: is unknown; choose of {', '.join(TRACKERS)}")
@@ -170,27 +171,27 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """Opens trackers for the run in a folder; one that was begun there before is gone on with.
+    """Opens trackers for the run in a folder; runs of earlier attempts are continued.
 
     Args:
-      settings: nested, JSON values.
+      settings: nested JSON values.
 
     Raises:
-      InputError: a tracker cannot be opened: its package or server is not there, nobody is logged in.
+      InputError: a tracker cannot be opened, such as without its server or a login.
     """
     record, settings = folder / "trackers.json", _flat(settings)
-    run = Watched(folder=folder, settings=settings, begun=dict(read_json(record)) if record.exists() else {})
-    before, opened = dict(run.begun), []
+    run = TrackedRun(folder=folder, settings=settings, ids=dict(read_json(record)) if record.exists() else {})
+    before, opened = dict(run.ids), []
     for name in names:
         kind = TRACKERS[name]
         try:
             tracker = kind.open(run)
-        except Exception as error:  # whatever the library raises: no server, no key, half an installation
+        except Exception as error:  # of whatever type the library raises
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"train.trackers={name}: cannot be opened ({type(error).__name__}: {reason})") from error
-        opened.append(_Beside(name, tracker) if kind.is_remote else tracker)
-    if run.begun != before:
-        write_json(record, run.begun)
+        opened.append(_ThreadedTracker(name, tracker) if kind.is_remote else tracker)
+    if run.ids != before:
+        write_json(record, run.ids)
     return opened
 
 
@@ -203,8 +204,8 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: item for part in parts for key, item in part.items()}
 
 
-class _Beside(Tracker):
-    """Writes to a tracker in a thread, so that no step waits for it; one that fails is given up, with one warning."""
+class _ThreadedTracker(Tracker):
+    """Writes to a tracker in a thread, so that no step waits; after a failure it stops, with one warning."""
 
     def __init__(self, name: str, tracker: Tracker):
         self._name, self._tracker = name, tracker
@@ -224,7 +225,7 @@ class _Beside(Tracker):
             while (line := self._lines.get()) is not None:
                 self._tracker.write(*line)
             self._tracker.close()
-        except Exception as error:  # the run is worth more than what shows it
+        except Exception as error:  # a failing tracker must not stop the run
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             log.warning("%s: gets no more of this run (%s); metrics.jsonl has it all", self._name, reason)
 
