@@ -35,7 +35,7 @@ def number_of(user: str) -> int:
 
 
 def key_of(number: int) -> str:
-    """The ledger's key of a question."""
+    """The response cache's key of a question."""
     return question(number).key(*MODEL.split(":"))
 
 

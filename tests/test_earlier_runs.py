@@ -203,7 +203,7 @@ def test_an_interrupted_synthesis_goes_on_and_pays_nothing_twice(world):
 
 
 def committed_rounds() -> list[Path]:
-    """Files of rounds that are finished, without the ledger."""
+    """Files of rounds that are finished, without the response cache."""
     folders = [Path("synthesis", name) for name in ("documents", "rejects", "rounds")]
     return sorted(path for folder in folders for path in folder.glob("0*"))
 

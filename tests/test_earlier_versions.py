@@ -94,26 +94,26 @@ def test_a_scorecard_is_read_with_its_hash(world, path):
         Scorecard.load(path)
 
 
-def ledger_rows(path: str) -> dict[str, list]:
+def stored_answers(path: str) -> dict[str, list]:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         return {key: rest for key, *rest in connection.execute("SELECT key, answer, dollars FROM answers")}
 
 
-def test_a_ledger_of_paid_answers_is_gone_on_with(world):
+def test_a_response_cache_of_paid_answers_is_added_to(world):
     """Groupings are asked about otherwise now, so that old answers are no longer theirs; they are kept as they are."""
     Path("again").mkdir()
     shutil.copy("score_llm/ledger.sqlite", "again/ledger.sqlite")
-    stored = ledger_rows("again/ledger.sqlite")
+    stored = stored_answers("again/ledger.sqlite")
     words = ("--config.corpus=text/varied.jsonl.gz", "--config.output_dir=again", "--config.judge=openai:gpt-4o-mini")
     with serve(by_first_word) as server:
         run("score", *config("score"), *words, f"--config.judge_base_url={server.openai_url}")
-    rows = ledger_rows("again/ledger.sqlite")
+    rows = stored_answers("again/ledger.sqlite")
     assert stored.items() <= rows.items()
     assert len(rows) == len(stored) + sum(server.answered.values())
     assert "<html" in Path("again/report.html").read_text()
 
 
-def test_a_metrics_card_is_read_and_measured_again_with_the_same_figures(world):
+def test_a_metrics_report_is_read_and_measured_again_with_the_same_figures(world):
     stored, report = read("metrics/scorecard.json"), MetricsReport.load("metrics/scorecard.json")
     assert report.content_hash == stored["content_hash"]
     assert {name: figure.value for name, figure in report.metrics.items()} == {

@@ -100,7 +100,7 @@ def test_a_key_that_was_withdrawn_ends_a_run_that_was_answered_before(tmp_path):
     assert played.answered == 30
 
 
-def test_what_a_server_does_not_take_is_asked_of_it_once_for_a_ledger(tmp_path):
+def test_what_a_server_does_not_take_is_asked_of_it_once_for_a_response_cache(tmp_path):
     stingy = next(behaviour for behaviour in BEHAVIOURS if behaviour.title == "none of these")
     cache = str(tmp_path / "ledger.sqlite")
     first = play(stingy, cache, documents=10)

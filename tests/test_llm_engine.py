@@ -222,7 +222,7 @@ def test_a_single_rejected_call_fails_alone_and_a_wrong_setting_ends_the_run():
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_no_key_and_no_prompt_in_logs_ledger_or_messages(provider, tmp_path, caplog, capfd):
+def test_no_key_and_no_prompt_in_logs_response_cache_or_messages(provider, tmp_path, caplog, capfd):
     secret_text = "the quick brown fox jumps over the lazy dog " * 20
     cache = tmp_path / "ledger.sqlite"
     faults = Faults(error_500=0.2, too_many=0.2, dropped=0.1, garbled_http=0.1, refused=0.1, seed=2)

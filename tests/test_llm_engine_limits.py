@@ -179,7 +179,7 @@ def test_lost_calls_that_are_answered_later_do_not_end_a_run_far_below_its_cap(t
     assert {getattr(outcome, "reason", "answered") for outcome in outcomes} == {"answered", "budget"}
 
 
-def test_cancelling_counts_what_may_have_been_billed_and_leaves_no_claim(tmp_path):
+def test_cancelling_counts_what_may_have_been_billed_and_leaves_no_reservation(tmp_path):
     cache = tmp_path / "ledger.sqlite"
     with serve(latency_seconds=5) as server:
         engine = engine_for(server, ledger=str(cache))

@@ -37,8 +37,8 @@ def cached_response(text: str = "an answer", **changes) -> CachedResponse:
     )
 
 
-def with_ledger(path, work, *, run: str = "default", caps: BudgetConfig = BudgetConfig(), replay: bool = False):
-    """Runs the coroutine function `work` on an open ledger."""
+def with_cache(path, work, *, run: str = "default", caps: BudgetConfig = BudgetConfig(), replay: bool = False):
+    """Runs the coroutine function `work` on an open response cache."""
 
     async def go():
         cache = ResponseCache(None if path is None else str(path), run=run, caps=caps, replay=replay)
@@ -77,8 +77,8 @@ def test_any_text_comes_back_as_it_was(text, tmp_path):
         await cache.reserve("k", NOTHING)
         await cache.commit("k", NOTHING, cached_response(text))
 
-    with_ledger(tmp_path / "l", write)
-    assert with_ledger(tmp_path / "l", lambda cache: cache.find("k")).text == text
+    with_cache(tmp_path / "l", write)
+    assert with_cache(tmp_path / "l", lambda cache: cache.find("k")).text == text
 
 
 def test_a_failure_is_never_an_answer_but_replays(tmp_path):
@@ -89,8 +89,8 @@ def test_a_failure_is_never_an_answer_but_replays(tmp_path):
         await cache.commit("k", Amount(0.1, 1, 1), failure)
         return await cache.find("k"), (await cache.reserve("k", NOTHING)).state
 
-    assert with_ledger(tmp_path / "l", write) == (None, "granted")
-    assert with_ledger(tmp_path / "l", lambda cache: cache.find("k"), replay=True) == failure
+    assert with_cache(tmp_path / "l", write) == (None, "granted")
+    assert with_cache(tmp_path / "l", lambda cache: cache.find("k"), replay=True) == failure
 
 
 def test_the_first_answer_stays(tmp_path):
@@ -99,7 +99,7 @@ def test_the_first_answer_stays(tmp_path):
         await cache.commit("k", NOTHING, cached_response("second"))
         return await cache.find("k")
 
-    assert with_ledger(tmp_path / "l", write).text == "first"
+    assert with_cache(tmp_path / "l", write).text == "first"
 
 
 def test_spending_is_added_up_by_run_and_over_restarts(tmp_path):
@@ -110,13 +110,13 @@ def test_spending_is_added_up_by_run_and_over_restarts(tmp_path):
         await cache.commit("k", Amount(0.5, 20, 1), None)
         return cache.spent_before
 
-    assert with_ledger(tmp_path / "l", spend, run="a") == NOTHING
-    assert with_ledger(tmp_path / "l", spend, run="b") == NOTHING
-    assert with_ledger(tmp_path / "l", spend, run="a") == Amount(0.75, 30, 2)
+    assert with_cache(tmp_path / "l", spend, run="a") == NOTHING
+    assert with_cache(tmp_path / "l", spend, run="b") == NOTHING
+    assert with_cache(tmp_path / "l", spend, run="a") == Amount(0.75, 30, 2)
 
 
 @pytest.mark.parametrize("cap", [{"max_dollars": 1.0}, {"max_tokens": 100}, {"max_calls": 2}])
-def test_a_claim_that_could_pass_the_cap_is_held_back(cap, tmp_path):
+def test_a_reservation_that_could_pass_the_cap_is_held_back(cap, tmp_path):
     async def reserve_more(cache):
         first = await cache.reserve("a", Amount(0.9, 90, 2))
         over = await cache.reserve("b", Amount(0.2, 20, 1))
@@ -126,7 +126,7 @@ def test_a_claim_that_could_pass_the_cap_is_held_back(cap, tmp_path):
         last = await cache.reserve("c", Amount(0.2, 20, 1))
         return first, over, fits, last
 
-    first, over, fits, last = with_ledger(tmp_path / "l", reserve_more, caps=BudgetConfig(**cap))
+    first, over, fits, last = with_cache(tmp_path / "l", reserve_more, caps=BudgetConfig(**cap))
     assert (first.state, over.state, fits.state, last.state) == ("granted", "over", "granted", "over")
     assert (over.in_flight, last.in_flight) == (True, False)
     assert over.cap == next(iter(cap))
@@ -139,8 +139,8 @@ def test_what_another_living_process_asks_is_held_and_what_a_dead_one_asked_is_c
         "from diversity_jax.llm.budget import Amount\n"
         "from diversity_jax.llm.response_cache import ResponseCache\n"
         "async def go():\n"
-        "    ledger = ResponseCache(sys.argv[1], run='default', caps=BudgetConfig())\n"
-        "    await ledger.reserve('k', Amount(2.0, 200, 1))\n"
+        "    cache = ResponseCache(sys.argv[1], run='default', caps=BudgetConfig())\n"
+        "    await cache.reserve('k', Amount(2.0, 200, 1))\n"
         "    print('claimed', flush=True)\n"
         "    time.sleep(60)\n"
         "asyncio.run(go())\n"
@@ -155,7 +155,7 @@ def test_what_another_living_process_asks_is_held_and_what_a_dead_one_asked_is_c
             other.wait()
             return before.state, (await cache.reserve("k", Amount(1.0, 1, 1))).state
 
-        assert with_ledger(tmp_path / "l", reserve_twice) == ("held", "granted")
+        assert with_cache(tmp_path / "l", reserve_twice) == ("held", "granted")
     finally:
         other.kill()
         other.wait()
@@ -182,14 +182,14 @@ def _break_an_answer(path: Path):
         (lambda path: (path.unlink(), path.mkdir()), "l"),
     ],
 )
-def test_a_damaged_or_foreign_ledger_is_one_line_that_names_it(damage, says, tmp_path):
+def test_a_damaged_or_foreign_response_cache_is_one_line_that_names_it(damage, says, tmp_path):
     path = tmp_path / "l"
 
     async def write(cache):
         for number in range(200):
             await cache.commit(f"k{number}", NOTHING, cached_response("x" * 200))
 
-    with_ledger(path, write)
+    with_cache(path, write)
     damage(path)
 
     async def read(cache):
@@ -198,41 +198,41 @@ def test_a_damaged_or_foreign_ledger_is_one_line_that_names_it(damage, says, tmp
             await cache.reserve(f"new{number}", NOTHING)
 
     with pytest.raises(InputError, match=says) as caught:
-        with_ledger(path, read)
+        with_cache(path, read)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_ledger_is_one_line(tmp_path):
-    with_ledger(tmp_path / "l", lambda cache: cache.find("k"))
+def test_a_read_only_response_cache_is_one_line(tmp_path):
+    with_cache(tmp_path / "l", lambda cache: cache.find("k"))
     (tmp_path / "l").chmod(0o400)
     with pytest.raises(InputError, match="may not be written"):
-        with_ledger(tmp_path / "l", lambda cache: cache.find("k"))
+        with_cache(tmp_path / "l", lambda cache: cache.find("k"))
 
 
-def test_replay_reads_a_ledger_in_a_folder_that_may_not_be_written(tmp_path):
-    with_ledger(tmp_path / "l", lambda cache: cache.commit("k", NOTHING, cached_response()))
+def test_replay_reads_a_response_cache_in_a_folder_that_may_not_be_written(tmp_path):
+    with_cache(tmp_path / "l", lambda cache: cache.commit("k", NOTHING, cached_response()))
     tmp_path.chmod(0o500)
     try:
-        assert with_ledger(tmp_path / "l", lambda cache: cache.find("k"), replay=True) == cached_response()
+        assert with_cache(tmp_path / "l", lambda cache: cache.find("k"), replay=True) == cached_response()
         assert [path.name for path in tmp_path.iterdir()] == ["l"]
     finally:
         tmp_path.chmod(0o700)
 
 
-def test_replay_without_a_ledger_is_one_line(tmp_path):
+def test_replay_without_a_response_cache_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no such ledger to replay"):
-        with_ledger(tmp_path / "absent", lambda cache: cache.find("k"), replay=True)
+        with_cache(tmp_path / "absent", lambda cache: cache.find("k"), replay=True)
     with pytest.raises(InputError, match="needs a ledger"):
-        with_ledger(None, lambda cache: cache.find("k"), replay=True)
+        with_cache(None, lambda cache: cache.find("k"), replay=True)
 
 
 def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
     script = (
         "import asyncio, resource, sys\n"
         "from diversity_jax.core.errors import InputError\n"
-        "from tests.test_llm_response_cache import NOTHING, entry, with_ledger\n"
+        "from tests.test_llm_response_cache import NOTHING, entry, with_cache\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "async def fill(ledger):\n"
         "    for number in range(10_000):\n"
@@ -240,7 +240,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
         "        print(number, flush=True)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
         "try:\n"
-        "    with_ledger(sys.argv[1], fill)\n"
+        "    with_cache(sys.argv[1], fill)\n"
         "except InputError as error:\n"
         "    print('ERROR', error)\n"
     )
@@ -254,7 +254,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_before_stays(tmp_path):
     assert done.stderr == ""
     last = int(written[-1])
     assert last > 20
-    assert with_ledger(tmp_path / "l", lambda cache: cache.find(f"k{last}")).text == "x" * 20_000
+    assert with_cache(tmp_path / "l", lambda cache: cache.find(f"k{last}")).text == "x" * 20_000
 
 
 def test_killed_at_random_moments_no_finished_call_is_repeated(tmp_path):

@@ -58,7 +58,7 @@ def test_blocks_in_any_cut_give_the_figures_of_one_machine(texts, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_pipeline_gives_the_same_card(texts, tmp_path):
+def test_a_pipeline_gives_the_same_report(texts, tmp_path):
     pytest.importorskip("apache_beam")
     texts = [text for text in texts[:-1] if text]
     for number in range(2):

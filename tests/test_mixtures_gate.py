@@ -65,7 +65,7 @@ def taken(rows=None):
         max_size=7,
     )
 )
-def test_grants_lose_nothing_keep_limits_and_say_where_they_cannot(parts):
+def test_allocations_lose_nothing_keep_limits_and_say_where_they_cannot(parts):
     components = [
         component(f"c{i}", kind, share, freed_share=freed, repeat_limit=limit, auto=auto)
         for i, (kind, share, _, freed, limit, auto, _, _) in enumerate(parts)
