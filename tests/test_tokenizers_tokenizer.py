@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.mixtures.seqio_rows import seqio_vocabulary
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.shared_data import shared_file
 
@@ -37,6 +36,8 @@ def test_a_batch_is_its_texts_one_by_one_and_decodes_back(tokenizer):
 
 
 def test_seqio_sees_the_same_ids(tokenizer):
+    from diversity_jax.mixtures.seqio_rows import seqio_vocabulary  # imports TensorFlow
+
     vocabulary = seqio_vocabulary(tokenizer)
     for text in TEXTS[:3]:
         ids = tokenizer.encode_batch([text])[0].tolist()
@@ -49,6 +50,8 @@ def test_id_zero_survives():
     tokenizer = load_tokenizer(str(shared_file("tokenizers/gpt2/vocab.json").parent))
     ids = tokenizer.encode_batch(["!!a!"])[0].tolist()
     assert 0 in ids
+    from diversity_jax.mixtures.seqio_rows import seqio_vocabulary  # imports TensorFlow
+
     vocabulary = seqio_vocabulary(tokenizer)
     assert vocabulary.decode(ids) == "!!a!"
     assert vocabulary.decode_tf(np.array([ids], np.int32)).numpy()[0].decode() == "!!a!"

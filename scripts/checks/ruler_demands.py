@@ -74,7 +74,7 @@ class Scores:
     def __init__(self, path: Path):
         self._path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        self._cards = {line["key"]: line["card"] for line in map(json.loads, lines)}
+        self._stored = {line["key"]: line["card"] for line in map(json.loads, lines)}
 
     def __call__(self, key: str, texts: Sequence[str], *, k: int = 10, groupings: int = 1000) -> Scorecard:
         """The scorecard of texts alone."""
@@ -83,15 +83,15 @@ class Scores:
     def together(self, corpora: dict[str, Sequence[str]], *, k: int = 10, groupings: int = 1000) -> list[Scorecard]:
         """Scorecards of corpora scored in one run."""
         keys = {name: f"{name} | K={k} N={groupings} | {' + '.join(corpora)}" for name in corpora}
-        if missing := [name for name, key in keys.items() if key not in self._cards]:
+        if missing := [name for name, key in keys.items() if key not in self._stored]:
             config = AgentConfig(samples_per_grouping=k, groupings=groupings, examples=0)
             listed = {name: ListCorpus(texts, name) for name, texts in corpora.items()}
             scored = score_corpora(listed, JUDGE, config)
             with self._path.open("a") as file:
                 for name in missing:
-                    self._cards[keys[name]] = scored_json = scored[name].to_json()
+                    self._stored[keys[name]] = scored_json = scored[name].to_json()
                     file.write(json.dumps({"key": keys[name], "card": scored_json}) + "\n")
-        return [Scorecard.from_json(self._cards[key], where=key) for key in keys.values()]
+        return [Scorecard.from_json(self._stored[key], where=key) for key in keys.values()]
 
 
 def shown(scorecard: Scorecard) -> str:
