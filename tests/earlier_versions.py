@@ -76,11 +76,6 @@ def read(path: str | Path):
     return json.loads(Path(path).read_text())
 
 
-def lines(path: str | Path) -> list:
-    """The JSON values in a file, one a line."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
 def flat(value, where: str = "") -> dict[str, float]:
     """All numbers in a JSON value, by their place in it."""
     if isinstance(value, dict | list):

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import os
 from pathlib import Path
 import shutil
@@ -13,6 +12,7 @@ import time
 
 import pytest
 
+from tests.json_lines import json_lines
 from tests.kills import kills
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ def run(*arguments, folder=ROOT, **environment):
 
 
 def records(output):
-    return [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    return json_lines(output.with_suffix(".jsonl"))
 
 
 def test_the_files_it_lists_are_all_that_it_needs(tmp_path):

@@ -24,6 +24,7 @@ from diversity_jax.cluster_agent import (
 )
 from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.core.errors import InputError
+from tests.json_lines import json_lines
 from tests.simulated_corpus import ChangedJudge, LabelJudge, LabelledCorpus, even_corpus
 
 CONFIG = AgentConfig(groupings=300, proposals=3)
@@ -44,7 +45,7 @@ def test_the_score_holds_the_truth_and_every_count_adds_up(k, tmp_path):
     assert scorecard.verdict.judge == "fit"
     assert scorecard.canaries["shown"] == 300
     assert scorecard.corpus["documents"] == 20_000
-    lines = [json.loads(line) for line in (tmp_path / "groupings.jsonl").read_text().splitlines()]
+    lines = json_lines(tmp_path / "groupings.jsonl")
     assert [line["grouping"] for line in lines] == list(range(300))
     pairs = [sum(n * (n - 1) // 2 for n in (len(c["sample_ids"]) for c in line["clusters"])) for line in lines]
     assert pairs == scorecard.series.pairs.tolist()

@@ -18,12 +18,12 @@ from tests.earlier_versions import (
     config,
     enter_copy,
     flat,
-    lines,
     read,
     rewritten,
     run,
     unpack,
 )
+from tests.json_lines import json_lines
 from tests.llm_server import serve
 from tests.synthesis_answers import subject_of, write
 
@@ -67,7 +67,7 @@ def assert_close_weights(folder: str, stored: str) -> None:
 
 def losses(run_dir: str) -> dict[int, float]:
     """Training loss by step; what a resumed run wrote again counts."""
-    return {line["step"]: line["loss"] for line in lines(f"{run_dir}/metrics.jsonl") if "loss" in line}
+    return {line["step"]: line["loss"] for line in json_lines(f"{run_dir}/metrics.jsonl") if "loss" in line}
 
 
 ADDED_TO_EXPORTS = {
@@ -136,11 +136,11 @@ def test_the_page_of_a_finished_run_is_written_from_its_files(world):
         assert name in page
     assert Path("run/metrics.jsonl").read_text().startswith(before[0])
     assert Path("run/samples.jsonl").read_text() == before[1]
-    for sample in lines("run/samples.jsonl"):
+    for sample in json_lines("run/samples.jsonl"):
         assert sample["text"] in page
     first, last = (
         next(line["eval/loss"] for line in rows if "eval/loss" in line)
-        for rows in (lines("run/metrics.jsonl"), lines("run/metrics.jsonl")[::-1])
+        for rows in (json_lines("run/metrics.jsonl"), json_lines("run/metrics.jsonl")[::-1])
     )
     assert f"{first:.3g}" in page
     assert f"{last:.3g}" in page
@@ -161,7 +161,7 @@ def test_a_run_writes_the_same_text(world):
     words = ("--config.model.checkpoint=run", "--config.prompt=The ", "--config.max_tokens=16")
     settings = ("--config", str(ROOT / "configs" / "generate_text.py"))
     run("generate_text", *settings, *words, "--config.temperature=1.0", "--config.output=said.jsonl")
-    assert lines("said.jsonl")[0]["text"] == EXPECTED["run"]["text"]
+    assert json_lines("said.jsonl")[0]["text"] == EXPECTED["run"]["text"]
 
 
 # Synthesis
@@ -262,7 +262,7 @@ def test_an_evaluation_asks_no_request_again(world):
 def test_an_evaluation_is_compared_with_a_stored_one_and_takes_stored_answers(world):
     shutil.copytree("evaluation", "other")
     [requests] = Path("other/requests").glob("*.jsonl")
-    head, *answers = lines(requests)
+    head, *answers = json_lines(requests)
     lowered = [[key, [nats - 1000, greedy]] for key, (nats, greedy) in answers]
     requests.write_text("".join(json.dumps(line) + "\n" for line in [head, *lowered]))
     words = ("--config.output_dir=other", "--config.compare_with=evaluation", "--config.held_out=False")

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.json_lines import json_lines
 from tests.mixture_folders import build_mixture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +96,7 @@ def test_the_main_job_gates_trains_and_writes_its_page(prepared_run):
     assert actions == {"web": "register", "varied": "register", "dull": "reject"}
     granted = {part["name"]: Fraction(part["share_granted_exact"]) for part in mixture["components"]}
     assert granted == {"web": Fraction(1, 2), "varied": Fraction(1, 2), "dull": 0}
-    losses = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = json_lines(folder / "out" / "metrics.jsonl")
     held_out = [line["eval/loss"] for line in losses if "eval/loss" in line]
     assert held_out[-1] < held_out[0] - 1
     again = run("train", "--config", config)

@@ -15,6 +15,7 @@ from diversity_jax.corpus import open_corpus
 from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from tests.json_lines import json_lines
 from tests.planted_texts import planted_copies, planted_overlaps, write_jsonl
 from tests.shared_data import shared_file
 from tests.words_by_language import UNSPACED, WORDS, as_text, copies_by_language, random_words
@@ -25,7 +26,7 @@ def prepared(source: str, folder: Path, **filters):
     settings = Preparation(name="part", kind="real", sequence_length=64, hygiene=Filtering(**filters))
     manifest = prepare(open_corpus(source), load_tokenizer("bytes"), folder, settings, processes=1)
     report = folder / ("decontamination.jsonl" if "decontaminate" in filters else "duplicates.jsonl")
-    return manifest, [json.loads(line) for line in report.read_text().splitlines()]
+    return manifest, json_lines(report)
 
 
 def number_of(document: str) -> int:

@@ -19,6 +19,7 @@ from diversity_jax.model import LlamaConfig, init_params
 from diversity_jax.model.checkpoint_io.gguf import export_gguf
 from diversity_jax.model.convert import write_imported
 from diversity_jax.tokenizers.files import TokenizerFiles
+from tests.json_lines import json_lines
 from tests.llama_cpp_server import serve_gguf
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,7 +187,7 @@ def test_our_own_server_enforces_the_schemas_of_a_run(corpus, tmp_path):
 @pytest.mark.slow
 def test_nonsense_is_dropped_counted_and_said(finished_run):
     values = scorecard(finished_run)
-    lines = [json.loads(line) for line in (finished_run / "groupings.jsonl").read_text().splitlines()]
+    lines = json_lines(finished_run / "groupings.jsonl")
     assert len(lines) == GROUPINGS
     drops = collections.Counter(line["dropped"] for line in lines if line["dropped"])
     assert drops == values["drops"]

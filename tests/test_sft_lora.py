@@ -21,6 +21,7 @@ from diversity_jax.model.llama import init_adapters, merged, with_adapters
 from diversity_jax.training.checkpoint import read_info
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.step import make_train_step, state_shardings
+from tests.json_lines import json_lines
 from tests.sft_folders import write_examples
 from tests.small_llama import random_params, small_config
 from tests.test_sft_training import MODEL, tuning
@@ -113,7 +114,7 @@ def tuned(folder, tmp_path_factory):
 
 
 def test_training_changes_adapters_alone_and_the_merged_model_is_what_was_measured(folder, tuned, tmp_path):
-    lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(tuned / "metrics.jsonl")
     losses = [line["eval/loss"] for line in lines if "eval/loss" in line]
     assert losses[-1] < losses[0] - 0.2
     last = max((int(path.name), path) for path in (tuned / "checkpoints").iterdir() if path.name.isdigit())[1]

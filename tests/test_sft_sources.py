@@ -23,6 +23,7 @@ from diversity_jax.model.cross_entropy import loss
 from diversity_jax.prepare.config import Chat
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
+from tests.json_lines import json_lines
 from tests.sft_folders import WORDS, build_components, write_examples
 from tests.small_llama import random_params, small_config
 from tests.test_corpus_conversations import CHATML
@@ -35,7 +36,7 @@ MODEL = small_config(vocab_size=304, max_length=256, num_kv_heads=2, loss_chunk_
 def records(tmp_path_factory):
     """Alpaca records, and the file that holds them."""
     path = write_examples(tmp_path_factory.mktemp("records") / "alpaca.jsonl", 60)
-    return path, [json.loads(line) for line in path.read_text().splitlines()]
+    return path, json_lines(path)
 
 
 def asked(record):

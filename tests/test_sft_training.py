@@ -26,6 +26,7 @@ from diversity_jax.training import loop, run
 from diversity_jax.training.checkpoint import read_info
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
+from tests.json_lines import json_lines
 from tests.sft_folders import build_components, write_examples, write_text
 from tests.small_llama import random_params
 
@@ -96,7 +97,7 @@ def tuned(pretrained, tmp_path_factory):
 
 
 def evaluations(output):
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(output / "metrics.jsonl")
     return [line["eval/loss"] for line in lines if "eval/loss" in line]
 
 

@@ -28,6 +28,7 @@ from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 from diversity_jax.training.step import component_sums
 from tests.document_starts import BOS, END, SETTINGS, TEXTS, built, byte_vocabulary
+from tests.json_lines import json_lines
 from tests.plain_llama import scores
 from tests.running_server import post, running
 
@@ -215,7 +216,7 @@ def test_held_out_rows_have_the_loss_and_the_counts_of_training(trained, setting
     for step in range(24):
         arrays = as_arrays(loader.batch(step), boundaries)
         counted += int(arrays.get("loss_mask", np.ones_like(arrays["tokens"]))[:, 1:].sum())
-    metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    metrics = json_lines(folder / "run" / "metrics.jsonl")
     assert sum(line.get("tokens/part", 0) for line in metrics) == counted
 
 

@@ -21,6 +21,7 @@ from diversity_jax.training.data import prepare
 from diversity_jax.training.loop import train
 from diversity_jax.training.runtime import keep_programs
 from diversity_jax.training.throughput import Attempt, goodput, read_attempts
+from tests.json_lines import json_lines
 from tests.mixture_folders import build_mixture
 
 MODEL = LLAMA["llama_tiny"](vocab_size=384, num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2)
@@ -54,10 +55,6 @@ def run(mixture, output, **fields):
     )
 
 
-def records(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def finished(mixture, tmp_path_factory):
     """A run with everything on, on a mesh of eight devices."""
@@ -76,7 +73,7 @@ def finished(mixture, tmp_path_factory):
 
 def test_samples_are_decoded_text_at_their_own_cadence(finished):
     output, _ = finished
-    samples = records(output / "samples.jsonl")
+    samples = json_lines(output / "samples.jsonl")
     assert [(line["step"], line["prompt"]) for line in samples] == [
         (step, prompt) for step in (2, 4, 6) for prompt in ("a1", "", "b")
     ]
@@ -85,7 +82,7 @@ def test_samples_are_decoded_text_at_their_own_cadence(finished):
 
 def test_held_out_losses_come_for_each_component_at_their_own_cadence(finished):
     output, result = finished
-    evaluations = [line for line in records(output / "metrics.jsonl") if "eval/loss" in line]
+    evaluations = [line for line in json_lines(output / "metrics.jsonl") if "eval/loss" in line]
     assert [line["step"] for line in evaluations] == [0, 3, 6]
     assert all({"eval/a/loss", "eval/b/loss"} <= set(line) for line in evaluations)
     assert result.held_out["all"] == (evaluations[0]["eval/loss"], evaluations[-1]["eval/loss"])

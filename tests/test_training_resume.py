@@ -1,7 +1,6 @@
 """A run that is stopped and resumed ends with the same bits as one that never was."""
 
 from fractions import Fraction
-import json
 import os
 from pathlib import Path
 import random
@@ -15,6 +14,7 @@ import time
 import pytest
 
 from scripts.checks.kill_training import kill_at_random, truncate_latest
+from tests.json_lines import json_lines
 from tests.kills import kills
 from tests.mixture_folders import build_mixture
 
@@ -76,7 +76,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(folder, uninterrupt
 
 def logged_losses(folder):
     """Loss by step, the last line of a step winning."""
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(folder / "run" / "metrics.jsonl")
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 

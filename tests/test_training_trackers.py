@@ -17,6 +17,7 @@ from diversity_jax.training import trackers
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.loop import train
 from tests import example_run
+from tests.json_lines import json_lines
 from tests.mixture_folders import build_mixture
 
 MODEL = LLAMA["llama_tiny"](num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2)
@@ -62,10 +63,6 @@ def run(rows, folder, steps, names, **fields):
     return train(rows, MODEL, OptimizerConfig(schedule="constant"), config, MeshConfig(), folder)
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of six steps in two attempts, shown by trackers of which one fails."""
@@ -83,7 +80,7 @@ def finished(tmp_path_factory):
 
 
 def test_losses_shares_and_scores_are_shown(finished):
-    records = lines(finished / "notes.jsonl")
+    records = json_lines(finished / "notes.jsonl")
     assert records[0]["settings"]["train.batch_size"] == 8
     assert records[1] == {
         **{"step": 0, "mixture/share_asked/a": 0.25, "mixture/share_granted/a": 0.25, "mixture/share_asked/b": 0.75},
@@ -99,7 +96,7 @@ def test_losses_shares_and_scores_are_shown(finished):
 
 def test_a_run_that_goes_on_is_the_same_run_for_its_trackers(finished):
     assert json.loads((finished / "trackers.json").read_text()) == {"notes": "first"}
-    assert sum("settings" in line for line in lines(finished / "notes.jsonl")) == 2
+    assert sum("settings" in line for line in json_lines(finished / "notes.jsonl")) == 2
 
 
 def test_a_tracker_that_fails_does_not_stop_the_run(finished, caplog):
