@@ -82,7 +82,7 @@ class Machine:
     """Accelerators for which hours are forecast."""
 
     name: str  # shown
-    devices: int
+    devices: int  # number of accelerators
     peak_flops: float  # of each device, a second
     utilisation: float = 0.45  # share of the peak that training reaches
 
