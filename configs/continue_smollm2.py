@@ -6,9 +6,9 @@ r"""Continued pre-training of a real model: SmolLM2-135M-Instruct, from its whee
     python -m diversity_jax.train --config configs/continue_smollm2.py
     python -m diversity_jax.model.convert gguf runs/continue_smollm2 smollm2.gguf
 
-Needs no data: any other text does as well, `--config.mixture.components[0].corpus.source=FILE`. The learning rate is a
-tenth of what such a model is begun with, since its weights are trained already.
-Hardware: any machine with 2 cores and 6 GB of memory. Times, losses and what was seen: docs/real_models.md.
+Needs no data; other text: `--config.mixture.components[0].corpus.source=FILE`. The learning rate is a tenth of one for
+training from random weights, since these are trained already.
+Hardware: any machine with 2 cores and 6 GB of memory. Times and losses: docs/real_models.md.
 """
 
 from diversity_jax.corpus import CorpusConfig
@@ -21,7 +21,7 @@ START = "runs/smollm2"
 
 
 def model() -> LlamaConfig:
-    """SmolLM2-135M, computed in float32, which is the faster type on a CPU; on an accelerator take bfloat16."""
+    """SmolLM2-135M in float32, the fastest type on a CPU; on an accelerator use bfloat16."""
     return LlamaConfig(
         vocab_size=49152,
         hidden_size=576,

@@ -1,13 +1,13 @@
-"""The paper's evaluation: zero-shot accuracy on its eight benchmarks, their average and standard errors, beside the
-paper's figures.
+"""The paper's evaluation: zero-shot accuracy on its eight benchmarks and their average, with intervals and the paper's
+figures.
 
     python -m diversity_jax.evaluate --config configs/evaluate_paper.py --config.model.checkpoint=runs/quickstart
 
-Data comes from the hub; where there is none, `--config.data_dir=FOLDER` takes local files (docs/evaluation.md lists
-their names). A fine-tuned model: `--config.apply_chat_template=True` and, with the one used in tuning,
-`--config.system_prompt="..."`.
+The data is downloaded from the Hugging Face hub; `--config.data_dir=FOLDER` reads local files instead
+(docs/evaluation.md lists their names). For a fine-tuned model add `--config.apply_chat_template=True` and the system
+prompt of its tuning, `--config.system_prompt="..."`.
 
-Hardware: any; 2 cores judge a 20M model in minutes. An accelerator: `--config.model.compute_dtype=bfloat16
+Hardware: any; on 2 cores a 20M model takes minutes. An accelerator: `--config.model.compute_dtype=bfloat16
 --config.batch_size=64`.
 """
 

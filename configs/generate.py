@@ -1,4 +1,4 @@
-r"""A component of textbook-like passages by one model, over topics of your own.
+r"""A component of textbook-like passages by one model, over your own topics.
 
     python -m diversity_jax.generate --config configs/generate.py --config.topics.source=topics.txt \
         --config.generators[0].model=openai:gpt-4o-mini --config.budget.max_dollars=5
@@ -6,9 +6,9 @@ r"""A component of textbook-like passages by one model, over topics of your own.
         --config.generators[0].model=openai:tiny --config.generators[0].base_url=http://127.0.0.1:8080/v1 \
         --config.schema_limits=True
 
-Hardware: any; time and price are the model's, and `--config.dry_run=True` says them first. Result:
-runs/generate/documents/*.jsonl.zst and runs/generate/report.html. With --config.personas.source=FILE other templates
-can be chosen in `grid.templates`.
+topics.txt holds a topic a line. Hardware: any; `--config.dry_run=True` prints calls, tokens and dollars first. Result:
+runs/generate/documents/*.jsonl.zst and runs/generate/report.html. `grid.templates` names other templates; those with
+personas need --config.personas.source=FILE.
 """
 
 from diversity_jax.synthesis.config import GenerateConfig, GeneratorConfig, GridConfig, TopicsConfig

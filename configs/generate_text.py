@@ -1,4 +1,4 @@
-r"""Text from a model: greedy by default; temperature, top_k, top_p, seed, samples and stop are fields.
+r"""Generates text with a model, greedily by default; temperature, top_k, top_p, seed, samples and stop are fields.
 
     python -m diversity_jax.generate_text --config configs/generate_text.py --config.model.checkpoint=runs/quickstart \
         --config.prompt="The "

@@ -1,21 +1,21 @@
 """The paper's 350M model: 50 B tokens of web, code and mathematics (4:1:1) with synthetic text at 4:1, in tokens.
 
     python -m diversity_jax.train --config configs/llama_350m.py --config.output_dir=/mnt/BUCKET/llama_350m
-    # rows prepared before
+    # with a mixture that was built before
     python -m diversity_jax.train --config configs/llama_350m.py --config.prepared=/data/mixture
 
 Data: TFDS `wikipedia` and `c4` under TFDS_DATA_DIR; code, mathematics and synthetic text as JSONL under data/; the
-tokenizer's folder under tokenizers/codegen. The gate asks an LLM judge (GEMINI_API_KEY); --config.judge=offline does
-without.
+tokenizer's folder under tokenizers/codegen. The gate's judge is a language model (GEMINI_API_KEY);
+--config.judge=offline needs none.
 Hardware: as it is on 16 TPU v5e, 16 v4, 8 v5p or 16 v6e; on 8 H100 with --config.model.scan_layers=False, on one H200
 with --config.model.remat=none and --config.train.gradient_accumulation=8 too. Compiled ahead of time for each
 (docs/benchmarks/compile), not run there. Arithmetic, not a measurement: 1.4e20 model FLOPs, which at half of the peak
 take 25 h on v5e-16 and 10 h on 8 x H100.
 Expected: the paper reports an average accuracy of 51.9 % over its eight benchmarks (48.9 % on real text only). Not yet
 repeated here.
-On a CPU it starts too: --config.train.steps=2 --config.train.batch_size=1 --config.train.gradient_accumulation=1
---config.train.eval_batches=1 on prepared rows took 6 CPU minutes on 2 cores and 11.0 GB at its peak, checkpoint
-written.
+A trial on a CPU: --config.train.steps=2 --config.train.batch_size=1 --config.train.gradient_accumulation=1
+--config.train.eval_batches=1 on prepared rows took 6 CPU minutes on 2 cores and 11.0 GB at its peak, including a
+checkpoint.
 """
 
 from diversity_jax.cluster_agent import AgentConfig

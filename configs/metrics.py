@@ -7,9 +7,9 @@ length.
     python -m diversity_jax.score --config configs/metrics.py --config.corpus=a.jsonl.gz \
         --config.baseline.model=runs/quickstart
 
-Nothing is downloaded and nothing paid. Two corpora of 400 documents of 280 words take 25 seconds on 2 cores. With two
-corpora the page says which metrics tell them apart; with five or more, how far metrics agree. `configs/score.py` with
---config.metrics=all measures the same beside the judge.
+Nothing is downloaded, and no service is paid. Two corpora of 400 documents of 280 words take 25 seconds on 2 cores.
+With two corpora the page shows which metrics differ significantly; with five or more, how far metrics agree.
+`configs/score.py` with --config.metrics=all measures the same in addition to scoring by a judge.
 """
 
 from diversity_jax.scoring.config import ScoreConfig

@@ -1,12 +1,12 @@
-r"""Your own text: measured, made into a mixture, and a small model trained on it, with one page about all of it.
+r"""Scores your own text, prepares it, trains a small model on it, and writes a page about all of this.
 
     python -m diversity_jax.train --config configs/my_text.py:texts.jsonl
     python -m diversity_jax.train --config configs/my_text.py:'notes/*.md' --config.train.steps=2000
     python -m diversity_jax.train --config configs/my_text.py:hf:roneneldan/TinyStories
 
-Behind the colon stands where the text is: a file (.jsonl, .csv, .txt, .parquet, ...), a folder, a pattern, a URL, or a
-dataset of the Hugging Face hub; docs/sources.md lists all. The names of component, mixture and folder follow it. A
-tokenizer is made from the text (bytes, where there are under 100,000 characters), and the model's vocabulary follows.
+After the colon: a file (.jsonl, .csv, .txt, .parquet, ...), a folder, a pattern, a URL, or a dataset of the Hugging
+Face hub; docs/sources.md lists all. Component, mixture and folder are named after it. A tokenizer is trained on the
+text (bytes are used for texts under 100,000 characters), and its size is the model's vocabulary.
 
 Hardware: any machine with 2 cores and 3 GB of memory; no accelerator, no LLM.
 """
@@ -21,11 +21,11 @@ from diversity_jax.model import LLAMA
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 
-TEXT = "texts.jsonl"  # where your text is; what stands behind the colon of the command replaces it
+TEXT = "texts.jsonl"  # the source of your text, unless the command names another after the colon
 
 
 def name_of(source: str) -> str:
-    """A name of letters, digits and underscores for a source: that of its file or folder."""
+    """The name of a source's file or folder, in letters, digits and underscores."""
     path = PurePosixPath(source.rstrip("/*?.").removeprefix("hf:"))
     stem = path.name.partition(".")[0] if "*" not in path.name else path.parent.name
     return re.sub(r"\W+", "_", stem, flags=re.ASCII).strip("_") or "my_text"
@@ -42,7 +42,7 @@ def get_config(text: str = TEXT) -> Config:
                     name=name,
                     kind="real",
                     corpus=CorpusConfig(source=text, max_documents=20_000),
-                    # Has it scored, and warns where it says the same few things again and again.
+                    # The text is scored, and a warning given where it has fewer than two effective clusters.
                     policy=GatePolicy(min_effective_clusters=2, on_fail="warn"),
                 ),
             ),

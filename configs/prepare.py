@@ -1,11 +1,13 @@
-r"""One component prepared by itself: cleaned of copies and of benchmark items, tokenised, permuted.
+r"""Prepares one component: leaves out near copies and benchmark items, tokenises, packs rows and permutes them.
 
+    python -m diversity_jax.mixtures.prepare --config configs/prepare.py
     python -m diversity_jax.mixtures.prepare --config configs/prepare.py --config.corpus.source='texts/*.jsonl.zst' \
         --config.vocabulary=tokenizer.json --config.output_dir=components/web
 
-As it stands: English prose of the installed packages, as bytes, near copies left out. Two cores, no accelerator: 24 MB
-of text become 12,000 rows of 2,049 tokens in about two minutes, most of it extracting and comparing the docstrings. Set
-`hygiene.decontaminate` to evaluation files, such as ("benchmarks/*.jsonl",), to leave out what overlaps with them.
+The first command prepares English prose of the installed packages as bytes, without near copies. Two cores, no
+accelerator: 24 MB of text become 12,000 rows of 2,049 tokens in about two minutes, most of it extracting and comparing
+the docstrings. `preparation.hygiene.decontaminate`, such as ("benchmarks/*.jsonl",), names evaluation files; documents
+that overlap with them are left out.
 """
 
 from diversity_jax.corpus import CorpusConfig

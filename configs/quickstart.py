@@ -1,6 +1,9 @@
-"""The main job, small: real text of this machine and two synthetic components, one of them redundant.
+"""Scores, mixes and trains on real text of this machine and two synthetic components, one of them redundant.
 
-    python -m diversity_jax.train --config configs/quickstart.py        (scripts/quickstart sets everything up first)
+    scripts/quickstart
+
+That sets up .venv, writes the synthetic text by configs/quickstart_text.py, and runs
+`python -m diversity_jax.train --config configs/quickstart.py`.
 
 Hardware: any machine with 2 cores and 3 GB of memory; no accelerator, no network, no LLM.
 """

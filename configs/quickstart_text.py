@@ -1,4 +1,4 @@
-"""The quickstart's two synthetic components: text of a grammar, over 400 topics and over 4.
+"""The quickstart's two synthetic components, written by a grammar: one over 400 topics, one over 4.
 
     python -m diversity_jax.generate --config configs/quickstart_text.py
 

@@ -1,4 +1,4 @@
-"""A server for one model, in OpenAI's form, on this machine only.
+"""An OpenAI-compatible server for one model, reachable from this machine only.
 
     python -m diversity_jax.serve --config configs/serve.py --config.model.checkpoint=runs/quickstart
 

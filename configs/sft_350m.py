@@ -4,10 +4,10 @@ r"""The paper's fine-tuning of its 350M model: three epochs of GPT-4-answered Al
     python -m diversity_jax.train --config configs/sft_350m.py --config.train.init_from=HUGGING_FACE_LLAMA \
         --config.model=none --config.mixture.vocabulary=HUGGING_FACE_LLAMA --config.mixture.chat.template=tokenizer
 
-Data: data/alpaca_gpt4.jsonl (instruction, input, output) and data/flan_v2/*.jsonl.zst (inputs, targets; a SeqIO mixture
-does as well: source seqio:NAME@MODULE), the tokenizer's folder under tokenizers/codegen. Every component is read as
-often as the others: its share counts epochs. AdamW at 2e-5 without weight decay is the paper's; batch size and warm-up
-are not in it.
+Data: data/alpaca_gpt4.jsonl (instruction, input, output) and data/flan_v2/*.jsonl.zst (inputs, targets; or a
+SeqIO mixture, source seqio:NAME@MODULE), the tokenizer's folder under tokenizers/codegen. Shares count epochs, so that
+each component is read equally often. AdamW at 2e-5 without weight decay is from the paper; it states neither batch size
+nor warm-up.
 Hardware: one NVIDIA GPU of 40 GB or a slice of 4 TPU v5e. Arithmetic, not a measurement: about 2.5e9 FLOPs a token, so
 that three epochs of 100 M tokens of rows take half an hour on one H100 at 0.4 of its peak.
 Expected: the paper reports 54.3 % on average over its eight benchmarks (51.9 % before). Not yet repeated here.

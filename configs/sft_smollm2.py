@@ -5,11 +5,11 @@ r"""Fine-tuning of a real instruct model: SmolLM2-135M-Instruct, in its own chat
     python -m diversity_jax.model.convert gguf runs/sft_smollm2 sft.gguf
     python -m diversity_jax.model.convert export runs/sft_smollm2 sft_hf
 
-Needs runs/smollm2 (the first two commands in configs/continue_smollm2.py), and a JSON-lines file of instruction data:
-Alpaca fields, messages, or inputs and targets, told apart by themselves. What is exported chats in llama.cpp and
-transformers as it stands. Trained are low-rank adapters; all parameters, with twice the memory and time:
+Needs runs/smollm2 (the first three commands in configs/continue_smollm2.py), and a JSON-lines file of instruction data
+with Alpaca fields, messages, or inputs and targets; the form is recognised. The exports can be chatted with in
+llama.cpp and transformers. Low-rank adapters are trained; to train all parameters, with twice the memory and time:
 --config.train.lora.rank=0 --config.optimizer.learning_rate=5e-5.
-Hardware: any machine with 2 cores and 6 GB of memory. Times, losses and what was seen: docs/real_models.md.
+Hardware: any machine with 2 cores and 6 GB of memory. Times and losses: docs/real_models.md.
 """
 
 from configs.continue_smollm2 import START, model

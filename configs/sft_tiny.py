@@ -1,17 +1,17 @@
-r"""A tiny model, fine-tuned on instructions in the Alpaca form: the paper's last step, small enough for two cores.
+r"""Fine-tunes a tiny model on instructions in the Alpaca form: the paper's last step, small enough for two cores.
 
     python -m diversity_jax.train --config configs/sft_tiny.py --config.mixture.components[0].corpus.source=alpaca.jsonl
     python -m diversity_jax.generate_text --config configs/generate_text.py --config.model.checkpoint=runs/sft_tiny \
         --config.chat=True --config.prompt="Name three colours."
 
-Needs runs/llama_tiny (two commands in configs/llama_tiny.py), and a JSON-lines file of instruction data: Alpaca fields,
-messages, or inputs and targets, told apart by themselves. From the quickstart's model over bytes:
+Needs runs/llama_tiny (two commands in configs/llama_tiny.py), and a JSON-lines file of instruction data with Alpaca
+fields, messages, or inputs and targets; the form is recognised. From the quickstart's model over bytes:
 --config.train.init_from=runs/quickstart --config.mixture.vocabulary=bytes --config.mixture.sequence_length=2048
 --config.model.max_length=2048 --config.model.vocab_size=384.
-Low-rank adapters alone: --config.train.lora.rank=8 --config.optimizer.learning_rate=3e-3.
-Hardware: any machine with 2 cores; 18 minutes where other programs shared them. Result: after an epoch of 3,500
-examples the loss on held-out answers is 3.67 nats a token (5.24 before), and sampled answers end by themselves as often
-as the data's; two of three greedy ones loop. docs/evaluation.md has the table.
+Low-rank adapters only: --config.train.lora.rank=8 --config.optimizer.learning_rate=3e-3.
+Hardware: any machine with 2 cores; 18 minutes on cores shared with other programs. Result: after an epoch of 3,500
+examples the loss on held-out answers is 3.67 nats a token (5.24 before), and sampled answers end as often as the
+data's; two of three greedy ones repeat themselves. docs/evaluation.md has the table.
 """
 
 from diversity_jax.corpus import CorpusConfig

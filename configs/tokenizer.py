@@ -1,6 +1,6 @@
-"""A SentencePiece tokenizer of 8,192 pieces from the English and Python of this machine.
+"""Trains a SentencePiece tokenizer of 8,192 pieces on English and Python of this machine.
 
-    scripts/train_tokenizer --config configs/tokenizer.py --config.output=tokenizer.model
+    python -m diversity_jax.train_tokenizer --config configs/tokenizer.py
 
 Hardware: any; under a minute on one core. Result: about 4 bytes of prose a token.
 """

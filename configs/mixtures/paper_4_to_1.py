@@ -3,7 +3,7 @@ tokens.
 
     python -m diversity_jax.mixtures.build --config configs/mixtures/paper_4_to_1.py \
         --config.output_dir=/data/paper_4_to_1
-    # no LLM: a baseline
+    # without a language model, by the offline judge
     python -m diversity_jax.mixtures.build --config configs/mixtures/paper_4_to_1.py --config.judge=offline
 
 Data: TFDS `wikipedia/20230601.en` and `c4/en` under TFDS_DATA_DIR; code, mathematics and synthetic text as JSONL under
@@ -11,8 +11,7 @@ data/; the tokenizer's folder (CodeGen-mono, 50,304 ids in the model) under toke
 (GEMINI_API_KEY).
 Hardware: a machine with many cores for some hours, disk for about 100 GB of rows; memory does not grow with the text.
 Expected: shares 26.7 % Wikipedia, 26.7 % C4, 13.3 % code, 13.3 % mathematics, 20 % synthetic, within one row in every
-1,000. Not run here at this size: neither C4 nor the paper's synthetic text is on the machine these files were written
-on.
+1,000. Not run at this size, since neither C4 nor the paper's synthetic text was available.
 """
 
 from diversity_jax.cluster_agent import AgentConfig

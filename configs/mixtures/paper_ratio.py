@@ -1,5 +1,5 @@
-r"""The paper's ratio experiment: one set of 12.9 B synthetic tokens as effectively 1, 5, 10, 20, 34 or 50 B beside 34 B
-of real text.
+r"""The paper's ratio experiment: one set of 12.9 B synthetic tokens, read as 1, 5, 10, 20, 34 or 50 B, with 34 B real
+tokens.
 
     for b in 1 5 10 20 34 50; do
       python -m diversity_jax.mixtures.build --config configs/mixtures/paper_ratio.py \
@@ -8,10 +8,10 @@ of real text.
     done
 
 Data, judge and hardware: as configs/mixtures/paper_4_to_1.py. All six mixtures share one set of prepared components.
-Expected: the paper's accuracy rises up to about 20 B and falls past 34 B, where the same text is seen 2.6 to 3.9 times.
-So four epochs are allowed here, which grants every share asked for;
---config.mixture.components[4].policy.repeat_limit=2 would cap 34 and 50 B at 25.8 B and give the rest to real text. Not
-run here at this size; the shares of the sweep are tested on small components.
+Expected: the paper's accuracy rises up to about 20 B and falls beyond 34 B, where the text is read 2.6 to 3.9 times.
+Four epochs are allowed, so that all shares asked for are granted; --config.mixture.components[4].policy.repeat_limit=2
+would limit 34 and 50 B to 25.8 B and give the rest to real text. Not run at this size; the shares are tested on small
+components.
 """
 
 from configs.mixtures.paper_4_to_1 import mixture

@@ -1,4 +1,4 @@
-"""A mixture for any machine: real English and Python of the installed packages, and text of a grammar behind the gate.
+"""A small mixture: English and Python of the installed packages, and text by a grammar that the gate judges.
 
     python -m diversity_jax.mixtures.build --config configs/mixtures/small.py
     python -m diversity_jax.mixtures.show runs/mixtures/small

@@ -1,14 +1,14 @@
-r"""The paper's ablation of the cluster-agent: what K, N, J, M, the stages and the judge do to the score of one corpus.
+r"""The paper's ablation of the cluster agent: effects of K, N, J, M, the stages and the judge on a corpus's score.
 
     python -m diversity_jax.study --config configs/studies/agent.py --config.dry_run=True
-    # no LLM: minutes on any CPU
+    # without a language model: minutes on any CPU
     python -m diversity_jax.study --config configs/studies/agent.py --config.recipe.score.corpus=texts.jsonl.gz \
         --config.recipe.score.judge=offline --config.only="setting=base|K 5|K 15|K 20|N 100|N 1000"
 
 Nothing is trained. Data: documents of the Topic template over 300,000 topics (data/topic), and hand-written criteria
 (data/criteria.json). Judges: OPENAI_API_KEY, and for Llama an OpenAI-compatible server on 127.0.0.1:8000. Hardware: any
 CPU.
-Expected: the paper's cluster scores stand beside ours on the page; effective clusters should not move with K, N, J and
+Expected: the page compares the paper's cluster scores with these; effective clusters should not depend on K, N, J and
 M.
 """
 

@@ -1,11 +1,10 @@
-"""The paper's models experiment: who writes, four models and all of them mixed, weighted to 5 B synthetic tokens beside
-34 B real.
+"""The paper's models experiment: text by four models, and by all of them, as 5 B synthetic tokens with 34 B real ones.
 
     python -m diversity_jax.study --config configs/studies/generators.py --config.dry_run=True
 
-Data, keys and hardware: as configs/studies/topics_by_generations.py; the two open models are asked at an
-OpenAI-compatible server on 127.0.0.1:8000 (vLLM).
-Expected: the paper finds stronger generators and the mix more diverse, and better. Not run here at this size.
+Data, keys and hardware: as configs/studies/topics_by_generations.py; the two open models run on an
+OpenAI-compatible server (vLLM) at 127.0.0.1:8000.
+Expected: in the paper text by stronger generators and by all of them is more diverse, and better. Not run at this size.
 """
 
 from configs.studies.topics_by_generations import recipe, study

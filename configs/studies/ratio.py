@@ -1,11 +1,11 @@
-"""The paper's ratio experiment: one set of Topic Styles Persona text as effectively 1, 5, 10, 20, 34 or 50 B tokens
-beside 34 B real.
+"""The paper's ratio experiment: one set of Topic Styles Persona text, read as 1, 5, 10, 20, 34 or 50 B tokens, with 34
+B real tokens.
 
     python -m diversity_jax.study --config configs/studies/ratio.py --config.dry_run=True
 
 Data, keys and hardware: as configs/studies/topics_by_generations.py. The synthetic text is generated and scored once.
-Expected: the paper's accuracy rises up to about 20 B and falls past 34 B; the page fits where it levels off. Not run
-here at this size.
+Expected: the paper's accuracy rises up to about 20 B and falls beyond 34 B; the page fits a saturation curve. Not run
+at this size.
 """
 
 from configs.studies.topics_by_generations import recipe, study

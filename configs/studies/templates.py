@@ -1,12 +1,13 @@
-"""The paper's prompts experiment: four templates over 620,000 topics, two Cosmopedias and no synthetic text at all,
-beside 34 B real.
+"""The paper's prompts experiment: text of four templates over 620,000 topics, two versions of Cosmopedia, and no
+synthetic text, with 34 B real tokens.
 
     python -m diversity_jax.study --config configs/studies/templates.py --config.dry_run=True
 
 Synthetic tokens count as 20 B. Data, keys and hardware: as configs/studies/topics_by_generations.py, and
-data/cosmopedia_v0.1 and data/cosmopedia_v0.2 as JSONL; the levels that write nothing need no generator.
+data/cosmopedia_v0.1 and data/cosmopedia_v0.2 as JSONL; the levels that generate nothing need no
+generator.
 Expected: the paper ranks Topic < Topic Styles < Multi-Topic Styles Persona < Topic Styles Persona in diversity and,
-fine-tuned, in accuracy; its figures stand beside ours on the page. Not run here at this size.
+fine-tuned, in accuracy; the page compares its figures with these. Not run at this size.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The whole chain, small: does the diversity of synthetic text predict what a tiny model learns? 12 recipes x 2 seeds.
+"""A small complete study: does the diversity of synthetic text predict what a tiny model learns? 12 recipes x 2 seeds.
 
     python -m diversity_jax.study --config configs/studies/tiny.py
 
@@ -6,9 +6,9 @@ Topics (4, 40, 400) x documents written over them (500, 4000) x real:synthetic r
 grammar writes the synthetic text; the real text is prose found in the installed packages. Outcomes: choosing the right
 continuation among four in prose that no model saw, and the loss on held-out prose and on Python code.
 
-Hardware: 2 cores, 6 GB of memory; no accelerator, no network, no LLM. Takes 9 min 43 s on 2 quiet cores (19 processor
-minutes), and 17 seconds again. Result: more synthetic text costs bits on code; whether diversity changes accuracy is
-not decided at this size. docs/study.md has the figures.
+Hardware: 2 cores, 6 GB of memory; no accelerator, no network, no LLM. Takes 9 min 43 s on 2 idle cores (19 processor
+minutes), and 17 seconds when run again. Result: more synthetic text raises the loss on code; an effect of diversity on
+accuracy is not decided at this size. docs/study.md has the figures.
 """
 
 from diversity_jax.cluster_agent import AgentConfig
@@ -24,7 +24,7 @@ from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.run import Config
 
 OUTPUT = "runs/studies/tiny"
-TRAINED = 3000  # documents of real prose the models see; the questions are made of later ones
+TRAINED = 3000  # documents of real prose for training; the questions are made from later ones
 PROSE = "installed_docs:prose"
 
 
@@ -63,7 +63,7 @@ def get_config() -> StudyConfig:
 
 
 def _recipe() -> Recipe:
-    """What every cell of the grid runs; names in braces are outputs of the steps before."""
+    """The base recipe; names in braces stand for the output folders of earlier steps."""
     return Recipe(
         benchmark=ContinuationsConfig(
             output_dir="", corpus=CorpusConfig(source=PROSE), skip_documents=TRAINED, items=200

@@ -1,18 +1,18 @@
-r"""The paper's distribution experiment: 100,000 and 300,000 topics x 10, 20 and 30 generations each, as 4.5 B tokens
-beside 34 B real.
+r"""The paper's distribution experiment: 100,000 and 300,000 topics x 10, 20 and 30 generations each, as 4.5 B synthetic
+tokens with 34 B real ones.
 
-    # what it would take
+    # the forecast of calls, tokens, hours and dollars
     python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.dry_run=True
     python -m diversity_jax.study --config configs/studies/topics_by_generations.py \
         --config.output_dir=/nfs/topics_by_generations
     python -m diversity_jax.study --config configs/studies/topics_by_generations.py --config.only="model=350M"
 
-Every recipe is pre-trained, judged, fine-tuned and judged again, at 350M and 1.4B; --config.only="model=7B" goes beyond
-the paper.
+Models of 350M and 1.4B are pre-trained, evaluated, fine-tuned and evaluated again on every recipe;
+--config.only="model=7B" goes beyond the paper.
 Data: as configs/mixtures/paper_4_to_1.py and configs/sft_350m.py, and data/topics.txt (slash paths) for the topics.
-Generator and judge: OPENAI_API_KEY and GEMINI_API_KEY. Hardware: 8 H100 or H200 or a TPU slice a worker; any number of
-workers may run the same command on one shared folder (scripts/launch). What it takes: docs/study.md.
-Expected: the paper finds more topics more diverse and better, and 20 generations better than 30. Not run here at this
+Generator and judge: OPENAI_API_KEY and GEMINI_API_KEY. Hardware: 8 H100 or H200 or a TPU slice for each worker; any
+number of workers may run the same command on one shared folder (scripts/launch). Costs: docs/study.md.
+Expected: in the paper more topics are more diverse and better, and 20 generations are better than 30. Not run at this
 size.
 """
 
@@ -38,7 +38,7 @@ _SIZES = {"350M": (llama_350m, sft_350m), "1.4B": (llama_1p4b, sft_1p4b), "7B": 
 
 
 def _size(trained: Config, tuned: Config) -> dict:
-    """What a model's size sets: the pre-training as in its own configuration, and its fine-tuning."""
+    """Values of a level of the model's size: its configurations of pre-training and fine-tuning."""
     named = {f"train.{field}": getattr(trained, field) for field in ("model", "optimizer", "train", "mesh")}
     return named | {"sft.model": trained.model, "sft.mesh": tuned.mesh, "sft.train.batch_size": tuned.train.batch_size}
 
