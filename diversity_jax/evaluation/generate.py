@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 import itertools
+import operator
 from typing import Any
 
 import jax
@@ -195,7 +196,7 @@ class Generator:
         for _ in range(-(-_PREFILL_ROWS_A_STEP // self._prefill_sizes[-1])):
             self._prefill()
         self._finish_prompts()
-        ready = self._allocate([each for each in self._running if each.cached == each.length - 1])
+        ready = self._allocate([request for request in self._running if request.is_prefilled])
         bits = self._allowed(ready)
         if ready := [request for request in ready if request in self._running]:
             self._decode_next(ready, bits)
@@ -239,7 +240,7 @@ class Generator:
         while self._waiting and len(self._running) < self.slots:
             request = self._waiting[0]
             if not request.cancelled:
-                running = [sum(each.shard == shard for each in self._running) for shard in range(self._shards)]
+                running = [sum(other.shard == shard for other in self._running) for shard in range(self._shards)]
                 with_row = [shard for shard in range(self._shards) if running[shard] < self._rows]
                 shard = max(with_row, key=self._pool.free)
                 needed = blocks_for(min(request.length + self._steps, request.longest))
@@ -250,7 +251,7 @@ class Generator:
 
     def _start(self, request: GenerationRequest, shard: int) -> None:
         request.shard, request.blocks, request.cached = shard, self._pool.take(shard, blocks_for(request.length)), 0
-        bisect.insort(self._running, request, key=lambda each: each.number)
+        bisect.insort(self._running, request, key=operator.attrgetter("number"))
 
     def _release(self, request: GenerationRequest) -> None:
         self._running.remove(request)
@@ -263,7 +264,7 @@ class Generator:
         for request in ready:
             needed = blocks_for(min(request.length - 1 + self._steps, request.longest)) - len(request.blocks)
             while request in self._running and self._pool.free(request.shard) < needed:
-                youngest = next(each for each in reversed(self._running) if each.shard == request.shard)
+                youngest = next(other for other in reversed(self._running) if other.shard == request.shard)
                 self._release(youngest)
                 if not youngest.tokens:
                     youngest.logprobs.clear()
@@ -275,20 +276,20 @@ class Generator:
 
     def _prefill(self) -> None:
         """Adds tokens of prompts to the cache, in turn from all; not the last token, which is decoded."""
-        unread = [each for each in self._running if each.cached < each.length - 1]
+        unread = [request for request in self._running if not request.is_prefilled]
         if not unread:
             return
         kind = unread[0].scoring
         parts: list[tuple[GenerationRequest, int, int]] = []
         rows, most = [0] * self._shards, self._prefill_sizes[-1]
-        while unread := [each for each in unread if each.cached < each.length - 1 and rows[each.shard] < most]:
+        unread = [request for request in unread if request.scoring == kind]
+        while unread := [request for request in unread if not request.is_prefilled and rows[request.shard] < most]:
             for request in unread:
-                if rows[request.shard] < most and request.scoring == kind:
+                if rows[request.shard] < most:
                     start, end = request.cached, min(request.cached + _PREFILL_TOKENS, request.length - 1)
                     parts.append((request, start, end))
                     request.cached, rows[request.shard] = end, rows[request.shard] + 1
-            unread = [each for each in unread if each.scoring == kind]
-        cache_rows = [CacheRow(each.shard, each.blocks, start, end) for each, start, end in parts]
+        cache_rows = [CacheRow(request.shard, request.blocks, start, end) for request, start, end in parts]
         layout = RowLayout(cache_rows, self._shards, self._prefill_sizes)
         tokens = np.zeros((2, layout.total, _PREFILL_TOKENS), np.int32)
         for index, (request, start, end) in zip(layout.indices, parts, strict=True):
@@ -318,8 +319,8 @@ class Generator:
 
     def _finish_prompts(self) -> None:
         """Ends requests whose prompt is in the cache and that need no answer, or have log-probabilities of NaN."""
-        for request in [each for each in self._running if each.cached == each.length - 1 and not each.tokens]:
-            if any(np.isnan(each.logprob) for each in request.logprobs):
+        for request in [request for request in self._running if request.is_prefilled and not request.tokens]:
+            if any(np.isnan(token.logprob) for token in request.logprobs):
                 self._fail(request, not_a_number("a token of the prompt"))
             elif request.sampling.max_tokens == 0:
                 self._finish(request, "length")
@@ -340,7 +341,7 @@ class Generator:
     def _decode_next(self, ready: Sequence[GenerationRequest], bits: Mapping[int, np.ndarray]) -> None:
         # Sampled tokens are wasted where a constraint refuses them; fewer steps save time only if all have constraints.
         steps = 1 if all(request.single_steps for request in ready) else self._steps
-        rows = [CacheRow(each.shard, each.blocks, each.length - 1, each.length - 1 + steps) for each in ready]
+        rows = [CacheRow(r.shard, r.blocks, r.length - 1, r.length - 1 + steps) for r in ready]
         layout = RowLayout(rows, self._shards, [size for size in self._sizes if size >= self._least_rows])
         types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32}
         settings = {name: layout.array([getattr(r.sampling, name) for r in ready], to) for name, to in types.items()}

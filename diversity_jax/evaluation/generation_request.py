@@ -156,6 +156,11 @@ class GenerationRequest:
         return len(self.prompt) + len(self.tokens)
 
     @property
+    def is_prefilled(self) -> bool:
+        """Whether all `known` tokens but the last are in the cache."""
+        return self.cached == self.length - 1
+
+    @property
     def longest(self) -> int:
         """Most tokens of prompt and answer."""
         return len(self.prompt) + self.sampling.max_tokens

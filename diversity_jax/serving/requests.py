@@ -258,10 +258,11 @@ def _refusal(error: ValidationError, body_type: type[BaseModel]) -> RequestRefus
     first, *others = error.errors(include_url=False)
     name, value = str(first["loc"][0]), first["input"]
     errors = [first, *(other for other in others if other["loc"][0] == name)]
+    types = [detail["type"] for detail in errors]
     if first["type"] == "missing":
         return RequestRefused(400, f"{name} is missing", param=name, code="missing_required_parameter")
-    if all(each["type"] in _EXPECTED and each["input"] is value for each in errors):
-        expected = " or ".join(dict.fromkeys(_EXPECTED[each["type"]] for each in errors))
+    if set(types) <= _EXPECTED.keys() and all(detail["input"] is value for detail in errors):
+        expected = " or ".join(dict.fromkeys(_EXPECTED[kind] for kind in types))
         message = f"{name} is {type(value).__name__}; expected {expected}"
         return RequestRefused(400, message, param=name, code="invalid_type")
     if len(errors) > 1 and (description := body_type.model_fields[name].description):

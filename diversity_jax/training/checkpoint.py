@@ -59,8 +59,8 @@ def read_info(folder: str | os.PathLike, step: int) -> Mapping[str, Any] | None:
 
 def last_info(folder: str | os.PathLike, step: int | None = None) -> Mapping[str, Any] | None:
     """The JSON object of the last checkpoint, up to a step, that has an undamaged one; None where there is none."""
-    steps = [each for each in complete_steps(folder) if step is None or each <= step]
-    return next((info for each in reversed(steps) if (info := read_info(folder, each))), None)
+    steps = [number for number in complete_steps(folder) if step is None or number <= step]
+    return next((info for number in reversed(steps) if (info := read_info(folder, number))), None)
 
 
 def load(
@@ -85,7 +85,7 @@ def load(
       InputError: all checkpoints are damaged, or `check` raises it.
       CheckpointError: storage or memory failed.
     """
-    candidates = [each for each in complete_steps(folder) if step is None or each <= step]
+    candidates = [number for number in complete_steps(folder) if step is None or number <= step]
     damaged: list[int] = []
     for candidate in reversed(candidates):
         try:
@@ -134,7 +134,7 @@ def _read_error(folder: Path, error: Exception) -> Exception:
     reason = next((text for text in reversed(reasons) if text), type(error).__name__)[:200]
     if not failed:
         try:
-            damage = next((found for part in _PARTS if (found := _damage(folder / part))), None)
+            damage = next(filter(None, (_damage(folder / part) for part in _PARTS)), None)
         except OSError as second:
             reason = f"{second.filename}: {second.strerror}"
         else:

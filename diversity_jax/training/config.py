@@ -19,9 +19,9 @@ _NOT_NEGATIVE += ["keep_every_minutes", "profile_start", "profile_steps"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How rows that lie in a bucket are read."""
+    """How rows in a bucket are read."""
 
-    cache_gb: float = 8.0  # of this host's disk, for rows that were read: later passes take them from there; 0: none
+    cache_gb: float = 8.0  # disk space on this host for rows that were read, for later passes; 0: none
 
     def __post_init__(self) -> None:
         if not 0 <= self.cache_gb < math.inf:
@@ -33,42 +33,42 @@ class TrainConfig:
     """How long and how a run trains; the optimizer, model and mesh have their own configs."""
 
     steps: int = 1000  # updates of the parameters
-    epochs: float | None = None  # instead of `steps`: passes over as many rows as the mixture's components have in all
-    init_from: str | None = None  # folder of a run, of an imported or Hugging Face model to begin with; None: random
-    init_step: int | None = None  # of such a run: which checkpoint; None: the latest
-    # Folder of a run to branch off from, into another output_dir: parameters, moments, step and place in the data are
-    # that run's at `branch_step`, and so is its mixture.
+    epochs: float | None = None  # instead of `steps`: passes over the number of rows of all components
+    init_from: str | None = None  # folder of a run, or of an imported or Hugging Face model to start from; None: random
+    init_step: int | None = None  # checkpoint of such a run; None: the latest
+    # Folder of a run to continue in another output_dir: with that run's mixture, and its parameters, moments, step and
+    # position in the data at `branch_step`.
     branch_from: str | None = field(default=None, metadata=ADDED)
-    # Checkpoint of that run to leave from; None: its latest.
+    # Checkpoint of that run; None: its latest.
     branch_step: int | None = field(default=None, metadata=ADDED)
-    # Fields that may differ from here on from those the finished steps were made with, such as
-    # ("optimizer.learning_rate",) or ("mesh",) for all of a part; the change is recorded. Others are refused.
+    # Fields that may differ from those of the finished steps, such as ("optimizer.learning_rate",), or ("mesh",) for a
+    # whole part; changes are recorded. Changes of other fields are refused.
     allow_changed: tuple[str, ...] = field(default=(), metadata=ADDED)
     # Rank above 0: adapters are trained, the parameters of init_from stay as they are.
     lora: LoraConfig = field(default_factory=LoraConfig)
     batch_size: int = 8  # rows of the global batch
     seed: int = 0  # of initial parameters and dropout
-    gradient_accumulation: int = 1  # equal parts a batch is worked through in
+    gradient_accumulation: int = 1  # equal parts of a batch that are computed one after another
     z_loss: float = 0.0  # weight of log(Z)^2
     attend_across_documents: bool = True  # False keeps attention and positions inside each document
     log_every: int = 10  # steps
     eval_every: int = 0  # steps between held-out losses; 0: only before and after training
     eval_batches: int = 8  # of each component
     sample_every: int = 0  # steps between samples of what the model writes; 0: only at the end
-    sample_prompts: tuple[str, ...] = ()  # texts the model goes on from; "" starts a document; none: no samples
+    sample_prompts: tuple[str, ...] = ()  # texts that the model continues; "" starts a document; none: no samples
     sample_tokens: int = 64  # written after each prompt
     sample_temperature: float = 0.0  # 0: always the likeliest token
     checkpoint_every: int = 1000  # steps; a checkpoint is also written at the end, on SIGTERM and when the run fails
-    keep_checkpoints: int = 3  # the latest so many stay
-    keep_every_steps: int = 0  # checkpoints of its multiples stay for ever; a multiple of checkpoint_every; 0: none
-    keep_every_minutes: float = 0.0  # of those at least so far apart, each stays for ever; 0: none
-    grace_seconds: float = 30.0  # from SIGTERM to the end: what is not saved by then is given up
+    keep_checkpoints: int = 3  # number of latest checkpoints that are kept
+    keep_every_steps: int = 0  # checkpoints of its multiples are kept for ever; a multiple of checkpoint_every; 0: none
+    keep_every_minutes: float = 0.0  # checkpoints at least this far apart are kept for ever; 0: none
+    grace_seconds: float = 30.0  # from SIGTERM until the process exits, saved or not
     max_skipped_steps: int = 20  # consecutive steps with a non-finite loss or gradient after which training stops
-    profile_start: int = 10  # finished steps after which the profiler's trace begins
+    profile_start: int = 10  # number of finished steps after which the profiler's trace begins
     profile_steps: int = 0  # steps the trace covers; 0: no trace
     compilation_cache: str | None = "user"  # folder of compiled programs; "user": under ~/.cache; None: no cache
-    tensorboard: bool = True  # the tracker `tensorboard`, beside those below; needs clu and TensorFlow
-    # Where figures go beside metrics.jsonl: "tensorboard", "wandb", "mlflow"; nothing goes anywhere unless named here.
+    tensorboard: bool = True  # adds `tensorboard` to the trackers; needs clu and TensorFlow
+    # Further destinations of the figures in metrics.jsonl: "tensorboard", "wandb", "mlflow".
     trackers: tuple[str, ...] = field(default=(), metadata=ADDED)
 
     def __post_init__(self):
@@ -105,11 +105,11 @@ class TrainConfig:
 
     @property
     def all_trackers(self) -> tuple[str, ...]:
-        """The trackers that are asked for, each once."""
+        """All trackers to use, each once."""
         return tuple(dict.fromkeys((*(("tensorboard",) if self.tensorboard else ()), *self.trackers)))
 
     def for_rows(self, rows: int) -> "TrainConfig":
-        """With `steps` filled in where `epochs` are asked for, of so many rows."""
+        """A copy with `steps` set by `epochs`, where given, over this number of rows."""
         if self.epochs is None:
             return self
         return dataclasses.replace(self, steps=max(1, round(self.epochs * rows / self.batch_size)))
@@ -152,7 +152,7 @@ class OptimizerConfig:
             raise InputError(f"optimizer.warmup_steps={warmup}: must not be above total_steps={self.total_steps}")
 
     def for_run(self, steps: int) -> "OptimizerConfig":
-        """With `total_steps` filled in; a run shorter than its warm-up is warm-up throughout."""
+        """A copy with `total_steps` set; a run shorter than its warm-up consists of warm-up only."""
         if self.total_steps is not None:
             return self
         return dataclasses.replace(self, total_steps=max(steps, self.warmup_steps))

@@ -221,7 +221,7 @@ def _recorded_settings(info: Mapping[str, Any], now: Settings, run: str | Path) 
     settings = dict(current)
     for part in ("model", "train", "optimizer"):
         candidates = [current, {**settings, part: written.get(part)}, {**settings, **written}]
-        fitting = [each for each in candidates if each.get(part) and _fits(part, each, wanted)]
+        fitting = [candidate for candidate in candidates if candidate.get(part) and _fits(part, candidate, wanted)]
         if not fitting:
             raise InputError(
                 f"{run}: its {info['step']} finished steps were made with another {part} configuration, whose fields "

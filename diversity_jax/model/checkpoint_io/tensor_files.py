@@ -148,7 +148,7 @@ class _ArchivedTensor:
     def view(self, start: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> "_ArchivedTensor":
         """Another view of the same array; raises ValueError where it exceeds the array."""
         numbers = (start, *shape, *strides)
-        if not all(isinstance(each, int) and each >= 0 for each in numbers) or len(shape) != len(strides):
+        if not all(isinstance(number, int) and number >= 0 for number in numbers) or len(shape) != len(strides):
             raise ValueError("sizes of a tensor")
         last = start + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         elements: int = math.prod([int(size) for size in shape])
