@@ -1,8 +1,8 @@
-"""Stages of a preparation on Apache Beam: DirectRunner, Dataflow, Flink, Spark, or any other of its runners.
+"""Runs the stages of a preparation on Apache Beam: DirectRunner, Dataflow, Flink, Spark, or any other of its runners.
 
 The functions are those of the local path, so rows, manifest and checksums are the same. Workers exchange files in the
-component's folder, which all of them must reach (`gs://`, or a shared disk); rows are brought together by Beam's own
-shuffle. The job lies there too: with its tokenizer and benchmarks it is larger than what runners take inside a pipeline
+component's folder, which all of them must reach (`gs://`, or a shared disk); rows are grouped by Beam's own shuffle.
+The job is a file there, too: with its tokenizer and benchmarks it is larger than runners allow inside a pipeline
 (Dataflow: 10 MB).
 """
 
@@ -36,7 +36,7 @@ from diversity_jax.prepare.shards import ChunkRows, ShardName, read_plan, save_s
 
 log = logging.getLogger(__name__)
 
-_ShardKey = tuple[str, int, int]  # a shard by plain values, which every runner groups alike
+_ShardKey = tuple[str, int, int]  # fields of a `ShardName`: plain values, which all runners encode as keys
 
 
 class BeamExecutor(Executor):
@@ -56,7 +56,7 @@ class BeamExecutor(Executor):
         self._open = functools.partial(open_pipeline, runner, pipeline_options(runner, options))
 
     def fingerprint(self, corpus: Corpus, folder: str) -> str:
-        """The corpus's own fingerprint, its files hashed by the workers; they write hashes into `folder` meanwhile."""
+        """The corpus's fingerprint; workers hash its files, and write the hashes to a temporary folder in `folder`."""
         import apache_beam as beam
 
         if not isinstance(corpus, RecordCorpus):
@@ -119,7 +119,7 @@ def _hash_unit(config: CorpusConfig, scratch: str, number: int) -> None:
 
 
 def _publish(job: Job) -> str:
-    """Writes the job into its staging directory; returns where."""
+    """Writes the job into its staging directory; returns the path."""
     data = pickle.dumps(job, protocol=5)
     path = str(join_path(job.staging_dir, f"{hashlib.sha256(data).hexdigest()}.job"))
     with writing(path) as file:
@@ -131,7 +131,7 @@ def _publish(job: Job) -> str:
 def _job(path: str) -> Job:
     """The job, read once by each process and shared by its threads.
 
-    Its name, which comes with the pipeline, is the hash of what the launcher wrote: nothing else is unpickled.
+    The file's name, which is part of the pipeline, is the hash of its content, so that no other file is unpickled.
 
     Raises:
       InputError: the file was changed.

@@ -1,9 +1,9 @@
-"""Chunks of a corpus: cut from it in order, each turned into rows by itself, whichever process or machine does it.
+"""Chunks of a corpus: cut from it in order; each becomes rows independently, in any process or machine.
 
-A chunk's full rows are put in the order of their permutation keys. Its last tokens, fewer than a row, are its
-remainder; remainders are joined in the order of the chunks and cut into rows at the end, so that no token is lost at a
-chunk's border. Of conversations the remainder is the examples of the chunk's emptiest rows, which are packed anew with
-those of all other chunks.
+A chunk's full rows are sorted by their permutation keys. Its last tokens, fewer than a row, are its remainder;
+remainders are joined in the order of the chunks and cut into rows at the end, so that no token is lost at a chunk's
+border. For conversations the remainder is the examples of the chunk's emptiest rows, which are packed again with those
+of all other chunks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,12 +34,12 @@ from diversity_jax.prepare.packing import Chunk, Job, fill_rows, pack, split_exa
 from diversity_jax.prepare.rows import row_keys
 
 _CHUNK_DOCUMENTS = 1 << 16  # bounds the memory of a chunk of very short documents
-_WRITTEN_ROWS = 64  # of a chunk, brought into order at once
+_WRITTEN_ROWS = 64  # of a chunk, sorted and written at once
 _REMAINDERS = "tails"  # the chunk of all remainders; its rows' permutation keys depend on this name
 
 
 class DocumentStatus(enum.IntEnum):
-    """What becomes of a document; the values above 0 are the reasons `manifest.LEFT_OUT` in order."""
+    """Whether a document is left out, and why; the values above 0 are the reasons `manifest.LEFT_OUT` in order."""
 
     KEPT = 0
     EXACT_DUPLICATE = 1
@@ -49,14 +49,14 @@ class DocumentStatus(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkSplit:
-    """What a chunk's file holds of one split: rows in key order, their keys, and the remainder.
+    """One split in a chunk's file: rows in key order, their keys, and the remainder.
 
     Attributes:
       tokens: with end-of-text and the remainder; rows: full ones.
       row_offset, key_offset, remainder_offset: in the file, in bytes.
-      documents_across_rows: documents that lie in more than one row.
+      documents_across_rows: documents with tokens in more than one row.
       too_long: conversations left out because they do not fit into a row; target_tokens: of answers.
-      special_text: documents in which the text of a special token stands.
+      special_text: documents that contain the text of a special token.
     """
 
     documents: int
@@ -79,11 +79,11 @@ class ChunkRecord:
 
     Attributes:
       documents: of the corpus, including those left out; left_out: by reason.
-      shortest, longest: lengths in tokens of the documents kept, without what is added; lengths: how many of them have
-        2^(i-1) to 2^i - 1 tokens, by i.
+      shortest, longest: lengths in tokens of the documents kept, without begin- and end-of-text; lengths: how many of
+        them have 2^(i-1) to 2^i - 1 tokens, by i.
       overlaps: with benchmark items, of documents left out for them.
-      encoder: library and version that encoded it; is_compared: all of it was encoded by the reference too;
-        difference: where the fast encoder gave other ids.
+      encoder: library and version that encoded it; is_compared: the reference encoded all of it, too; difference: where
+        the fast encoder gave other ids.
       sha256: of the chunk's file.
     """
 
@@ -109,9 +109,40 @@ class ChunkRecord:
         return cls(**value)
 
 
+def first_difference(records: Sequence[ChunkRecord]) -> str | None:
+    """The first chunk in which encoders differ; None: none."""
+    return min((record.name for record in records if record.difference), default=None)
+
+
+def unsure_chunks(records: Sequence[ChunkRecord], reference: str) -> list[str]:
+    """Chunks that the reference must encode again: if encoders differ, all that it has not encoded entirely.
+
+    Args:
+      records: of all chunks, in order; reference: the reference's name.
+    """
+    if first_difference(records) is None:
+        return []
+    return [record.name for record in records if not record.is_compared and record.encoder not in ("", reference)]
+
+
+def encoder_runs(records: Sequence[ChunkRecord]) -> list[dict[str, Any]]:
+    """The manifest's `encoders`: for each run of chunks of one encoder the first, the last, their number, how many were
+    compared entirely, and where encoders differ."""
+    runs: list[dict[str, Any]] = []
+    for encoder, group in itertools.groupby(records, key=lambda record: record.encoder):
+        chunks = list(group)
+        difference = next((record.difference for record in chunks if record.difference), None)
+        compared = sum(record.is_compared for record in chunks)
+        runs.append(
+            {"encoder": encoder, "first": chunks[0].name, "last": chunks[-1].name, "chunks": len(chunks)}
+            | ({"compared": compared} if compared else {})
+            | ({"difference": difference} if difference else {})
+        )
+    return runs
+
+
 class Done(NamedTuple):
-    """What was done with a chunk: its documents, characters and tokens, and its name where encoders were found to
-    differ."""
+    """Counts of a finished chunk, for progress; `differs`: its name, if encoders differ in it."""
 
     documents: int
     characters: int
@@ -120,7 +151,7 @@ class Done(NamedTuple):
 
 
 def chunked(documents: Iterable[Document], unit: int, settings: Preparation, choice: EncoderChoice) -> Iterator[Chunk]:
-    """A unit's documents in chunks, which depend on the documents alone."""
+    """Cuts a unit's documents into chunks, which depend on the documents and settings alone."""
     stream, is_text = iter(documents), settings.chat is None
     for number in itertools.count():
         ids, texts, characters = list[str](), list[str](), 0
@@ -137,7 +168,7 @@ def chunked(documents: Iterable[Document], unit: int, settings: Preparation, cho
 
 
 def screen(job: Job, chunk: Chunk) -> tuple[np.ndarray, tuple[Overlap, ...]]:
-    """`DocumentStatus` of each document by itself, uint8 [documents], and the overlaps with benchmarks behind it."""
+    """`DocumentStatus` of each document, uint8 [documents], by its overlaps with benchmarks, and these overlaps."""
     statuses = np.full(len(chunk.texts), DocumentStatus.KEPT, np.uint8)
     overlaps: list[Overlap] = []
     if job.benchmarks is not None:
@@ -192,7 +223,7 @@ def is_held_out(text: str, settings: Preparation) -> bool:
 
 
 def write_remainders(job: Job, records: Sequence[ChunkRecord]) -> tuple[ChunkRecord, int]:
-    """Rows out of all remainders as one more chunk, and how many documents end among the tokens that are dropped."""
+    """Writes rows of all remainders as one more chunk; also returns how many documents end in the dropped tokens."""
     encoded, truncated = {}, 0
     for split in SPLITS:
         remainders = [
@@ -215,7 +246,7 @@ def write_remainders(job: Job, records: Sequence[ChunkRecord]) -> tuple[ChunkRec
 
 
 def read_array(job: Job, chunk: str, offset: int, count: int, dtype: str) -> np.ndarray:
-    """`count` numbers from a byte offset in a chunk's file on."""
+    """Reads `count` numbers at a byte offset of a chunk's file."""
     if not count:
         return np.empty(0, dtype)
     with open_file(join_path(job.staging_dir, f"{chunk}.rows")) as file:
@@ -224,7 +255,7 @@ def read_array(job: Job, chunk: str, offset: int, count: int, dtype: str) -> np.
 
 
 def _write_chunk(job: Job, name: str, encoded: Mapping[str, EncodedSplit]) -> tuple[dict[str, ChunkSplit], str]:
-    """Writes a chunk's file; returns what it holds of each split, and its SHA-256."""
+    """Writes a chunk's file; returns its splits and its SHA-256."""
     digest, size, splits = hashlib.sha256(), 0, {}
     with writing(join_path(job.staging_dir, f"{name}.rows")) as file:
         for split, (rows, remainder, lengths, counts) in encoded.items():

@@ -19,12 +19,12 @@ class Filtering:
     Attributes:
       exact_duplicates: leave out a document whose text is, character for character, that of an earlier one.
       near_duplicates: leave out a document whose estimated Jaccard similarity with an earlier one that is kept is at
-        least this, such as 0.8; None for none. Exact copies are then left out too.
-      shingle_words: similarity is that of the sets of so many words in a row, without case and punctuation.
+        least this, such as 0.8; None: compare exact copies only. Exact copies are then left out too.
+      shingle_words: words in a shingle; similarity is that of the sets of shingles, without case and punctuation.
       permutations: of the MinHash; the standard error of a similarity s is sqrt(s * (1 - s) / permutations).
       decontaminate: evaluation files (JSONL, also .gz, .zst) or patterns of such; a document that shares `ngram_words`
         words in a row with one of their items is left out.
-      ngram_words: length of such a run.
+      ngram_words: words in an n-gram.
     """
 
     exact_duplicates: bool = False
@@ -51,7 +51,7 @@ class Filtering:
         return self.exact_duplicates or self.near_duplicates is not None
 
 
-Hygiene = Filtering  # its name in configuration files that are older
+Hygiene = Filtering  # its name in older configuration files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Chat:
 
     Attributes:
       template: a Jinja chat template: a `.jinja` file, a `tokenizer_config.json`, a folder with either, or `tokenizer`
-        for the one beside the vocabulary; None: the project's own (`chat_template.OWN_TEMPLATE`).
+        for the one in the vocabulary's folder; None: the project's own (`chat_template.OWN_TEMPLATE`).
       system_prompt: put first in every conversation that has no system message, in training and afterwards.
     """
 
@@ -84,16 +84,16 @@ class Preparation:
       sequence_length: tokens a row predicts; a row holds one more.
       seed: of the row permutation and of the choice of held-out documents.
       validation_share: share of documents held out, in [0, 1), chosen by a hash of their text: copies stay together.
-      chat: documents are conversations, made of records by `corpus.conversations`: whole ones are packed into rows, and
-        only answers are targets of the loss. None: text.
-      special_text: what a special token's text, such as `</s>`, is in a document or a message: `plain`, letters like
-        all others; `special`, the token; `refuse`, an error. Documents with such text are counted. A template's own
-        marks are always tokens. None: `plain`; a component of before there was this setting stays as it is.
+      chat: documents are conversations, made of records by `corpus.conversations`: they are packed into rows without
+        being cut, and only answers are targets of the loss. None: text.
+      special_text: how a special token's text, such as `</s>`, in a document or a message is read: `plain`, as letters;
+        `special`, as the token; `refuse`: it is an error. Documents with such text are counted. The special tokens that
+        a template writes are always tokens. None: `plain`; a component older than this setting stays as it is.
       document_start: which token begins a document: `none`, `end_of_text` (of the document before), `bos` (the
         tokenizer's own, written into the rows); `auto`: `bos` where the tokenizer's makers put it before every text,
         else `end_of_text`.
       piece_characters: text is tokenised in chunks of about so many characters, each by one process.
-      shard_bytes: size of a shard of rows, about; what one process holds while rows are permuted.
+      shard_bytes: approximate size of a shard of rows, which one process holds in memory while rows are permuted.
     """
 
     name: str
@@ -127,9 +127,9 @@ class PrepareConfig:
     Attributes:
       output_dir: where the component goes; `gs://` and other fsspec URLs with a runner.
       corpus: where the text comes from.
-      preparation: how rows are made of it.
+      preparation: how it becomes rows.
       vocabulary: `bytes`, a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
-      end_of_text: piece that ends a document, where the tokenizer has no usual one.
+      end_of_text: token that ends a document, if the tokenizer has none of the usual names.
       processes: on this machine; None for one a core.
       runner: of Apache Beam (DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...); None for this machine's
         processes.

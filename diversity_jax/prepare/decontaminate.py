@@ -1,8 +1,8 @@
-"""Documents that share a run of words with a benchmark item, found so that they can be left out of training text.
+"""Finds documents that share an n-gram of words with a benchmark item, to leave them out of training text.
 
-The usual test (Brown et al. 2020, appendix C): a document is contaminated when it has 13 words in a row in common with
-an evaluation item. Words are those of `core.words`. Matches are verified word by word: a hash alone never removes a
-document.
+The usual test (Brown et al. 2020, appendix C): a document is contaminated if it has 13 words in a row in common with
+an evaluation item. Words are those of `core.words`. Matches are verified word by word: a document is never removed by a
+hash collision.
 """
 
 from collections import Counter
@@ -19,17 +19,17 @@ from diversity_jax.core.files import file_hash, list_files
 from diversity_jax.core.json_text import parse_json
 from diversity_jax.core.words import words
 
-_SHORT_FIELD_WORDS = 8  # longer fields are no answers to fill a blank with
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no position is multiplied away
+_SHORT_FIELD_WORDS = 8  # longer fields are not answers that fill a blank
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio; odd, so that multiplying loses nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What a document has in common with one benchmark item.
+    """The n-grams that a document shares with one benchmark item.
 
     Attributes:
       document: its id; file: of the benchmark; item: its line, counted from 1.
-      ngram: the first words in common; ngrams: how many runs of that many words the document shares with the item.
+      ngram: the words of the first; ngrams: how many there are.
     """
 
     document: str
@@ -40,18 +40,19 @@ class Overlap:
 
 
 class Benchmarks:
-    """Every run of `ngram_words` words of the text fields of evaluation files.
+    """An index of all n-grams of the text fields of evaluation files.
 
-    All strings of an item are its text, those in nested lists and records too. A run may lie in one of them, across the
-    border of two in sequence (a question and its answer), or in one whose blank `_` another fills. An item without so
-    many words in a row cannot be found; `short_items` counts these by file.
+    All strings of an item are its text, also those in nested lists and records. An n-gram may be in one of them, across
+    the border of two in sequence (a question and its answer), or in one whose blank `_` is filled by another. Items of
+    fewer words than an n-gram cannot be detected; `short_items` counts these by file.
 
     Args:
       patterns: JSONL files (also .gz, .zst), or patterns of such.
+      ngram_words: n.
 
     Raises:
       InputError: a pattern matches nothing, a file cannot be read or decompressed, a line is no JSON object, or a file
-        holds no run of so many words at all.
+        has no n-gram at all.
     """
 
     def __init__(self, patterns: Sequence[str], ngram_words: int = 13):
@@ -88,18 +89,18 @@ class Benchmarks:
         self._hashes, self._owners, self._words = hashes[new], pairs[new], all_runs[order[new]]
 
     def _runs(self, texts: Sequence[str]) -> np.ndarray:
-        """Word numbers of every run of an item, uint32 [runs, ngram_words]; some may occur twice."""
+        """Word numbers of every n-gram of an item, uint32 [ngrams, ngram_words]; some may occur twice."""
         variants = (ids for ids in _variants(texts, self._number, self.ngram_words) if len(ids) >= self.ngram_words)
         runs = [np.lib.stride_tricks.sliding_window_view(ids, self.ngram_words) for ids in variants]
         return np.concatenate([np.empty((0, self.ngram_words), np.uint32), *runs])
 
     def _number(self, text: str) -> np.ndarray:
-        """Numbers of a text's words, new ones for new words."""
+        """Numbers of a text's words; new words get new numbers."""
         numbers = self._vocabulary
         return np.array([numbers.setdefault(word, len(numbers) + 1) for word in words(text)], np.uint32)
 
     def overlaps(self, document: str, text: str) -> list[Overlap]:
-        """Benchmark items that a text shares a run of words with, in the order of files and items."""
+        """Benchmark items that a text shares an n-gram with, in the order of files and items."""
         text_words = words(text)
         numbers = (self._vocabulary.get(word, 0) for word in text_words)  # 0 stands for a word of no benchmark
         ids = np.fromiter(numbers, np.uint64, len(text_words))
@@ -127,7 +128,7 @@ class Benchmarks:
 
 
 def _shortest_names(paths: Sequence[str]) -> list[str]:
-    """File names, with as much of their folders as tells them apart."""
+    """File names, with as many of their folders as make them unique."""
     parts = [path.split("/") for path in paths]
     for depth in range(1, 1 + max(map(len, parts), default=0)):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -159,7 +160,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _variants(texts: Sequence[str], number: Callable[[str], np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """Word numbers of an item as it may occur in a text: each field, two fields in sequence, blanks filled."""
+    """Word numbers of the forms in which an item may occur in a text: fields, two in sequence, blanks filled."""
     fields = [number(text) for text in texts]
     yield from fields
     for before, after in itertools.permutations([field for field in fields if len(field)], 2):

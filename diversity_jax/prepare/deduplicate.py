@@ -1,8 +1,8 @@
-"""Copies among documents: exact ones by digest, near ones by MinHash signatures and locality-sensitive hashing.
+"""Finds copies among documents: exact ones by digest, near ones by MinHash signatures and locality-sensitive hashing.
 
 Documents are compared in the order of the corpus, and the first of several copies is kept: a document is left out if,
 and only if, an earlier document that is kept has the same text or a signature at least `near_duplicates` similar.
-Candidates come from `datasketch.MinHashLSH`; each is verified by the similarity of the whole signatures.
+Candidates come from `datasketch.MinHashLSH`; each is verified by the similarity of the complete signatures.
 
 Memory: 24 bytes a document while one band at a time is searched for shared buckets, then about 4 KB for every document
 that shares one.
@@ -29,7 +29,7 @@ from diversity_jax.prepare.packing import Chunk, Job
 _CACHED_WORDS = 200_000
 _SCHEME = "affine32"  # of datasketch's permutations; named, so that a new default cannot change signatures on disk
 SIGNATURE_VERSION = f"minhash-{_SCHEME}-2 icu4py-{version('icu4py')}"
-"""Identifies how texts become words and signatures: a store must not compare signatures of another version."""
+"""Identifies how words and signatures are computed: signatures of different versions must not be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,12 @@ class Copy:
 
 
 class MinHasher:
-    """MinHash signatures of texts and their LSH bands, the same in every process.
+    """Computes MinHash signatures of texts and their LSH bands, the same in every process.
 
     Args:
-      threshold: similarity from which two texts are near copies; decides the bands.
+      threshold: similarity from which two texts are near copies; determines the bands.
       permutations: numbers in a signature.
-      shingle_words: texts are compared as sets of so many words in a row.
+      shingle_words: texts are compared as sets of shingles of so many words.
     """
 
     def __init__(self, threshold: float, *, permutations: int = 128, shingle_words: int = 5):
@@ -60,16 +60,16 @@ class MinHasher:
         try:
             lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
             self.bands, self._band_rows = lsh.b, lsh.r
-        except ValueError:  # its optimum is one band, and it refuses to make one
+        except ValueError:  # the optimum is one band, which datasketch refuses
             self.bands, self._band_rows = 2, permutations // 2
 
     def signature(self, text: str) -> np.ndarray:
-        """uint32 [permutations] of the text's shingles; of all its words, where they are fewer than one shingle; of the
-        text as it stands, where it has no word.
+        """The signature, uint32 [permutations], of the text's shingles; of all its words if they are fewer than one
+        shingle; of the stripped text if it has no word.
         """
         hashes = self._hashed_words(words(text) or [text.strip()])
         shingles = windows(hashes, min(self._shingle_words, max(1, len(hashes))))
-        minhash = copy.copy(self._empty)  # its own copy() checks all permutations anew
+        minhash = copy.copy(self._empty)  # its own copy() checks all permutations again
         minhash.update_batch(np.unique(shingles >> np.uint64(32)).tolist())
         return minhash.hashvalues.astype(np.uint32)
 
@@ -94,7 +94,7 @@ class MinHasher:
 
 
 class NearDuplicateIndex:
-    """Signatures of the documents kept, searched for near copies of a new one."""
+    """An index of the signatures of documents that are kept, to find near copies among them."""
 
     def __init__(self, hasher: MinHasher):
         from datasketch import MinHashLSH
@@ -106,7 +106,7 @@ class NearDuplicateIndex:
         return len(self._signatures)
 
     def add(self, document: int, signature: np.ndarray) -> None:
-        """Takes a document in; its number must be new."""
+        """Adds a document; its number must be new."""
         self._lsh.insert(document, self._hasher.as_minhash(signature))
         self._signatures[document] = signature
 
@@ -129,7 +129,7 @@ def _hasher(filtering: Filtering) -> MinHasher:
 
 
 def sign_chunk(job: Job, chunk: Chunk) -> Done:
-    """Writes what is needed to compare a chunk's documents with all others: digests, signatures, ids and statuses."""
+    """Writes digests, signatures, ids and statuses of a chunk's documents, to compare them with all others."""
     statuses, overlaps = screen(job, chunk)
     arrays: dict[str, Any] = {
         "statuses": statuses,
@@ -178,7 +178,7 @@ def find_copies(job: Job, chunks: Sequence[str]) -> tuple[Mapping[str, np.ndarra
 
 
 class _SignedChunks:
-    """The signature files of all chunks read as one; documents are numbered through.
+    """Reads the signature files of all chunks; documents are numbered over all chunks.
 
     Attributes:
       starts: number of each chunk's first document, and the number of documents last, int64 [chunks + 1].
@@ -193,7 +193,7 @@ class _SignedChunks:
             return np.load(file)[array]
 
     def concatenated(self, array: str, dtype: Any, row: int | None = None) -> np.ndarray:
-        """An array of all documents; of one with a row for each band, the row."""
+        """An array of all documents; `row`: of `bands`, the row of one band."""
         parts = (self._load(number, array) for number in range(len(self._chunks)))
         return np.concatenate([np.empty(0, dtype), *(part if row is None else part[row] for part in parts)])
 
@@ -220,7 +220,7 @@ class _SignedChunks:
 
 
 def _exact_copies(signed: _SignedChunks, statuses: np.ndarray) -> list[tuple[int, int]]:
-    """(copy, first) of every text that occurred before; sets the copies' statuses."""
+    """(copy, first document of the same text) of every exact copy; sets the copies' statuses."""
     candidates = np.flatnonzero(statuses == DocumentStatus.KEPT)
     pairs = signed.concatenated("digests", "V16")[candidates].view("<u8").reshape(-1, 2)
     order = np.lexsort((candidates, pairs[:, 1], pairs[:, 0]))
@@ -244,7 +244,7 @@ def _near_copies(signed: _SignedChunks, statuses: np.ndarray, hasher: MinHasher)
 
 
 def _suspects(signed: _SignedChunks, statuses: np.ndarray, bands: int) -> np.ndarray:
-    """Documents still kept that share a bucket with another, ascending: the others have no near copy that LSH finds."""
+    """Documents still kept that share a bucket with another, ascending: LSH finds near copies only among these."""
     candidates, suspected = statuses == DocumentStatus.KEPT, np.zeros(len(statuses), bool)
     for band in range(bands):
         hashes = signed.concatenated("bands", np.uint64, band)

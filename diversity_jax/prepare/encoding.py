@@ -1,15 +1,14 @@
-"""Texts of a chunk as rows of ids: text end to end, or conversations packed.
+"""Encodes the texts of a chunk and cuts rows from them: text end to end, or conversations packed.
 
-The fast encoder makes all chunks of some length. Of each, excerpts are encoded by the reference too, of the corpus's
-first chunk its first documents, and of one chunk in `_COMPARED_EVERY` all of it. From the first chunk on in which they
-differ, the reference makes all, and it makes those again that were made before and not compared as a whole. It follows
-from the corpus alone which chunks these are, in whatever order they are made.
+The fast encoder encodes all chunks that are not short. The reference also encodes excerpts of each, the first documents
+of the corpus's first chunk, and one chunk in `_COMPARED_EVERY` entirely. From the first chunk in which the two differ,
+the reference encodes everything, and again all earlier chunks that were not compared entirely. Which chunks these are
+depends on the corpus alone, not on the order in which chunks are encoded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import itertools
 import json
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,18 +18,21 @@ from diversity_jax.prepare.packing import Chunk, ExampleEncoder, Job, fill_rows,
 from diversity_jax.prepare.rows import TARGET
 from diversity_jax.tokenizers.encoders import EncodersDiffer
 
-_BATCH_DOCUMENTS = 1024  # tokenised at once: many enough to use a tokenizer's threads,
+_BATCH_DOCUMENTS = 1024  # tokenised at once: enough for a tokenizer's threads,
 _BATCH_CHARACTERS = 1 << 20  # few enough to hold their ids in memory
-_FULL_ENOUGH = 0.98  # of a row of conversations: emptier ones are packed anew with those of other chunks,
+_FULL_ENOUGH = 0.98  # share of a row of conversations: emptier rows are packed again with those of other chunks,
 _LOOSE_ROWS = 16  # at most so many of each chunk
 _FIRST_CHARACTERS = 1 << 16  # of a corpus, about: encoded by both before the fast encoder is used
+_COMPARED_EVERY = 32  # one chunk in so many is encoded by both as a whole
+_UNIT_CHUNKS = 8  # chunks of a unit of many small files, about
+_LEAST_CHARACTERS = 1_000_000  # the reference encodes fewer in about the time that loading the fast encoder takes
 
 
 class EncodedSplit(NamedTuple):
-    """Documents of a split as rows [rows, row_tokens], and the tokens that are left.
+    """Documents of a split as rows [rows, row_tokens], and the remaining tokens.
 
     Attributes:
-      lengths: of the documents in tokens, without what is added to text; int64 [documents].
+      lengths: of the documents in tokens, without begin- and end-of-text; int64 [documents].
       counts: other fields of `ChunkSplit`.
     """
 
@@ -45,7 +47,7 @@ class Encoding(NamedTuple):
 
     Attributes:
       encoder: library and version.
-      difference: where the fast encoder gave other ids, so that the reference encoded the chunk; None: nowhere.
+      difference: where the fast encoder gave other ids, so that the reference encoded the chunk; None: they agree.
     """
 
     splits: dict[str, EncodedSplit]
@@ -54,10 +56,10 @@ class Encoding(NamedTuple):
 
 
 def encode_splits(job: Job, chunk: Chunk, texts: Mapping[str, Sequence[str]], *, is_first: bool) -> Encoding:
-    """Encodes a chunk by the encoder chosen for it, and by the reference where that is found to differ.
+    """Encodes a chunk by the encoder chosen for it, or by the reference if that gives other ids.
 
     Args:
-      texts: of the chunk, by split; is_first: it begins the corpus.
+      texts: of the chunk, by split; is_first: it is the corpus's first chunk.
     """
     encode = _encode_texts if job.chat is None else _encode_conversations
     encoders = job.tokenizer.encoders
@@ -77,7 +79,7 @@ def encode_splits(job: Job, chunk: Chunk, texts: Mapping[str, Sequence[str]], *,
 
 
 def _first(texts: Sequence[str], *, can_cut: bool) -> list[str]:
-    """The first texts, the last of them cut where that can be."""
+    """The first texts, about `_FIRST_CHARACTERS`; `can_cut`: the last of them is cut to that."""
     first, left = list[str](), _FIRST_CHARACTERS
     for text in texts:
         first.append(text[:left] if can_cut else text)
@@ -118,7 +120,7 @@ def _encode_texts(job: Job, texts: Sequence[str], encoder: str) -> EncodedSplit:
 
 
 def _count_special(job: Job, texts: Sequence[str]) -> int:
-    """How many of the texts hold a special token's text.
+    """How many of the texts contain a special token's text.
 
     Raises:
       InputError: one does, and the settings refuse that.
@@ -136,7 +138,7 @@ def _count_special(job: Job, texts: Sequence[str]) -> int:
 
 
 def full_rows(job: Job, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Full rows, [rows, row_tokens], and what is left."""
+    """Full rows, [rows, row_tokens], and the remaining tokens."""
     end = len(tokens) // job.row_tokens * job.row_tokens
     return tokens[:end].reshape(-1, job.row_tokens), tokens[end:]
 
@@ -186,44 +188,19 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-_COMPARED_EVERY = 32  # chunks
-_UNIT_CHUNKS = 8  # of a unit of many small files, about
-_LEAST_CHARACTERS = 1_000_000  # the reference encodes fewer in about the time that loading the fast encoder takes
-
-
 def chunk_name(unit: int, number: int) -> str:
-    """The name of a unit's chunk; names are in the order of the corpus."""
+    """The name of a unit's chunk; names sort in the order of the corpus."""
     return f"{unit:06d}-{number:06d}"
 
 
 FIRST_CHUNK = chunk_name(0, 0)
 
 
-class Encoded(Protocol):
-    """What is needed of a `chunks.ChunkRecord`."""
-
-    @property
-    def name(self) -> str:
-        """The chunk's."""
-
-    @property
-    def encoder(self) -> str:
-        """Library and version that encoded it."""
-
-    @property
-    def is_compared(self) -> bool:
-        """Whether the reference encoded all of it too."""
-
-    @property
-    def difference(self) -> str | None:
-        """Where the fast encoder gave other ids."""
-
-
 class EncoderChoice:
     """Chooses the encoder of each chunk.
 
     Attributes:
-      reference_from: the first chunk, by name, that the reference makes together with all after it; None: none yet.
+      reference_from: the reference encodes the chunk of this name and all after it; None: no difference is known.
     """
 
     def __init__(self, settings: Preparation, reference_from: str | None):
@@ -239,37 +216,5 @@ class EncoderChoice:
         return "checked" if position % _COMPARED_EVERY == _COMPARED_EVERY - 1 else "fast"
 
     def stop(self, chunk: str) -> None:
-        """The encoders differ in a chunk; those that are not yet begun come after it."""
+        """Records that the encoders differ in a chunk."""
         self.reference_from = chunk if self.reference_from is None else min(chunk, self.reference_from)
-
-
-def first_difference(records: Sequence[Encoded]) -> str | None:
-    """The first chunk in which encoders differ; None: none."""
-    return min((record.name for record in records if record.difference), default=None)
-
-
-def unsure_chunks(records: Sequence[Encoded], reference: str) -> list[str]:
-    """Chunks to make again by the reference: where encoders differ, all that it has not yet encoded as a whole.
-
-    Args:
-      records: of all chunks, in order; reference: the reference's name.
-    """
-    if first_difference(records) is None:
-        return []
-    return [record.name for record in records if not record.is_compared and record.encoder not in ("", reference)]
-
-
-def encoder_runs(records: Sequence[Encoded]) -> list[dict[str, Any]]:
-    """What the manifest says: for each run of chunks of one encoder the first and the last, how many there are, and how
-    many of them were compared as a whole; and where encoders were found to differ."""
-    runs: list[dict[str, Any]] = []
-    for encoder, group in itertools.groupby(records, key=lambda record: record.encoder):
-        chunks = list(group)
-        difference = next((record.difference for record in chunks if record.difference), None)
-        compared = sum(record.is_compared for record in chunks)
-        runs.append(
-            {"encoder": encoder, "first": chunks[0].name, "last": chunks[-1].name, "chunks": len(chunks)}
-            | ({"compared": compared} if compared else {})
-            | ({"difference": difference} if difference else {})
-        )
-    return runs

@@ -1,9 +1,8 @@
-"""Stages of a preparation, their records in the staging directory, and their execution by this machine's processes;
-`beam` executes them on Apache Beam.
+"""Stages of a preparation, their records in the staging directory, and their execution by this machine's processes.
 
 The staging directory is `.preparing` inside the component's folder until the manifest is written. A file in it is
-finished when its record (JSON, written after it) has its checksum; on a restart each is verified, and one that is
-damaged is made again.
+finished when its record (JSON, written after it) has its checksum; on a restart each is verified, and a damaged one is
+made again. `beam` executes the same stages on Apache Beam.
 """
 
 import abc
@@ -23,21 +22,21 @@ from diversity_jax.core.files import is_remote, join_path, list_files, remove_tr
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import Corpus, Document
 from diversity_jax.corpus.corpus import RecordCorpus, Tally, Unit
-from diversity_jax.prepare.chunks import ChunkRecord, Done, chunked, encode_chunk
+from diversity_jax.prepare.chunks import ChunkRecord, Done, chunked, encode_chunk, first_difference
 from diversity_jax.prepare.deduplicate import SIGNATURE_VERSION, sign_chunk
-from diversity_jax.prepare.encoding import EncoderChoice, first_difference
+from diversity_jax.prepare.encoding import EncoderChoice
 from diversity_jax.prepare.manifest import SPLITS
 from diversity_jax.prepare.packing import Chunk, Job
 from diversity_jax.prepare.shards import ShardName, gather_shard
 from diversity_jax.prepare.workers import Task, Workers, usable_cores
 
 TOKENIZER_FOLDER = "tokenizer"
-"""Of a component, where its tokenizer's files lie."""
+"""Folder of a component's tokenizer files."""
 _UNIT_RECORD = ".unit.json"
 _REQUEST = "request.json"
 _FORMAT = {"staging_format": 2, "signatures": SIGNATURE_VERSION}  # unfinished work of another format is made again
-_FEW_BYTES = 48 << 20  # of plain text: fast encoders take less time for it than other processes take to start
-_LOCK_WAIT_SECONDS = 3.0  # the workers of a killed process take a moment to notice
+_FEW_BYTES = 48 << 20  # of plain text: encoding less takes less time than starting worker processes
+_LOCK_WAIT_SECONDS = 3.0  # the workers of a killed process need a moment to end
 
 Statuses = Mapping[str, np.ndarray]
 """`DocumentStatus` of each document, uint8 [documents] by chunk."""
@@ -47,10 +46,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineStage:
-    """One reading of the corpus: what is done with each chunk, and which file that leaves beside its record.
+    """One reading of the corpus, which writes a file and a record for each chunk.
 
     Attributes:
-      title: shown while it runs; ending: of the file; its record has `.json` more.
+      title: shown while it runs; ending: of the file's name; that of its record also ends in `.json`.
       work: writes both.
     """
 
@@ -68,14 +67,14 @@ ENCODING = PipelineStage(title="tokenising", ending=".rows", work=encode_chunk)
 
 
 class Staging(ArtifactStore):
-    """The staging directory of one component: opened for a request, discarded or removed as a whole."""
+    """The staging directory of one component."""
 
     def __init__(self, component_folder: str | Path):
         super().__init__(join_path(component_folder, ".preparing"))
         self._component_folder = component_folder
 
     def locked(self) -> contextlib.AbstractContextManager[int | None]:
-        """Keeps other processes out; yields the lock's file descriptor, to be handed to worker processes.
+        """Locks out other processes; yields the lock's file descriptor, which worker processes inherit.
 
         Raises:
           FolderLocked: another process prepares this component.
@@ -86,7 +85,7 @@ class Staging(ArtifactStore):
         return exclusive_lock(self.path("lock"), message, wait_seconds=_LOCK_WAIT_SECONDS)
 
     def open(self, request: Mapping[str, Any]) -> None:
-        """Resumes the unfinished work there if it was begun with the same request, else starts afresh and says so."""
+        """Resumes unfinished work of the same request; work of another one is discarded, with a warning."""
         request = {**request, **_FORMAT}
         before = self.record(_REQUEST) or {}
         changed = self.changed_settings(_REQUEST, request)
@@ -119,12 +118,12 @@ class Staging(ArtifactStore):
 
 
 def short(value: Any) -> str:
-    """A setting for a message: hashes are cut."""
+    """A setting for a message, hashes cut to 12 characters."""
     return value[:12] if isinstance(value, str) else str(value)
 
 
 def units_of(corpus: Corpus) -> Sequence[Unit | None]:
-    """What can be read in parallel; a single unit, None, of a corpus that has no parts."""
+    """The units that can be read in parallel; for a corpus that has no units, one None, which is all of it."""
     return corpus.units() if isinstance(corpus, RecordCorpus) else [None]
 
 
@@ -136,14 +135,14 @@ def unfinished_chunks(
     done: Container[str],
     choice: EncoderChoice | None = None,
 ) -> Iterator[Chunk]:
-    """Chunks of a unit that are not done; leaves the record of the unit when it was read to its end."""
+    """Chunks of a unit that are not done; writes the record of the unit when it is read to its end."""
     tally, count = Tally(), 0
     choice = choice or EncoderChoice(job.settings, job.reference_from)
     for chunk in chunked(_read_unit(corpus, units[number], tally), number, job.settings, choice):
         count += 1
         if chunk.name not in done:
             yield chunk
-        del chunk  # before the next one is read
+        del chunk  # frees its text before the next one is read
     write_json(job.staging.path(f"{number:06d}{_UNIT_RECORD}"), {"chunks": count, "tally": vars(tally)})
 
 
@@ -160,7 +159,7 @@ def _read_unit(corpus: Corpus, unit: Unit | None, tally: Tally) -> Iterator[Docu
 
 
 def read_units(staging: ArtifactStore) -> dict[int, tuple[list[str], Tally]]:
-    """Chunks' names and tally of every unit that was read to its end, in order."""
+    """Names of chunks, and tally, of every unit that was read to its end, in order."""
     units = {}
     for name in staging.names(_UNIT_RECORD):
         record = staging.record(f"{name}{_UNIT_RECORD}")
@@ -171,7 +170,11 @@ def read_units(staging: ArtifactStore) -> dict[int, tuple[list[str], Tally]]:
 
 
 def unfinished_units(units: int, job: Job, stage: PipelineStage) -> tuple[list[int], set[str]]:
-    """Which of so many units have a chunk that is not done, or are not yet read; and the chunks that are done."""
+    """Numbers of the units that are not read or have a chunk that is not done; and names of the chunks that are done.
+
+    Args:
+      units: how many there are.
+    """
     done = job.staging.verified(job.staging.names(stage.record), stage.record, {stage.ending: "sha256"})
     read = read_units(job.staging)
     return [i for i in range(units) if i not in read or not done.issuperset(read[i][0])], done
@@ -182,7 +185,7 @@ def chunk_records(job: Job, names: Sequence[str]) -> list[ChunkRecord]:
 
 
 def known_difference(job: Job, stage: PipelineStage) -> str | None:
-    """The first chunk that the reference is to encode with all after it, as far as is known before a stage; or None."""
+    """`EncoderChoice.reference_from` at the beginning of a stage."""
     if stage is not ENCODING or job.reference_from is not None:
         return job.reference_from
     return first_difference(chunk_records(job, job.staging.names(ENCODING.record)))
@@ -196,22 +199,22 @@ def unfinished_shards(job: Job, shards: Sequence[ShardName]) -> list[ShardName]:
 
 
 class Executor(abc.ABC):
-    """Carries out the stages; each method returns when all of its output is on disk."""
+    """Runs the stages; each method returns when all of its output is on disk."""
 
     def fingerprint(self, corpus: Corpus, folder: str) -> str:
-        """The corpus's fingerprint, wherever its files are hashed; `folder` is where the component goes."""
+        """The corpus's fingerprint; `folder` is where the component goes."""
         return corpus.fingerprint()
 
     @abc.abstractmethod
     def run_stage(self, corpus: Corpus, job: Job, stage: PipelineStage, statuses: Statuses | None) -> None:
-        """Does a stage's work with every chunk that is not finished yet, and leaves a record of every unit read."""
+        """Does a stage's work with every chunk that is not finished yet, and writes a record of every unit read."""
 
     @abc.abstractmethod
     def write_shards(self, job: Job, plan_hash: str, shards: Sequence[ShardName]) -> None:
         """Writes the shards that are not finished yet."""
 
     def close(self) -> None:  # noqa: B027 - most executors hold nothing
-        """Releases what is held between stages."""
+        """Releases processes and other resources."""
 
 
 class LocalExecutor(Executor):
@@ -219,8 +222,8 @@ class LocalExecutor(Executor):
 
     Args:
       processes: None for one a core, and this process alone for little text.
-      show: progress, on standard error.
-      lock: descriptor of the staging directory's lock, held by the workers too.
+      show: show progress on standard error.
+      lock: descriptor of the staging directory's lock, which the workers also hold.
     """
 
     def __init__(self, *, processes: int | None = None, show: bool = True, lock: int | None = None):
@@ -229,7 +232,7 @@ class LocalExecutor(Executor):
         self._workers: Workers | None = None
 
     def close(self) -> None:
-        """Ends the worker processes, whatever they are doing."""
+        """Kills the worker processes."""
         if self._workers is not None:
             self._workers.stop()
 
@@ -251,7 +254,7 @@ class LocalExecutor(Executor):
         def task(chunk: Chunk) -> Task:
             return stage.work, (chunk,) if statuses is None else (chunk, statuses[chunk.name])
 
-        tasks = map(task, itertools.chain.from_iterable(by_unit))  # which hold no chunk that was handed on
+        tasks = map(task, itertools.chain.from_iterable(by_unit))  # lazily, so that no chunk is held longer than needed
         sizes = [unit.expected_bytes if unit is not None else None for unit in (units[number] for number in numbers)]
         known = [size for size in sizes if size is not None]
         is_plain = stage is ENCODING and job.chat is None and job.benchmarks is None

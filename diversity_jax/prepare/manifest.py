@@ -27,17 +27,17 @@ from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 2
 FETCHED = "fetched.json"
-"""What `mixtures.fetch` writes beside a manifest: where it was fetched from, and which shards were left there."""
+"""File that `mixtures.fetch` writes beside a manifest: where it was fetched from, and which shards were not fetched."""
 SPLITS = ("train", "validation")
 LINKED_DTYPES = {"uint16": ("uint16",), "uint32": ("uint32", "int32")}
-"""What a linked file's numbers may be, by the type of the rows."""
+"""Types that a linked file's numbers may have, by the type of the rows."""
 LEFT_OUT = ("exact_duplicates", "near_duplicates", "contaminated")
 """Reasons for which documents are left out, as `statistics` counts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of rows, named relative to the manifest's folder, and beside it (`.crc32`) one checksum a row."""
+    """One file of rows, named relative to the manifest's folder; a file with `.crc32` added has a checksum a row."""
 
     file: str
     rows: int
@@ -50,8 +50,7 @@ class Split:
 
     Attributes:
       documents: that were tokenised.
-      tokens: in rows, end-of-text and begin-of-text tokens among them; of conversations, without what rows are filled
-        up with.
+      tokens: in rows, with end-of-text and begin-of-text tokens; of conversations, without padding.
       text_bytes: UTF-8 bytes of the documents' text; of conversations, of their answers.
       dropped_tokens: the last tokens, fewer than one row; none of conversations.
       rows: number of rows; shards: where they are, in order.
@@ -76,13 +75,13 @@ class VocabularyInfo:
     files: tuple[str, ...]
 
     def paths(self, folder: str | os.PathLike) -> list[Path | str]:
-        """Where the files lie.
+        """Paths or URLs of the files.
 
         Args:
           folder: the manifest's.
 
         Raises:
-          InputError: one lies outside the folder.
+          InputError: one is outside the folder.
         """
         return [path_inside(folder, file, f"{folder}: vocabulary.files") for file in self.files]
 
@@ -95,24 +94,24 @@ class Manifest:
       name, kind, sequence_length, seed, validation_share, piece_characters, shard_bytes: as in `config.Preparation`.
       dtype: `uint16` or `uint32`, little-endian.
       source: where the text came from; `source["fingerprint"]` identifies its content, `source["left_out"]` counts what
-        a SeqIO task gives beside it, by kind.
-      rejected: records that became no documents, by reason.
-      hygiene: the filtering that was asked for, benchmark files by hash, and which reports lie beside the manifest.
+        a SeqIO task's examples hold besides their text, by kind.
+      rejected: records that are no documents, by reason.
+      hygiene: the filtering settings, hashes of benchmark files, and names of reports in the manifest's folder.
       statistics: of documents and tokens: `documents` of the corpus and `kept`, those left out by reason, their
         lengths, `documents_across_rows` (in more than one row), `truncated_documents` (that lost tokens to the last,
-        unfilled row), `special_text_documents` (in which a special token's text stands), where there are any.
-      splits: `train` and, where documents are held out, `validation`.
-      chat: how conversations were written, `template` and `special`; empty where documents are text. Rows of
-        conversations are packed as in `packing`, with the token flags of `rows`.
-      special_text: what special tokens' texts in documents are, as in `config.Preparation`, where it is not what it was
-        before there was such a setting: see `special_text_read`.
-      linked: where rows were not copied, the `file` that holds all of them, its `dtype`, `bytes` and `sha256`; shards
-        then hold where each row begins in it, in tokens, int64.
-      begin_of_text_id: the token written before every document; None: nothing, and always of conversations, whose
-        template writes what they begin with.
-      encoders: which library turned which chunks of text into ids, as `encoder_choice.encoder_runs` lists them; not
-        part of its content, since the ids are the same.
-      folder: where the manifest lies, a path or URL; not part of its content.
+        unfilled row), `special_text_documents` (that contain a special token's text), if there are any.
+      splits: `train` and, if documents are held out, `validation`.
+      chat: how conversations were written, `template` and `special`; empty for text. Rows of conversations are packed
+        as in `packing`, with the token flags of `rows`.
+      special_text: as in `config.Preparation`; None: what rows were before that setting existed, see
+        `special_text_read`.
+      linked: if rows were not copied, the `file` that holds all of them, its `dtype`, `bytes` and `sha256`; shards then
+        hold where each row begins in it, in tokens, int64.
+      begin_of_text_id: the token written before every document; None: nothing, as for all conversations, which begin
+        with what their template writes.
+      encoders: which library encoded which chunks, see `chunks.encoder_runs`; not part of the content hash, since the
+        ids are the same.
+      folder: of the manifest, a path or URL; not part of the content hash.
     """
 
     name: str
@@ -149,25 +148,25 @@ class Manifest:
 
     @property
     def special_text_read(self) -> str:
-        """What special tokens' texts in its documents are: `plain`, `special` or `refuse`."""
+        """How special tokens' texts in documents were read: `plain`, `special` or `refuse`."""
         return self.special_text or special_text_before(self.vocabulary.kind, is_chat=bool(self.chat))
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of everything the manifest says, which includes the shards' checksums; not of where it lies."""
+        """SHA-256 of the manifest, which includes the shards' checksums, without its folder and encoders."""
         return content_hash({name: value for name, value in self._as_json().items() if name != "encoders"})
 
     def _as_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         del value["folder"]
-        # Keeps the hashes of before there were such fields.
+        # So that manifests older than these fields have the same hash.
         for name in ("chat", "special_text", "begin_of_text_id", "encoders", "linked"):
             if not value[name] and value[name] != 0:
                 del value[name]
         return value
 
     def save(self) -> Path | str:
-        """Writes `manifest.json` into `folder`; the last act of preparation, so that its presence means completion."""
+        """Writes `manifest.json` into `folder`; called last: a folder with a manifest is complete."""
         path = join_path(self.folder, "manifest.json")
         write_json(path, self._as_json())
         return path
@@ -196,8 +195,9 @@ class Manifest:
         return manifest
 
     def _problem(self) -> str | None:
+        """What contradicts itself; None: nothing."""
         if self.sequence_length < 1 or self.dtype not in ("uint16", "uint32"):
-            return f"rows of {self.sequence_length} tokens of {self.dtype[:40]} are none"
+            return f"rows of {self.sequence_length} tokens of {self.dtype[:40]} are not possible"
         for name, split in self.splits.items():
             counts = (split.documents, split.tokens, split.text_bytes, split.dropped_tokens, split.rows)
             if min(counts) < 0 or any(shard.rows < 0 for shard in split.shards):
@@ -216,12 +216,12 @@ class Manifest:
 
     @functools.cached_property
     def left_out_shards(self) -> frozenset[str]:
-        """Shards that `mixtures.fetch` left in the bucket, since the steps it was told of need none of their rows."""
+        """Shards that `mixtures.fetch` did not fetch, since the steps it was called for need none of their rows."""
         path = None if is_remote(self.folder) else Path(self.folder, FETCHED)
         return frozenset(read_fields(path, left_out=list[str])["left_out"]) if path and path.exists() else frozenset()
 
     def check_sizes(self) -> None:
-        """Compares shard file sizes with what the manifest says; cheap, reads no rows: of a bucket, one listing.
+        """Compares the sizes of shard files with the manifest; reads no rows, and lists a bucket once.
 
         Raises:
           InputError: a shard is missing or has another size.
@@ -245,13 +245,13 @@ class Manifest:
 
 
 def special_text_before(kind: str, *, is_chat: bool) -> str:
-    """What special tokens' texts were before there was a setting: tokens in conversations and to Hugging Face's
-    library, else letters."""
+    """How special tokens' texts were read before `special_text` existed: as tokens in conversations and by Hugging
+    Face's library, else as letters."""
     return "special" if kind == "huggingface" or is_chat else "plain"
 
 
 def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
-    """The tokenizer that a component was prepared with, from the files kept beside its rows.
+    """The tokenizer that a component was prepared with, from the files in its folder.
 
     Raises:
       InputError: its files are missing, or are not those the component was prepared with.
@@ -265,7 +265,7 @@ def prepared_tokenizer(manifest: Manifest) -> Tokenizer:
 
 
 def describe(manifest: Manifest) -> str:
-    """The statistics for people, a few lines.
+    """The statistics as a few lines of text.
 
     Raises:
       InputError: the manifest has none, or some that are no numbers.
@@ -297,6 +297,6 @@ def _described(manifest: Manifest) -> str:
     if manifest.rejected:
         reasons = [f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())]
         lines.append("  rejected records: " + ", ".join(reasons))
-    if beside := manifest.source.get("left_out"):
-        lines.append("  left out of the source: " + ", ".join(f"{count:,} {kind}" for kind, count in beside.items()))
+    if unread := manifest.source.get("left_out"):
+        lines.append("  left out of the source: " + ", ".join(f"{count:,} {kind}" for kind, count in unread.items()))
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Conversations as rows: whole examples packed side by side, their tokens flagged as `rows` defines it.
+"""Conversations as rows: examples packed without cutting them, their tokens with the flags of `rows`.
 
-`Job` and `Chunk` are what the processes of a preparation are sent.
+`Job` and `Chunk` are sent to the processes of a preparation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ from diversity_jax.tokenizers.tokenizer import Tokenizer, turn_ends
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat:
-    """A chat template ready for use, as the manifest keeps it.
+    """A chat template as the manifest records it.
 
     Attributes:
-      template: Jinja source, a system prompt in it; special: texts of the special tokens it names.
+      template: Jinja source, with the system prompt; special: texts of the special tokens it names.
     """
 
     template: str
@@ -36,11 +36,10 @@ class ChatFormat:
 
 
 def open_format(chat: Chat, tokenizer: Tokenizer, begins_with_bos: bool = False) -> ChatFormat:
-    """Finds the chat template that was asked for, and tries it on a conversation.
+    """Finds the configured chat template, and tries it on a conversation.
 
     Args:
-      begins_with_bos: the project's own template begins with the tokenizer's begin-of-text token; any other writes what
-        it writes.
+      begins_with_bos: the project's own template begins with the tokenizer's begin-of-text token; no other is changed.
 
     Raises:
       InputError: there is no template, or it fails.
@@ -59,14 +58,14 @@ def open_format(chat: Chat, tokenizer: Tokenizer, begins_with_bos: bool = False)
 
 
 def _read_template(spec: str, tokenizer: Tokenizer) -> tuple[str, Path]:
-    """The source, and the folder whose settings name the special tokens."""
+    """The template's source, and the folder whose settings name the special tokens."""
     path, problem = local_copy(spec), "no such file"
     if spec == "tokenizer" and tokenizer.files:
         path = Path(tokenizer.files[0]).parent
     if spec == "tokenizer" and not tokenizer.files:
         problem = "the vocabulary has no folder"
     elif path.is_dir() or path.name == "tokenizer_config.json":
-        files = find_tokenizer(path)  # which may lie in `tokenizer/` inside
+        files = find_tokenizer(path)  # which may be in `tokenizer/` inside
         folder = Path(files[0]).parent if files else path if path.is_dir() else path.parent
         template = folder_template(folder)
         if template is not None:
@@ -122,18 +121,17 @@ class ExampleEncoder:
 
     def _flagged(self, ids: list[int], is_answer: bool, part: int) -> np.ndarray:
         if not is_answer:
-            # Even an answer to an empty prompt follows a token, from which its first is predicted.
+            # So that the first token of an answer to an empty prompt has a token before it to be predicted from.
             return np.array(ids or ([self._tokenizer.end_of_text_id] if part == 0 else []), np.uint32)
-        if self._ends.isdisjoint(ids[-3:]):  # the template writes no end that the model could learn to stop at
+        if self._ends.isdisjoint(ids[-3:]):  # the template writes no end for the model to learn
             ids = [*ids, self._tokenizer.end_of_text_id]
         return np.array(ids, np.uint32) | TARGET
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: each length, longest first, goes into the row whose free space it fills best.
+    """Best-fit decreasing: each length, longest first, goes into the row with the least free space that it fits.
 
-    Johnson et al. (1974): at most 11/9 of the fewest rows, and in practice within a row or two where many lengths are
-    short.
+    Johnson et al. (1974): at most 11/9 of the fewest rows possible; in practice a row or two more if many are short.
 
     Returns:
       Indices of the lengths in each row; the rows in the order in which they were begun.
@@ -143,7 +141,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     rows_by_free: dict[int, list[int]] = {}
-    free_sizes = 0  # bit f is set where a row has f tokens free, so that the best fit is found by shifting
+    free_sizes = 0  # bit f is set if a row has f tokens free, so that the best fit is the lowest bit after shifting
     for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[number]
         if length > capacity:
@@ -166,7 +164,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def fill_rows(
     examples: Sequence[np.ndarray], packed: Sequence[Sequence[int]], row_tokens: int, end_of_text_id: int
 ) -> np.ndarray:
-    """Packed examples as rows, uint32 [rows, row_tokens]; the rest of a row is end-of-text, a segment of its own."""
+    """Packed examples as rows, uint32 [rows, row_tokens]; padding is end-of-text, in a segment of its own."""
     rows = np.full((len(packed), row_tokens), end_of_text_id, np.uint32)
     for row, numbers in zip(rows, packed, strict=True):
         end = 0
@@ -178,17 +176,17 @@ def fill_rows(
 
 
 def split_examples(tokens: np.ndarray) -> list[np.ndarray]:
-    """Flagged tokens that lie end to end, example by example."""
+    """Splits flagged tokens of examples end to end into the examples."""
     starts = np.flatnonzero(tokens & START)
     return np.split(tokens, starts[1:]) if len(tokens) else []
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Consecutive documents of one unit of a corpus; `name` is unique and in the order of the corpus.
+    """Consecutive documents of one unit of a corpus; names are unique and sort in the order of the corpus.
 
     Attributes:
-      encoder: one of `tokenizers.encoders.ENCODERS`, but for `auto`, which would depend on what was encoded before.
+      encoder: one of `tokenizers.encoders.ENCODERS` but `auto`, which depends on what was encoded before.
     """
 
     name: str
@@ -199,7 +197,7 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every process needs to know: small enough to be sent to each once.
+    """What every process of a preparation needs; sent to each once.
 
     Attributes:
       benchmarks: to screen documents with.
@@ -207,8 +205,7 @@ class Job:
       dtype: of a token, `<u2` or `<u4`.
       chat: how conversations are written; None: documents are text.
       begin_of_text_id: written before every document; None: nothing.
-      reference_from: chunks of this name and those after it are encoded by the reference; None: as `encoder_choice`
-        says.
+      reference_from: as `encoding.EncoderChoice.reference_from`.
     """
 
     tokenizer: Tokenizer
@@ -223,7 +220,7 @@ class Job:
 
     @property
     def added_tokens(self) -> int:
-        """Tokens of a document of text beside its own: end-of-text, and what is written before it."""
+        """Tokens added to each document of text: end-of-text, and perhaps begin-of-text."""
         return 1 if self.begin_of_text_id is None else 2
 
     @property

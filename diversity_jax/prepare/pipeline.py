@@ -1,7 +1,7 @@
-"""From documents to rows of tokens on disk: tokenise, join with end-of-text, cut, permute, write, once.
+"""Prepares a component: tokenises documents, joins them with end-of-text, cuts rows, permutes and writes them.
 
 Text is cut into chunks in the order of the corpus; any process tokenises any chunk; then every shard of permuted rows
-is gathered out of the chunks. The rows are a function of text, tokenizer and settings: the same from one process, from
+is gathered from the chunks. The rows are a function of text, tokenizer and settings: the same from one process, from
 many, and from Apache Beam.
 
 Memory: about 100 MB and, for every process, a chunk's text and tokens or one shard (170 MB with the default settings),
@@ -25,11 +25,11 @@ from diversity_jax.core.files import exists, is_remote, join_path, open_file, wr
 from diversity_jax.core.stores import StoreError
 from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.corpus import RecordCorpus, Tally
-from diversity_jax.prepare.chunks import ChunkRecord, write_remainders
+from diversity_jax.prepare.chunks import ChunkRecord, encoder_runs, unsure_chunks, write_remainders
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks
 from diversity_jax.prepare.deduplicate import Copy, find_copies, read_overlaps
-from diversity_jax.prepare.encoding import FIRST_CHUNK, encoder_runs, unsure_chunks
+from diversity_jax.prepare.encoding import FIRST_CHUNK
 from diversity_jax.prepare.executors import (
     ENCODING,
     SIGNING,
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 _RECORDED = {field.name for field in dataclasses.fields(Preparation)} - {"hygiene", "document_start"} | {
     "begin_of_text_id"
 }
-"""What a manifest has from the request as it is."""
+"""Fields of a manifest that are copied from the request."""
 
 
 def prepare(
@@ -68,34 +68,34 @@ def prepare(
     executor: Executor | None = None,
     show: bool = True,
 ) -> Manifest:
-    """Prepares a component in `folder`, or returns the component there if it was prepared from the same things.
+    """Prepares a component in `folder`, or returns the one there of the same text, tokenizer and settings.
 
     Documents are tokenised and joined with an end-of-text token after each, and a begin-of-text token before it where
     `document_start` says so, cut into rows of `sequence_length + 1` tokens, and the rows are permuted with the seed.
     The last tokens, fewer than a row, are dropped and counted. A preparation that was stopped is resumed: finished
-    chunks and shards are verified and kept.
+    chunks and shards are verified and used again.
 
     Args:
-      corpus: documents, with a fingerprint; what it rejected while reading goes into the manifest.
+      corpus: documents, with a fingerprint; counts of records it rejected go into the manifest.
       folder: where `manifest.json`, the shards, the tokenizer's files and the reports go; a URL with a Beam runner.
       processes: on this machine; None for one a core, and this process alone for little text. A corpus of one chunk is
         always prepared by this process alone.
-      executor: in place of this machine's processes, such as `beam.BeamExecutor`.
-      show: progress, on standard error.
+      executor: instead of this machine's processes, such as `beam.BeamExecutor`.
+      show: show progress on standard error.
 
     Raises:
-      InputError: too few tokens for one row, a full disk, another process prepares `folder`, it holds a component
-        prepared otherwise, the corpus has more broken records than it tolerates, or a benchmark file cannot be read.
+      InputError: too few tokens for one row, a full disk, another process prepares `folder`, it holds another
+        component, the corpus has more broken records than it tolerates, or a benchmark file cannot be read.
     """
     folder = folder if is_remote(folder) else Path(folder)
     staging, manifest_path = Staging(folder), join_path(folder, "manifest.json")
     job = _job(tokenizer, _with_special_text(settings, manifest_path), str(folder), staging.folder, manifest_path)
     request = _request(job, (executor or LocalExecutor()).fingerprint(corpus, job.folder))
     if exists(manifest_path) and not exists(staging.folder):
-        return _prepared_before(folder, request)
+        return _existing(folder, request)
     with staging.locked() as lock:
-        if exists(manifest_path):  # another process finished it meanwhile, or was killed while it tidied up
-            manifest = _prepared_before(folder, request)
+        if exists(manifest_path):  # another process has finished it, or was killed before it removed the staging files
+            manifest = _existing(folder, request)
         else:
             staging.open(request)
             executor = executor or LocalExecutor(processes=processes, show=show, lock=lock)
@@ -103,7 +103,7 @@ def prepare(
                 manifest = _prepare(corpus, job, executor, request)
             except InputError as error:
                 executor.close()
-                if not isinstance(error, StoreError):  # else finished work stays, to resume from
+                if not isinstance(error, StoreError):  # then finished work stays, to be resumed
                     staging.discard()
                     staging.close()
                 raise
@@ -128,7 +128,7 @@ def _job(tokenizer: Tokenizer, settings: Preparation, folder: str, staging_dir: 
 
 
 def _with_special_text(settings: Preparation, manifest_path: str | Path) -> Preparation:
-    """The settings with `special_text` set: `plain`, or what a component there has that was made before the setting."""
+    """The settings with `special_text` set: `plain`, or that of an existing component older than the setting."""
     if settings.special_text is not None:
         return settings
     value = "plain"
@@ -142,7 +142,7 @@ def _with_special_text(settings: Preparation, manifest_path: str | Path) -> Prep
 
 
 def _begin_of_text_id(settings: Preparation, tokenizer: Tokenizer, manifest_path: str | Path) -> int | None:
-    """What documents begin with, where it is written into the rows; `auto` keeps what a component there has."""
+    """The token written before every document; None: nothing. `auto` keeps that of an existing component."""
     document_start = resolve(settings.document_start, tokenizer)
     if settings.document_start == "auto" and exists(manifest_path):
         before = Manifest.load(manifest_path)
@@ -152,7 +152,7 @@ def _begin_of_text_id(settings: Preparation, tokenizer: Tokenizer, manifest_path
 
 
 def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str, Any]) -> Manifest:
-    """The stages, and the manifest as the last act."""
+    """Runs the stages, and writes the manifest last."""
     statuses, copies = None, list[Copy]()
     if job.settings.hygiene.removes_copies:
         executor.run_stage(corpus, job, SIGNING, None)
@@ -195,7 +195,7 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
 def _sure_records(
     corpus: Corpus, job: Job, executor: Executor, statuses: Statuses | None, names: Sequence[str]
 ) -> list[ChunkRecord]:
-    """Records of all chunks, once the reference has encoded again what is unsure where encoders differ."""
+    """Records of all chunks, after the reference has encoded `unsure_chunks` again."""
     records, reference = chunk_records(job, names), job.tokenizer.encoders.reference_name
     unsure = unsure_chunks(records, reference)
     for record in records:
@@ -211,7 +211,7 @@ def _sure_records(
 
 
 def _checked_reading(corpus: Corpus, job: Job) -> tuple[list[str], Tally]:
-    """All chunks' names in the order of the corpus, and the counts of the whole reading.
+    """All chunks' names in the order of the corpus, and the counts of all units together.
 
     Raises:
       InputError: more broken records than the corpus tolerates.
@@ -225,7 +225,7 @@ def _checked_reading(corpus: Corpus, job: Job) -> tuple[list[str], Tally]:
 
 
 def _split(job: Job, records: Sequence[ChunkRecord], shards: Sequence[ShardName], split: str) -> Split:
-    """A split of all chunks; the last record is that of the remainders, whose tokens the chunks count already."""
+    """A split of all chunks; the last record is that of the remainders, whose tokens the chunks already count."""
     parts = [record.splits[split] for record in records]
     rows = sum(part.rows for part in parts)
     return Split(
@@ -283,7 +283,7 @@ def length_statistics(lengths: Counter[int], shortest: int, longest: int, total:
 
 
 def _conversation_statistics(job: Job, records: Sequence[ChunkRecord]) -> dict[str, Any]:
-    """How well rows of conversations are filled, and with what; the last record is that of the remainders."""
+    """The manifest's further `statistics` of conversations; the last record is that of the remainders."""
     train = [record.splits["train"] for record in records]
     tokens = sum(part.tokens for part in train[:-1])
     capacity = sum(part.rows for part in train) * job.row_tokens
@@ -298,7 +298,7 @@ def _conversation_statistics(job: Job, records: Sequence[ChunkRecord]) -> dict[s
 def _write_reports(
     job: Job, names: Sequence[str], records: Sequence[ChunkRecord], copies: Sequence[Copy]
 ) -> dict[str, Any]:
-    """Writes which documents were left out and why as JSON Lines; returns what the manifest says about the reports."""
+    """Writes which documents were left out and why, as JSON Lines; returns the reports' entries in the manifest."""
     filtering, about = job.settings.hygiene, dict[str, Any]()
     if job.benchmarks is not None:
         overlaps = [overlap for record in records for overlap in record.overlaps]
@@ -322,7 +322,7 @@ def _write_lines(job: Job, name: str, items: Sequence[Any]) -> str:
 
 
 def copy_tokenizer(tokenizer: Tokenizer, folder: str) -> VocabularyInfo:
-    """Copies the tokenizer's files beside the rows, so that the folder is all another machine needs."""
+    """Copies the tokenizer's files into a component's folder, so that another machine needs no other folder."""
     copied = []
     for path in tokenizer.files:
         copied.append(f"{TOKENIZER_FOLDER}/{os.path.basename(path)}")
@@ -333,12 +333,12 @@ def copy_tokenizer(tokenizer: Tokenizer, folder: str) -> VocabularyInfo:
 
 
 def _request(job: Job, fingerprint: str) -> dict[str, Any]:
-    """What the rows depend on, as JSON."""
+    """Everything that the rows depend on, as JSON."""
     benchmarks = job.benchmarks.hashes if job.benchmarks else {}
     settings = dataclasses.asdict(job.settings)
     if settings["special_text"] == special_text_before(job.tokenizer.kind, is_chat=job.chat is not None):
-        settings["special_text"] = None  # rows of before there was the setting are the same
-    del settings["document_start"]  # rows depend on what it writes before a document
+        settings["special_text"] = None  # as in requests older than the setting, which give the same rows
+    del settings["document_start"]  # rows depend only on `begin_of_text_id`
     return {
         **settings,
         "hygiene": {**dataclasses.asdict(job.settings.hygiene), "decontaminate": benchmarks},
@@ -349,8 +349,12 @@ def _request(job: Job, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _prepared_before(folder: Path | str, request: Mapping[str, Any]) -> Manifest:
-    """The component in `folder`; InputError if it was prepared otherwise, or a shard is missing or damaged."""
+def _existing(folder: Path | str, request: Mapping[str, Any]) -> Manifest:
+    """The component in `folder`.
+
+    Raises:
+      InputError: it is of another request, or a shard is missing or has another size.
+    """
     manifest = Manifest.load(join_path(folder, "manifest.json"))
     before = {
         **dataclasses.asdict(manifest),

@@ -1,12 +1,12 @@
-"""Rows on disk: raw little-endian tokens of fixed width, one CRC-32 a row beside them, in the order of random keys.
+"""Rows on disk or in a bucket: little-endian tokens of fixed width in the order of random keys, with CRC-32 checksums.
 
-Every row draws a 64-bit key that is a function of (seed, component, split, chunk, row), so any process can compute it;
-rows in key order are a uniformly random permutation.
+Every row has a random 64-bit key that is a function of (seed, component, split, chunk, row), so any process can compute
+it; rows in key order are a uniformly random permutation.
 
 Tokens of conversations are uint32: the id in the low 30 bits, and two flags. Attention stays inside an example because
-segments and positions are read from START; end-of-text may well stand within one.
+segments and positions are derived from START; end-of-text may occur within one.
 
-Of rows in a bucket a host asks for the byte ranges of its own, ahead of their use, and keeps them on its disk up to a
+Of rows in a bucket a host requests the byte ranges of its own before they are used, and caches them on its disk up to a
 limit.
 """
 
@@ -32,16 +32,15 @@ from diversity_jax.corpus.corpus import priorities
 from diversity_jax.prepare.manifest import Manifest, Shard
 
 CACHE_GB = 8.0
-_REQUEST_BYTES = 4 << 20  # rows that lie one after the other are asked for together, up to so many
-_THREADS = 16  # requests under way at once, over all components
-_threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rows")
-_checksum_threads = ThreadPoolExecutor(4, thread_name_prefix="checksums")  # for which threads of the other pool wait
+_REQUEST_BYTES = 4 << 20  # of adjacent rows in one request, at most
+_threads = ThreadPoolExecutor(16, thread_name_prefix="rows")  # requests at once, over all components
+_checksum_threads = ThreadPoolExecutor(4, thread_name_prefix="checksums")  # threads of the other pool wait for these
 
 
 class RowCache:
-    """Rows on this host's disk, in a sparse file a shard; which are there, their checksums tell.
+    """Rows on this host's disk, in a sparse file for each shard; rows that are not there have no valid checksum.
 
-    Processes of one host share it. Over the limit, the shards that were not read for the longest time go.
+    Processes of one host share it. Above the limit, the least recently written shards are removed.
     """
 
     def __init__(self, manifest: Manifest, limit_bytes: int):
@@ -52,7 +51,7 @@ class RowCache:
         make_folder(self.folder)
 
     def has(self, file: str) -> bool:
-        """Whether any row of a shard was kept."""
+        """Whether there is any row of a shard."""
         return (self.folder / file).exists()
 
     def read(self, file: str, row: int, crc32: int) -> bytes | None:
@@ -65,7 +64,7 @@ class RowCache:
         return data if len(data) == self._row_bytes and zlib.crc32(data) == crc32 else None
 
     def write(self, file: str, row: int, data: bytes) -> None:
-        """Keeps rows that begin at number `row`; a full disk keeps none and stops nothing."""
+        """Stores rows from number `row` on; a full disk is no error."""
         with contextlib.suppress(OSError):
             descriptor = os.open(self.folder / file, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -96,9 +95,9 @@ class RowCache:
 
 
 class BucketShards:
-    """The shards of one split of a component in a bucket, as `rows.RowReader` reads them.
+    """The shards of one split of a component in a bucket, for `RowReader`.
 
-    Checksums are fetched whole, shard by shard: four bytes a row.
+    The checksums of a shard are fetched in one request: four bytes a row.
 
     Args:
       cache_gb: of this host's disk; 0: none.
@@ -109,7 +108,7 @@ class BucketShards:
         self._row_bytes = manifest.row_bytes
         self._cache = RowCache(manifest, int(cache_gb * 1e9)) if cache_gb else None
         self._checksums: dict[int, Future[np.ndarray]] = {}
-        self._ahead: dict[tuple[int, int], Future[dict[int, bytes]]] = {}  # (shard, row) -> the request it is part of
+        self._requests: dict[tuple[int, int], Future[dict[int, bytes]]] = {}  # by (shard, row), of several rows each
         self._lock = threading.Lock()
 
     def _url(self, shard: int, ending: str = "") -> str:
@@ -125,23 +124,22 @@ class BucketShards:
         return np.frombuffer(read_range(self._url(shard, ".crc32"), 0, 4 * self._shards[shard].rows), "<u4")
 
     def prefetch(self, shard: int, rows: Sequence[int]) -> None:
-        """Begins to fetch rows of a shard, ascending, which are not here yet."""
+        """Begins to fetch rows of a shard, ascending, unless they are requested already."""
         self._checksum(shard)
         most = max(1, _REQUEST_BYTES // self._row_bytes)
         with self._lock:
-            missing = [row for row in rows if (shard, row) not in self._ahead]
             runs: list[list[int]] = []
-            for row in missing:
+            for row in (row for row in rows if (shard, row) not in self._requests):
                 if runs and runs[-1][-1] == row - 1 and len(runs[-1]) < most:
                     runs[-1].append(row)
                 else:
                     runs.append([row])
             for run in runs:
                 request = _threads.submit(self._fetch, shard, run)
-                self._ahead.update(dict.fromkeys(((shard, row) for row in run), request))
+                self._requests.update(dict.fromkeys(((shard, row) for row in run), request))
 
     def _fetch(self, shard: int, run: Sequence[int]) -> dict[int, bytes]:
-        """Adjacent rows, those that the cache lacks in one request from the first to the last of them."""
+        """Adjacent rows; one request fetches those that the cache lacks, from the first to the last of them."""
         file, size = self._shards[shard].file, self._row_bytes
         rows_read: dict[int, bytes] = {}
         if self._cache and self._cache.has(file):
@@ -166,12 +164,12 @@ class BucketShards:
         """
         self.prefetch(shard, sorted(set(rows)))
         with self._lock:
-            requests = {row: self._ahead.pop((shard, row)) for row in set(rows)}
+            requests = {row: self._requests.pop((shard, row)) for row in set(rows)}
         try:
             data = b"".join(requests[row].result()[row] for row in rows)
             checksums = self._checksum(shard).result()
         except InputError:
-            with self._lock:  # asked for again, should somebody try again
+            with self._lock:  # so that another attempt requests them again
                 self._checksums.pop(shard, None)
             raise
         dtype: Any = np.dtype(self._manifest.dtype).newbyteorder("<")
@@ -180,7 +178,7 @@ class BucketShards:
 
 FLAGGED_DTYPE = "<u4"
 TARGET = np.uint32(1 << 31)
-"""Flag of every token of an answer: what the loss counts. Never on the first token of an example."""
+"""Flag of every token of an answer, which the loss counts; never on the first token of an example."""
 START = np.uint32(1 << 30)
 """Flag of the first token of every example."""
 ID_BITS = np.uint32((1 << 30) - 1)
@@ -214,7 +212,7 @@ class Rows:
 
 
 def release_pages(values: np.ndarray) -> None:
-    """Gives back the memory of a mapped file's pages; nothing for arrays in memory."""
+    """Releases the memory of a mapped file's pages; does nothing for arrays in memory."""
     base: Any = values
     while isinstance(base, np.ndarray):
         base = base.base
@@ -223,10 +221,10 @@ def release_pages(values: np.ndarray) -> None:
 
 
 class LinkedRows:
-    """Rows that lie in one file of ids wherever `offsets` says; read as `rows[numbers]`.
+    """Rows of one file of ids that begin at `offsets`, in tokens; read as `rows[numbers]`.
 
-    They are read, not mapped: they lie all over the file, and around each row that is mapped the kernel counts up to
-    megabytes of the file as this process's memory.
+    They are read, not mapped: they are all over the file, and with each mapped row the kernel loads up to megabytes
+    around it that count as this process's memory.
     """
 
     def __init__(self, path: Path, dtype: Any, offsets: np.ndarray, row_tokens: int, where: str):
@@ -239,7 +237,7 @@ class LinkedRows:
         """Rows by number, [rows, row_tokens].
 
         Raises:
-          InputError: one lies outside the file.
+          InputError: one is outside the file.
         """
         rows = np.empty((len(numbers), self._row_tokens), self._dtype)
         for row, begin in zip(rows, self._offsets[numbers].tolist(), strict=True):
@@ -252,7 +250,7 @@ class LinkedRows:
 class RowReader:
     """Random access to the rows of one split of a prepared component, each verified against its checksum when read.
 
-    Rows on a disk are memory-mapped; of those in a bucket, `bucket_rows` fetches the ranges that are asked for.
+    Rows on a disk are memory-mapped; those in a bucket are fetched by `BucketShards`.
 
     Args:
       cache_gb: of this host's disk, for rows in a bucket; 0: none.
@@ -277,7 +275,7 @@ class RowReader:
             self._maps = {number: self._map(shard) for number, shard in enumerate(self._shards) if self._is_here(shard)}
 
     def _is_here(self, shard: Shard) -> bool:
-        """Whether a shard was fetched, where `mixtures.fetch` took only those that a number of steps need."""
+        """Whether a shard is on this disk: `mixtures.fetch` may have fetched only those for some steps."""
         return shard.file not in self.manifest.left_out_shards
 
     def _mapping(self, path: Path, dtype: Any, count: int) -> np.ndarray:
@@ -331,12 +329,12 @@ class RowReader:
                 self._bucket.prefetch(shard, np.unique(numbers).tolist())
 
     def release(self) -> None:
-        """Gives back the memory of pages that were read: the kernel counts mapped files as this process's."""
+        """Releases the memory of pages that were read: the kernel counts mapped files as this process's."""
         for values in self._mapped:
             release_pages(values)
 
     def read(self, rows: np.ndarray) -> Rows:
-        """Rows by number; numbers past the last row start again at the first (next epoch).
+        """Rows by number; numbers beyond the last row start again at the first (next epoch).
 
         Raises:
           InputError: a row's checksum does not agree: the shard was damaged after it was prepared; or the store failed.

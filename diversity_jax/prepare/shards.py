@@ -1,7 +1,7 @@
-"""Shards of permuted rows out of finished chunks: the second of the two passes over the tokens.
+"""Writes shards of permuted rows from finished chunks: the second of the two passes over the tokens.
 
-Shard s of S holds the rows with keys in [s / S, (s + 1) / S) of their range: it is known where a row goes before any
-other row has been seen, and every shard is sorted by itself.
+Shard s of S holds the rows with keys in [s / S, (s + 1) / S) of their range: the shard of a row depends on its key
+alone, and every shard is sorted independently.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ class ShardName:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRows:
-    """Where a chunk's rows of one split lie: their number, and the byte offsets of rows and keys in its file."""
+    """A chunk's rows of one split: their number, and the byte offsets of rows and keys in the chunk's file."""
 
     chunk: str
     rows: int
@@ -62,14 +62,14 @@ def shard_count(rows: int, row_bytes: int, shard_bytes: int) -> int:
 
 
 def extent_of(keys: np.ndarray, shard: int, shards: int) -> tuple[int, int]:
-    """First row and end of those that go to a shard: rows are in key order, so they lie one after the other."""
+    """First and end of the rows of a shard among the ascending keys of a chunk's rows."""
     first = np.searchsorted(keys, np.uint64(-(-(shard << 64) // shards))) if shard else 0
     end = np.searchsorted(keys, np.uint64(-(-(shard + 1 << 64) // shards))) if shard + 1 < shards else len(keys)
     return int(first), int(end)
 
 
 def write_plan(job: Job, records: Sequence[ChunkRecord]) -> tuple[str, list[ShardName]]:
-    """Writes where every chunk's rows lie, for the processes that gather them.
+    """Writes the plan, `ChunkRows` of every chunk by split, for the processes that gather shards.
 
     Returns:
       The plan's hash, and the shards to write.
@@ -88,13 +88,13 @@ def write_plan(job: Job, records: Sequence[ChunkRecord]) -> tuple[str, list[Shar
 
 @functools.lru_cache(maxsize=1)
 def read_plan(staging_dir: str, plan_hash: str) -> dict[str, list[ChunkRows]]:
-    """The plan, by split; its hash tells it from others that lay there before."""
+    """The plan, by split; cached by its hash."""
     plan = read_json(join_path(staging_dir, _PLAN))
     return {split: [ChunkRows(**chunk) for chunk in chunks] for split, chunks in plan.items()}
 
 
 def gather_shard(job: Job, plan_hash: str, shard: ShardName) -> int:
-    """Reads a shard's rows out of every chunk and writes it; holds one shard in memory. Returns its tokens."""
+    """Reads a shard's rows from every chunk and writes it; holds one shard in memory. Returns its number of tokens."""
     extents, keys = [], []
     for chunk in read_plan(job.staging_dir, plan_hash)[shard.split]:
         chunk_keys = chunk.read_keys(job)
@@ -113,7 +113,7 @@ def gather_shard(job: Job, plan_hash: str, shard: ShardName) -> int:
 def split_chunk(
     job: Job, shards: Sequence[ShardName], chunk: ChunkRows
 ) -> Iterator[tuple[ShardName, tuple[bytes, bytes]]]:
-    """(shard, (keys, rows)) of one chunk, for executors that shuffle what `gather_shard` seeks out."""
+    """(shard, (keys, rows)) of one chunk, for executors that shuffle rows instead of calling `gather_shard`."""
     keys = chunk.read_keys(job)
     for shard in shards:
         first, end = extent_of(keys, shard.number, shard.count)

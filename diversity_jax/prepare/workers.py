@@ -1,8 +1,7 @@
-"""Worker processes of this machine: each holds the job, takes one task at a time, and ends with the process that
-started it.
+"""Worker processes of this machine: each receives the job, runs one task at a time, and ends with its parent process.
 
-They are started as programs of their own and not by `multiprocessing`: forking a process that runs JAX or TensorFlow
-can lock it up, and spawning imports the user's script a second time.
+They are started by `subprocess` and not by `multiprocessing`: forking a process that runs JAX or TensorFlow can
+deadlock it, and spawning imports the user's script a second time.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,15 +26,15 @@ from diversity_jax.core.process import return_free_memory
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 _PARENT_CHECK_SECONDS = 0.1
 _ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",  # the processes share the cores, threads within one would only compete
+    "TOKENIZERS_PARALLELISM": "false",  # the processes use all cores already
     "RAYON_NUM_THREADS": "1",
     "FASTOKENS_BPE_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # else it rises with the first chunk, and later ones lie between others
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # else glibc raises it after the first chunk, and the heap is fragmented
 }
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
-"""A module's function, called with the job and these arguments."""
+"""A module's function, and the arguments that it is called with after the job."""
 
 
 def usable_cores() -> int:
@@ -54,16 +53,16 @@ class Workers:
         self._workers: list[_Worker] = []
 
     def stop(self) -> None:
-        """Ends the processes, whatever they are doing."""
+        """Kills the processes."""
         for worker in self._workers:
             worker.stop()
         self._workers = []
 
     def run(self, tasks: Iterable[Task], *, are_few: bool = False) -> Iterator[Any]:
-        """Results in the order in which they are finished; tasks are taken as processes become free.
+        """Results in the order in which tasks finish; tasks are taken as processes become free.
 
         Args:
-          are_few: they take less time than starting processes does; this process runs them, unless others are there.
+          are_few: tasks take less time than starting processes; this process runs them unless others are running.
 
         Raises:
           InputError: what a task raised, or a process was killed.
@@ -71,7 +70,7 @@ class Workers:
         tasks = iter(tasks)
         first = list(itertools.islice(tasks, 2)) if self._processes > 1 and (self._workers or not are_few) else []
         if len(first) < 2:
-            self.stop()  # what they hold is not needed beside the one task
+            self.stop()  # frees their memory
             for function, arguments in itertools.chain(first, tasks):
                 yield function(self._job, *arguments)
             return
@@ -98,7 +97,7 @@ class Workers:
 
 
 def _send(stream: io.BufferedRWPair, value: Any) -> None:
-    """Pickles into a stream, so that no second copy of a chunk is held."""
+    """Pickles into the stream directly, without a copy of the chunk in memory."""
     pickle.dump(value, stream, protocol=5)
     stream.flush()
 
@@ -147,7 +146,7 @@ class _Worker:
 
 
 def serve(descriptor: int, parent: int) -> None:
-    """The main loop of a worker: takes the job, then tasks, until the other end is closed."""
+    """The main loop of a worker: receives the job, then tasks, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     stream = socket.socket(fileno=descriptor).makefile("rwb")
@@ -161,7 +160,7 @@ def serve(descriptor: int, parent: int) -> None:
                 if not isinstance(error, InputError):
                     error.add_note("(in a worker process)")
                 outcome = ("raised", error)
-            del arguments  # a chunk's text, while this process waits for the next
+            del arguments  # frees a chunk's text before the next task is awaited
             return_free_memory()
             _send(stream, outcome)
     except (EOFError, OSError):
@@ -169,7 +168,7 @@ def serve(descriptor: int, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process soon after its parent, so that it neither writes nor holds the lock any longer."""
+    """Ends this process soon after its parent, so that it stops writing and releases the lock."""
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_SECONDS)
     os._exit(1)
