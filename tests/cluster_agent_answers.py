@@ -1,4 +1,4 @@
-"""Answers as long as the instructions allow, for forecasts to be measured against."""
+"""Judge answers as long as the instructions allow, to compare token forecasts with."""
 
 import json
 import random

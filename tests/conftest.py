@@ -1,4 +1,6 @@
-"""JAX for tests: the CPU, as eight devices, with compiled programs cached between runs; and the fast tier."""
+"""Settings of JAX for tests (CPU, eight devices, compiled programs cached between runs) and the selection of fast
+tests.
+"""
 
 import functools
 import gc

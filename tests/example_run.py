@@ -1,4 +1,4 @@
-"""A training run's folder as the program writes it, made in well under a second: simulated judgements, real files and
+"""A training run's folder as the program writes it, made in under a second from simulated judgements, in the real
 formats.
 """
 

@@ -1,4 +1,4 @@
-"""Small models, one for every way in which Llama's successors differ from it."""
+"""Small models, one for each option in which Llama's successors differ from Llama."""
 
 from tests.small_llama import small_config
 

@@ -1,4 +1,4 @@
-"""Judges with one known fault each, over texts whose labels are known: what canaries, exam and verdict have to find."""
+"""Judges with one known fault each, over texts with known labels, which canaries, exam and verdict have to detect."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence

@@ -1,4 +1,4 @@
-"""An HTTP proxy before a store's server on this machine: it counts requests, and answers some with faults."""
+"""An HTTP proxy in front of a local object store that counts requests and answers some of them with faults."""
 
 from collections.abc import Iterator
 import contextlib

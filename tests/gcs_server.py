@@ -1,6 +1,4 @@
-"""A Google Cloud Storage server on this machine for tests: the public fake-gcs-server, which keeps objects and
-generations in memory.
-"""
+"""A local Google Cloud Storage server for tests: fake-gcs-server, which keeps objects and generations in memory."""
 
 from collections.abc import Iterator, Mapping
 import contextlib

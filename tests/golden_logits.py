@@ -1,5 +1,4 @@
-"""Logits that transformers computes from small seeded models, kept as numbers so that parity holds where it is not
-installed.
+"""Writes the logits that transformers computes for small seeded models, so that tests can compare without transformers.
 
 python -m tests.golden_logits        (needs transformers and torch; writes tests/golden/llama_logits.json)
 """

@@ -1,4 +1,4 @@
-"""A server shaped as the Hugging Face hub, for datasets: information, trees, and files with ranges.
+"""A local server with the Hugging Face hub's API for datasets: information, file lists, and files with ranges.
 
     HF_ENDPOINT=http://127.0.0.1:PORT python ...
 

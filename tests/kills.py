@@ -1,4 +1,4 @@
-"""How often a test kills what it tests: a few times in CI, DIVERSITY_JAX_TEST_KILLS times where that is set."""
+"""How often a test kills its process: a few times by default, DIVERSITY_JAX_TEST_KILLS times where that is set."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own server, in a process of its own: serves a GGUF file on loopback while the block runs."""
+"""Runs llama.cpp's server with a GGUF file, in a process of its own on loopback, inside a `with` block."""
 
 from collections.abc import Iterator
 import contextlib

@@ -1,4 +1,4 @@
-"""What a played language model answers: functions of the stage, the samples and the payload of a request."""
+"""Answers of a simulated language model, as functions of the stage, the samples and the payload of a request."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Batch interfaces of OpenAI and Gemini on loopback."""
+"""A local server with the batch APIs of OpenAI and Gemini."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json

@@ -1,6 +1,7 @@
-"""How servers of language models really behave: one `Behaviour` each, with how a run against it has to end.
+"""Observed behaviours of language model servers, one `Behaviour` each, with how a run against it has to end.
 
-`python -m tests.llm_behaviours` plays them and prints the table of docs/providers.md."""
+`python -m tests.llm_behaviours` plays them and prints the table of docs/providers.md.
+"""
 
 import json
 import os

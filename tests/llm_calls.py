@@ -1,4 +1,4 @@
-"""Requests to an engine whose provider is a server on loopback."""
+"""An engine and requests to it for tests whose provider is a server on loopback."""
 
 import asyncio
 

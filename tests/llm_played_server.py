@@ -1,7 +1,8 @@
-"""A server of a language model on loopback that behaves as a test says, and a run of the engine against it.
+"""A language model server on loopback that behaves as a test specifies, and a run of the engine against it.
 
 A `Behaviour` answers one request at a time; `play` asks it for `DOCUMENTS` documents and returns the outcomes, the
-messages and what was billed."""
+messages and what was billed.
+"""
 
 import asyncio
 from collections import Counter

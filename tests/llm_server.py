@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that plays a language model: OpenAI chat completions and Gemini generateContent.
+"""An HTTP server on loopback that simulates a language model: OpenAI chat completions and Gemini generateContent.
 
 What it answers is computed by a function; how it misbehaves is a set of rates. In a test:
 

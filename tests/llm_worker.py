@@ -1,4 +1,4 @@
-"""A process that asks numbered questions, to be run beside another one or killed: `python -m tests.llm_worker
+"""A process that sends numbered questions, to be run beside another one or killed: `python -m tests.llm_worker
 SETTINGS_JSON`.
 
 Settings: `url`, `first`, `last`, `config` (of EngineConfig), `budget` (of BudgetConfig), `model`. Prints `ready` when

@@ -1,4 +1,4 @@
-"""Small built mixtures for tests, from text that is made on the spot."""
+"""Builds small mixtures for tests from made-up text."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -1,5 +1,5 @@
-"""A Llama, its loss and AdamW written from their definitions alone, to compare training curves with. Nothing of ours is
-used.
+"""Llama, its loss and AdamW written from their definitions without this project's code, to compare training curves
+with.
 
 Weights are kept as Hugging Face names and orients them (out x in), so that not even the layout is shared.
 """

@@ -1,4 +1,5 @@
-"""The figures of the `diversity` and `vendi-score` packages that tests/test_metrics_compatible.py holds ours against.
+"""Writes the figures of the `diversity` and `vendi-score` packages that tests/test_metrics_compatible.py compares with
+ours.
 
     python -m venv /tmp/peers
     /tmp/peers/bin/pip install diversity==0.3.1 vendi-score==0.0.3 numpy scipy scikit-learn nltk rouge-score evaluate

@@ -1,4 +1,4 @@
-"""A server of ours in a thread of the test, and a client that sends what it is told."""
+"""Runs our server in a thread of the test, and sends requests to it."""
 
 import asyncio
 import contextlib

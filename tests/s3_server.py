@@ -1,4 +1,4 @@
-"""An S3 server on this machine for tests: moto's, which keeps objects in memory."""
+"""A local S3 server for tests: moto's, which keeps objects in memory."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -36,7 +36,7 @@ def serving() -> Iterator[dict[str, str]]:
             try:
                 httpx.put(
                     f"{url}/{BUCKET}",
-                    headers={"Authorization": "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request"},
+                    headers={"Authorization": _SIGNED},
                 ).raise_for_status()
                 break
             except httpx.TransportError:

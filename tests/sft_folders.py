@@ -1,4 +1,4 @@
-"""Small mixtures of instruction data for tests, made on the spot."""
+"""Builds small mixtures of made-up instruction data for tests."""
 
 from collections.abc import Mapping
 import json

@@ -1,4 +1,4 @@
-"""Real text for tests: used where the folder is present, skipped with the reason where it is not."""
+"""Paths of real text for tests; tests are skipped where the folder is not present."""
 
 import os
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Judges and groupings whose truth is known, to check estimates, tests and defences against. No figure of a corpus
-comes from here.
-"""
+"""Judges, corpora and groupings with known truth, to test estimates and defences with."""
 
 import asyncio
 from collections import Counter

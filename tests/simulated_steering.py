@@ -1,4 +1,4 @@
-"""Simulated generators of known diversity, to check the steering of a synthesis against."""
+"""Simulated generators of known diversity, to test the steering of a synthesis with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

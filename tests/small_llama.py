@@ -1,4 +1,4 @@
-"""Small models for tests. Parameters are drawn by numpy: compiling JAX's random generator would take longer than the
+"""Small models for tests, with parameters drawn by NumPy: compiling JAX's random generator takes longer than the
 tests.
 """
 

@@ -1,6 +1,4 @@
-"""A process that works on a small graph of steps; its commands write down each start and end, and go on from what they
-find.
-"""
+"""A process that runs a small graph of steps whose commands record each start and end."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Labelled texts that also differ in form and length, both independent of the label: for judges who go by either."""
+"""Labelled texts that also differ in form and length, independently of the label, for judges that group by those."""
 
 import random
 

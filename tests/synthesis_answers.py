@@ -1,5 +1,4 @@
-"""What a played language model writes: passages whose subject is decided by the request, so that the diversity of a run
-is known.
+"""Passages of a simulated language model whose subject follows from the request, so that a run's diversity is known.
 
 Topics named `narrow...` get one of two texts' vocabularies, all others words of their own. Served by
 `tests.llm_server`.

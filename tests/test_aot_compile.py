@@ -1,5 +1,5 @@
-"""Compiling for chips that are not here: reading programs, targets, search, the command, and one small model for each
-kind of chip.
+"""Ahead-of-time compilation: reading programs, targets, search, the command, and a small model for each kind of
+chip.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""`python -m diversity_jax.audit` against a judge on loopback: what it asks, writes and prints, and what it refuses."""
+"""`python -m diversity_jax.audit` with a judge on loopback: its requests, files and output, and what it refuses."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The accelerator benchmark needs few files, loses nothing when it is stopped, and lets no peer cost it its own row."""
+"""The accelerator benchmark: the files it needs, kills at any moment, failing peers, and the table."""
 
 import contextlib
 import importlib.util

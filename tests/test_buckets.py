@@ -1,4 +1,4 @@
-"""Runs, rows and models in buckets: a Cloud Storage server on this machine, and an S3 one where it is installed."""
+"""Runs, rows and models in buckets of a local Cloud Storage server and, where it is installed, a local S3 server."""
 
 import dataclasses
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Failures of a store, told in one line each, with nothing lost: a proxy before a Cloud Storage server answers them."""
+"""Faults of an object store, injected by a proxy: each is one line, and nothing is lost."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Hostile documents are planted as said, and the canaries keep the score where it was."""
+"""The audit with planted injections: canaries keep the score nearly unchanged."""
 
 import pytest
 

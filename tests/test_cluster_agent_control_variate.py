@@ -1,4 +1,4 @@
-"""The ruler's features take chance out of T without moving it, whatever the ruler is worth."""
+"""The control variate from the ruler's features lowers the variance of T and leaves it unbiased."""
 
 import itertools
 

@@ -1,5 +1,5 @@
-"""The embedding judge reads one figure whatever is beside a corpus, however large it is, and however many samples are
-shown at once; it puts copies together and refuses what its vectors do not tell apart.
+"""The embedding judge: its figure does not depend on other corpora, corpus size or K; copies are one cluster; texts
+that its vectors cannot tell apart are refused.
 """
 
 from collections import Counter

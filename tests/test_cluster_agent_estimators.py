@@ -1,4 +1,4 @@
-"""Figures against their definitions, against theory, and at their edges."""
+"""Estimators against their definitions, against theory, and at the ends of their ranges."""
 
 import json
 import math

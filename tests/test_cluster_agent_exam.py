@@ -1,4 +1,4 @@
-"""A judge that reads passes the exam, one with a fault does not, and the reasons name the fault."""
+"""The exam: judges without faults pass, and each faulty judge fails with the right reason."""
 
 import dataclasses
 import json

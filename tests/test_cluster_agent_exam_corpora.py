@@ -1,4 +1,4 @@
-"""The texts that judges are examined on: what the exam takes for granted of them holds."""
+"""Properties that the exam assumes of its texts."""
 
 from collections import Counter
 import itertools

@@ -1,4 +1,4 @@
-"""What a scoring is thought to use before its first call, and in the middle of it, against what it then uses."""
+"""The token forecast of a scoring, before its first call and half-way, against the tokens used."""
 
 from functools import cache
 import gzip

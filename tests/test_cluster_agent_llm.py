@@ -1,4 +1,4 @@
-"""The six stages over HTTP, against a server on loopback that knows the labels, and against one that fails."""
+"""The six stages over HTTP, with a server that knows the labels and with one that fails."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A partition is taken only if every shown sample is in exactly one cluster."""
+"""Parsing of partitions: one is accepted only if every shown sample is in exactly one cluster."""
 
 from hypothesis import given
 from hypothesis import strategies as st

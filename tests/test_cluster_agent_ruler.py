@@ -1,4 +1,4 @@
-"""A ruler reads every text for itself, at a length that is the same for all, and says what it cannot read."""
+"""A ruler reads each text independently, at one length for all, and reports what it cannot read."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""How many groupings, which share verified, how many samples at once; and that what they rest on holds."""
+"""The plan of a scoring (groupings, share verified, samples at once) and the assumptions behind it."""
 
 import numpy as np
 import pytest

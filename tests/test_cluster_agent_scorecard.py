@@ -1,4 +1,4 @@
-"""A scorecard says the same after a journey through a file, and a damaged one says what is wrong with it."""
+"""Scorecards are the same after saving and loading, and a damaged one is one clear line."""
 
 import dataclasses
 import json

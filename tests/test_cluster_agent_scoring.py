@@ -1,6 +1,4 @@
-"""The whole scoring against judges whose truth is known: right, the same in any order of answers, and honest about what
-failed.
-"""
+"""Complete scorings with judges of known truth: correct, independent of the order of answers, failures counted."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Comparisons decide as rarely wrongly as they promise, and rightly where there is a difference."""
+"""The sequential comparison: its rate of false decisions, and its power."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""Text that is shown holds nothing that speaks to the model by other means than its words, and ids that nobody can
-guess.
-"""
+"""Cleaning of shown texts: no special tokens, control characters or guessable ids reach the model."""
 
 from dataclasses import replace
 import json

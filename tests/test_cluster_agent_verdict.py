@@ -1,4 +1,4 @@
-"""A judge with a fault is found out, by the right reason, and one that reads is not accused."""
+"""Verdicts: each faulty judge is detected with the right reason, and judges without faults are fit."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md do what it says, as they are written there."""
+"""The examples of CONTRIBUTING.md work as they are written there."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What all packages share: estimates, progress on stderr, the folder store and its lock."""
+"""Parts that all packages share: estimates, progress on stderr, the folder store and its lock, paths."""
 
 import dataclasses
 import os

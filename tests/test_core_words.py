@@ -1,4 +1,4 @@
-"""Words are cut alike in every script, and quickly where text is long."""
+"""Word splitting: the same in every script, and in linear time."""
 
 import random
 import re

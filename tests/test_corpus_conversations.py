@@ -1,6 +1,4 @@
-"""Instruction data: whatever form it is in, turns come out; answers are found in any template; broken ones are refused
-in one line.
-"""
+"""Instruction data: every form gives turns, answers are located in any template, and broken records are one line."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""The documentation of installed packages as a corpus: clean, distinct, the same in every process, without this
-project.
-"""
+"""The corpus of installed packages' documentation: clean, distinct, reproducible, without this project's own text."""
 
 import ast
 import os

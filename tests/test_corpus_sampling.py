@@ -1,6 +1,4 @@
-"""Sampling is uniform, seeded, independent of lengths and of how records are reached; fingerprints follow the
-content.
-"""
+"""Sampling is uniform, seeded, and independent of text lengths and of access order; fingerprints follow the content."""
 
 from collections import Counter
 import gzip

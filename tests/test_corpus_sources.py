@@ -1,4 +1,4 @@
-"""Sources that users have: tables as text, folders, standard input, and datasets of the Hugging Face hub."""
+"""Sources of text: tables, folders, standard input, and datasets of the Hugging Face hub."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What the documentation names exists: paths, commands, modules with their names, and the targets of links."""
+"""Paths, commands, modules, names and link targets in the documentation exist."""
 
 import ast
 import functools

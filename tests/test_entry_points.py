@@ -1,4 +1,4 @@
-"""What a user types and what comes back when it is wrong: one line that says what, where and what to do."""
+"""The main commands as a user types them, and one line of error that says what, where and what to do."""
 
 from fractions import Fraction
 import gzip

@@ -1,4 +1,4 @@
-"""The key/value cache: sequences take blocks as they grow and give them back, and nobody's answer changes by that."""
+"""The key/value cache: sequences allocate and free blocks, and answers do not change by that."""
 
 import functools
 

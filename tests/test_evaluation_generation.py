@@ -1,4 +1,4 @@
-"""Generation: the cache gives what recomputing gives, each answer is its own, and text ends where it should."""
+"""Generation: cached decoding equals recomputation, answers are independent, and text ends where it should."""
 
 import dataclasses
 import functools

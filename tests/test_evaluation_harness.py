@@ -1,4 +1,4 @@
-"""lm-evaluation-harness gives our models the scores that it gives their exported weights through its own backend."""
+"""Our lm-evaluation-harness model gives the scores of the harness's own backend on the exported weights."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""Benchmarks, results and comparisons: files are checked line by line, finished work is kept, and statistics are
-right.
-"""
+"""Benchmark files are checked line by line, finished requests are stored, and the statistics are right."""
 
 import json
 

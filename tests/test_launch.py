@@ -1,4 +1,4 @@
-"""Launch files: the commands they would run, checked by the tools' own parsers, and what they do on a host."""
+"""Launch scripts: the commands they would run, checked by the tools' parsers, and their effects on a host."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A judge in batches: the figures of live calls at half their price, and nothing paid twice."""
+"""A judge over batch APIs: the figures of live calls at half their price, and nothing paid twice."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Every behaviour of `llm_behaviours`: what the run ends with, what it says, what it paid."""
+"""Every behaviour of `llm_behaviours`: how the run ends, its messages, and what it paid."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""What passes between those who ask and the engine."""
+"""The interface between callers and the engine."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""A provider over HTTP as servers speak it: whole, chunked, in pieces, closed early."""
+"""HTTP of a provider: complete, chunked, split and truncated responses."""
 
 import asyncio
 import gzip

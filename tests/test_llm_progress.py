@@ -1,4 +1,4 @@
-"""What is shown while a run runs."""
+"""The progress display of a run."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Who is let through, and when."""
+"""Admission of requests under the adaptive rate limit."""
 
 import asyncio
 import itertools

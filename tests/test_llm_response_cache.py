@@ -1,4 +1,4 @@
-"""Paid answers stay paid: across kills, processes, damage and full disks."""
+"""The response cache keeps paid answers across kills, processes, damage and full disks."""
 
 import asyncio
 import os

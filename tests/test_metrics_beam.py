@@ -1,4 +1,4 @@
-"""Metrics that merge over workers are those of one machine, to the last digit that an order of sums leaves."""
+"""Metrics merged over Beam workers equal those of one machine up to the order of sums."""
 
 import json
 

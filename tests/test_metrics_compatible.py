@@ -1,4 +1,4 @@
-"""The figures of the `diversity` and `vendi-score` packages, kept in a file so that neither has to be installed.
+"""Our figures equal those of the `diversity` and `vendi-score` packages, stored in a file.
 
 `tests/renew_metrics_golden.py` says how to renew the file, and needs both.
 """

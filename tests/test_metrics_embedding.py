@@ -1,4 +1,4 @@
-"""Embedding metrics against their definitions over all pairs, and every embedder against something real."""
+"""Embedding metrics against their definitions over all pairs, and every embedder on real models."""
 
 import http.server
 import json

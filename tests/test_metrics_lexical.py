@@ -1,6 +1,4 @@
-"""Lexical metrics equal their definitions, written out slowly here, for any documents: all scripts, empty ones,
-repeats.
-"""
+"""Lexical metrics against direct implementations of their definitions, for all scripts, empty documents and repeats."""
 
 from collections import Counter
 import itertools

@@ -1,6 +1,4 @@
-"""Perplexity: each token scored once, equal to transformers' own logits, also over documents longer than the
-context.
-"""
+"""Perplexity: each token is scored once, with transformers' logits, also in documents longer than the context."""
 
 import math
 

@@ -1,6 +1,4 @@
-"""Building mixtures: shares in tokens whatever the documents' lengths, decisions that can be repeated, and bad
-input.
-"""
+"""Building mixtures: token shares for any document lengths, repeatable decisions, and bad input."""
 
 import dataclasses
 from fractions import Fraction

@@ -1,6 +1,4 @@
-"""A mixture of ours through SeqIO's converters for decoders: any shard, from its cache or not, and after a
-checkpoint.
-"""
+"""Our mixtures through SeqIO's decoder converters: any shard, cached or not, and after a checkpoint."""
 
 from fractions import Fraction
 import os

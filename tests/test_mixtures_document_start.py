@@ -1,4 +1,4 @@
-"""What begins a document in rows, segments, targets and mixtures, and the same in SeqIO."""
+"""Document starts in rows, segments, targets, mixtures and SeqIO."""
 
 import dataclasses
 import json

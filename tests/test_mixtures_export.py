@@ -1,4 +1,4 @@
-"""Rows exported to other trainers' formats, read back by those trainers' own readers, or by what stands for them."""
+"""Rows exported to other trainers' formats are read back, by those trainers' readers or equivalents."""
 
 from fractions import Fraction
 import itertools

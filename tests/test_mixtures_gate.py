@@ -1,6 +1,4 @@
-"""Shares before and after the gate: what is taken away goes where the policy says, and every decision can be
-repeated.
-"""
+"""Allocation of shares after the gate: removed share goes where the policy says, and decisions are repeatable."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""A mixture of ours in other SeqIO codebases, and their tasks and mixtures in ours."""
+"""Our mixtures in other SeqIO codebases, and their tasks and mixtures in ours."""
 
 from fractions import Fraction
 import json

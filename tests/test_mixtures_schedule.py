@@ -1,4 +1,4 @@
-"""Token shares hold in every window, whatever the shares."""
+"""The schedule keeps token shares in every window, for any shares."""
 
 from fractions import Fraction
 import math

@@ -1,4 +1,4 @@
-"""What SeqIO sees of a mixture is what the training loader reads, row for row."""
+"""SeqIO reads the rows of a mixture that the training loader reads."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""Looking at a built mixture: what is printed and drawn is what its files hold."""
+"""`mixtures.show`: what is printed and drawn is what the mixture's files hold."""
 
 from pathlib import Path
 import random

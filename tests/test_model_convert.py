@@ -1,4 +1,4 @@
-"""Weights go to Hugging Face and come back, and transformers computes the same logits from them."""
+"""Export to Hugging Face and import again, with the logits of transformers."""
 
 import dataclasses
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Every switch means the same in training, in a loop of layers, on a mesh, in evaluation and in decoding."""
+"""Every architecture option means the same in training, unrolled, on a mesh, in evaluation and in decoding."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Published models' `config.json`: their logits are transformers', they come back bit for bit, or they are refused."""
+"""Published `config.json` files: the logits of transformers, bit-exact round trips, or a refusal."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""llama.cpp reads what we export: the same tokens, and the same logits, in every form of model and tokenizer."""
+"""llama.cpp reads our GGUF exports: the same tokens and logits for every form of model and tokenizer."""
 
 import dataclasses
 import json

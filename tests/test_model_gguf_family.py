@@ -1,4 +1,4 @@
-"""The family of Llama in GGUF: llama.cpp computes what we compute, files come back the same, the rest is refused."""
+"""GGUF of Llama's successors: llama.cpp computes the same, files round-trip, and the rest is refused."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""GGUF files come in: weights bit for bit, tokenizers id by id, and what is damaged, hostile or foreign in one line."""
+"""Import of GGUF files: exact weights and token ids, and one line for damaged, hostile or foreign files."""
 
 import dataclasses
 import json

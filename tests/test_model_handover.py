@@ -1,4 +1,4 @@
-"""An imported model is accepted by what reads models, and keeps its special tokens on every way out."""
+"""An imported model works in every command, and keeps its special tokens in every export."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What the Llama promises: causality, isolated documents, equality of every way to run it."""
+"""Properties of the model: causality, isolated documents, and equality of all ways to run it."""
 
 import jax
 import jax.numpy as jnp

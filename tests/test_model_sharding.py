@@ -1,6 +1,4 @@
-"""One rule table places everything; what cannot be placed is refused with the reason, and the loss does not depend on
-the mesh.
-"""
+"""Sharding rules cover every parameter, bad meshes are refused, and the loss does not depend on the mesh."""
 
 import jax
 import numpy as np

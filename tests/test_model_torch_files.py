@@ -1,4 +1,4 @@
-"""PyTorch's pickled weights are read without torch, and nothing else that a pickle could hold is run.
+"""PyTorch's pickled weights are read without torch, and no other pickle is executed.
 
 The files are put together here as `torch.save` writes them; `scripts/checks/verify_family.py` reads torch's own.
 """

@@ -1,4 +1,4 @@
-"""A user's own text: the ready configuration, a tokenizer made from the text, and a model that fits both."""
+"""The configuration for a user's own text, with a tokenizer trained on it and a model that fits both."""
 
 import json
 from pathlib import Path

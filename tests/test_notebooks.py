@@ -1,4 +1,4 @@
-"""The notebooks of the documentation run from their first cell to their last, and the site holds them."""
+"""The notebooks of the documentation run completely, and the site includes them."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files that others made, damaged or hostile: they are read, or refused in one line, in bounded time and memory."""
+"""Files from others, damaged or hostile: each is read, or refused in one line, in bounded time and memory."""
 
 import bz2
 import gzip

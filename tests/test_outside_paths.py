@@ -1,4 +1,4 @@
-"""Names, links and URLs in files that others made: nothing outside a folder is read or written, no secret is shown."""
+"""Names, links and URLs in files from others: nothing outside a folder is read or written, and no secret is shown."""
 
 import base64
 from fractions import Fraction

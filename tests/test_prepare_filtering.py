@@ -1,6 +1,4 @@
-"""What preparation leaves out: every planted overlap with a benchmark, the known one of real text, and near copies as
-measured.
-"""
+"""Filtering in preparation: planted and known benchmark overlaps, and near copies, are removed."""
 
 import gzip
 import json

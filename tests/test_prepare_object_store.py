@@ -1,4 +1,4 @@
-"""Preparation from and into a bucket, by way of gcsfs and a Google Cloud Storage server on this machine."""
+"""Preparation from and into a bucket of a local Google Cloud Storage server."""
 
 import hashlib
 import importlib.util

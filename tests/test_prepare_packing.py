@@ -1,5 +1,5 @@
-"""Rows of conversations: whole examples, exact masks, isolated neighbours; what a mixture's shares count; every reader
-sees the same.
+"""Packed conversations: complete examples, exact masks, isolated neighbours, shares, and equal rows for every
+reader.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Preparation: nothing lost, nothing repeated, and every fault named."""
+"""Prepared rows: no token lost or repeated, and every fault named."""
 
 from collections import Counter
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Special tokens' texts in documents and messages: letters unless asked for, for every kind of tokenizer, counted."""
+"""Special tokens' texts in documents and messages are plain text unless configured, for every kind of tokenizer."""
 
 from collections import Counter
 import json

@@ -1,6 +1,4 @@
-"""Preparation at scale: the same files from any number of processes and from Beam, killed and restarted or not; bad
-input in one line.
-"""
+"""Preparation gives the same files for any number of processes, on Beam, and after kills; bad input is one line."""
 
 import fcntl
 import hashlib

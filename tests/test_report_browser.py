@@ -1,4 +1,4 @@
-"""The pages as a browser shows them: nothing complains, nothing is fetched, everything is drawn, nothing overflows."""
+"""Pages in a browser: no console errors, no requests, everything drawn, no overflow."""
 
 from pathlib import Path
 

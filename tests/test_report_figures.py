@@ -1,6 +1,4 @@
-"""Colours that stay apart, labels that do not touch, curves that keep their means, and SVG that can stand in a page
-beside others.
-"""
+"""Figures: distinguishable colours, labels that do not overlap, smoothed curves, and SVG that can be embedded."""
 
 from fractions import Fraction
 import itertools

@@ -1,4 +1,4 @@
-"""Numbers keep their value when written for people, and foreign text cannot act."""
+"""Formatting of numbers keeps their value, and foreign text is escaped."""
 
 from fractions import Fraction
 import re

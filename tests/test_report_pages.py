@@ -1,4 +1,4 @@
-"""The pages of runs and scorings: what they say follows from the files, and what is missing or broken is said."""
+"""Pages of runs and scorings follow from their files, and missing or broken files are named."""
 
 from fractions import Fraction
 from html.parser import HTMLParser

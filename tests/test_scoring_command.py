@@ -1,6 +1,4 @@
-"""`python -m diversity_jax.score` against a judge on loopback that knows the labels: right, exact to resume, within its
-cap.
-"""
+"""`python -m diversity_jax.score` with a judge on loopback that knows the labels: coverage, resuming, and the cap."""
 
 import gzip
 import json

@@ -1,6 +1,6 @@
-"""The whole scoring command against a server that is none of ours: llama.cpp, which enforces the schemas, with a tiny
-Llama that has learnt nothing. Its answers are nonsense in the right form, so most groupings are dropped; the run has to
-cope, and to say so."""
+"""The scoring command with llama.cpp as the server, which enforces schemas, and an untrained tiny Llama: most groupings
+are dropped, which the run has to survive and report.
+"""
 
 import collections
 import gzip

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's own clients score our server as our own backend scores the model, item by item."""
+"""lm-evaluation-harness's API clients score our server as our own backend scores the model, item by item."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Schemas and grammars are enforced token by token, whoever else is answered; too much is refused."""
+"""Schemas and grammars are enforced token by token in any batch, and excessive ones are refused."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What strangers, web pages and broken clients may do to the server: nothing that another client would notice."""
+"""Hostile and broken clients of the server do not affect other clients."""
 
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses

@@ -1,4 +1,4 @@
-"""The server answers the openai client, streams, stops, and survives crowds, hang-ups and nonsense."""
+"""The server with the openai client: answers, streams, stop texts, load, disconnects and invalid requests."""
 
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses

@@ -1,6 +1,4 @@
-"""Low-rank adapters: nothing changes until they are trained, nothing but them changes then, and merged they are an
-ordinary model.
-"""
+"""Low-rank adapters: no effect before training, only they are trained, and merged they are an ordinary model."""
 
 import dataclasses
 import json

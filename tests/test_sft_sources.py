@@ -1,6 +1,4 @@
-"""Instruction data from every source gives the same rows bit for bit; what is proven of one holds for all; foreign
-templates too.
-"""
+"""Instruction data of every source gives the same rows bit for bit, with foreign templates too."""
 
 import itertools
 import json

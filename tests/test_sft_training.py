@@ -1,6 +1,4 @@
-"""Fine-tuning through the training command: it begins with a model, learns to answer, and resumes with the same
-bits.
-"""
+"""Fine-tuning by the training command: it starts from a model, learns to answer, and resumes bit for bit."""
 
 import dataclasses
 import json

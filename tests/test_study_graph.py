@@ -1,4 +1,4 @@
-"""Steps are keyed by all they depend on, run once by any number of processes, and go on after a kill."""
+"""Steps of a study are keyed by all they depend on, run once by any number of processes, and survive kills."""
 
 from collections import Counter
 import dataclasses

@@ -1,4 +1,4 @@
-"""The page of a study whose runs are made up: what it shows, and that it is drawn from its JSON alone."""
+"""The page of a study with made-up runs: its content, and that it depends on the JSON alone."""
 
 import math
 

@@ -1,6 +1,4 @@
-"""The study command itself: real scorings in a small grid, by one process and by two, killed and gone on with, and by
-single steps.
-"""
+"""The study command on a small grid of real scorings: one process, two, killed and resumed, and single steps."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""Batch APIs on loopback: handed in once, found again after a kill, collected into the ledger, paid at the batch's
-price.
+"""Synthesis over batch APIs: submitted once, found again after a kill, stored in the response cache, paid at batch
+prices.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The demo generator: reproducible, readable, labelled, and as diverse as it was asked to be."""
+"""The demo grammar: reproducible, readable, labelled, and of the requested diversity."""
 
 from collections import Counter
 import gzip

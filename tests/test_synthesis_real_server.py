@@ -1,5 +1,6 @@
-"""The whole way from a generator that is none of ours to a trained step: llama.cpp with a tiny Llama that has learnt
-nothing enforces the schemas, every template's answers pass, and what they render to is prepared and trained on."""
+"""Synthesis with llama.cpp as the server, up to a training step: an untrained tiny Llama under enforced schemas passes
+every template, and its documents are prepared and trained on.
+"""
 
 import json
 import os

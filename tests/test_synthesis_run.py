@@ -1,4 +1,4 @@
-"""Whole runs against a server on loopback: what is written is complete, checked, resumable and ready for a mixture."""
+"""Complete synthesis runs with a server on loopback: files are complete, checked, resumable and ready for a mixture."""
 
 from collections import Counter
 import json

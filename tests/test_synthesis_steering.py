@@ -1,4 +1,4 @@
-"""The loop on generators whose diversity is known: it finds what pays, and hardly ever stops what does."""
+"""Steering on generators of known diversity: it finds the best arms and rarely stops good ones."""
 
 import numpy as np
 import pytest

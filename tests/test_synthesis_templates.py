@@ -1,4 +1,4 @@
-"""From template to request, from answer to text: what is asked, what is refused, and what comes out."""
+"""Templates: requests, checks of answers, and rendering to text."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""Topics out of files in every form, and one topic for one subject."""
+"""Reading topics from every file form, and merging of equal subjects."""
 
 import json
 

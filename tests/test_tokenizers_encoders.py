@@ -1,4 +1,4 @@
-"""The fast encoder beside the reference: the same ids, and the reference's wherever the two differ."""
+"""The fast encoder gives the ids of the reference encoder, which is used where they differ."""
 
 import json
 import pickle

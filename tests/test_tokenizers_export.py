@@ -1,4 +1,4 @@
-"""Exported tokenizers give our ids to the library that transformers uses, or the export says what differs."""
+"""Exported tokenizers give our ids in the tokenizers library, or the export names the difference."""
 
 import json
 import logging

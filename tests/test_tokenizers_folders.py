@@ -1,4 +1,4 @@
-"""Folders of tokenizers as their makers lay them out: every file is read, and what contradicts itself is one line."""
+"""Published layouts of tokenizer folders: every file is read, and contradictions are one line."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Tokenizers in GGUF files: llama.cpp cuts text as we do, for every way to cut words that it knows and we rebuild."""
+"""Tokenizers in GGUF files: llama.cpp splits text as we do for every pre-tokenizer that we rebuild."""
 
 import json
 from pathlib import Path

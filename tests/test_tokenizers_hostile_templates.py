@@ -1,4 +1,4 @@
-"""Chat templates that grow or run for ever end in one line, and the next conversation is rendered as before."""
+"""Chat templates that do not end or grow without bound are one line, and the next conversation is rendered."""
 
 import time
 

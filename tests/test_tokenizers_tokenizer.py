@@ -1,4 +1,4 @@
-"""Tokenizers: the same ids through every door, and id 0 is a token like any other."""
+"""Tokenizers give the same ids through every interface, and id 0 is an ordinary token."""
 
 import json
 

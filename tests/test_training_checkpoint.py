@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back on any mesh, and what cannot be saved is said."""
+"""Checkpoints are restored on any mesh, and what cannot be saved is reported."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""Whole training curves: ours against an implementation written from the definitions, and bfloat16 against float32."""
+"""Training curves: ours against an implementation from the definitions, and bfloat16 against float32."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are told apart from storage and memory that fail, and the one before is read."""
+"""Damaged checkpoints are told apart from failing storage and memory, and the previous checkpoint is read."""
 
 import dataclasses
 import errno

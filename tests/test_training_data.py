@@ -1,4 +1,4 @@
-"""Batches on the mesh, read ahead, with documents told apart."""
+"""Batches on the mesh, read ahead, with separated documents."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Which GPUs a process takes, over the environments that launchers make; the Slurm rows were printed by Slurm 22.05."""
+"""GPUs that a process takes under each launcher's environment; the Slurm rows were printed by Slurm 22.05."""
 
 import pytest
 

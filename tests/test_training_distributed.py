@@ -1,4 +1,4 @@
-"""Processes find each other or say, in one line, why not; JAX's own start is tried in test_training_resume."""
+"""Distributed start: processes connect, or fail with one line; JAX's own start is tested in test_training_resume."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""What begins a document means the same in the training loss, evaluation, generation, server and export."""
+"""The document start means the same in training loss, evaluation, generation, server and export."""
 
 import dataclasses
 import json

@@ -1,5 +1,5 @@
-"""What an attempt does beside its steps: samples, goodput, kept programs, traces, rescue; and what it never does: copy,
-wait, lose.
+"""The training loop's callbacks: samples, goodput, cached programs, traces and saving on failure, without copies or
+waits.
 """
 
 from fractions import Fraction

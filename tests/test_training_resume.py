@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed ends with the same bits as one that never was."""
+"""A run that is stopped and resumed ends with the bits of an uninterrupted one."""
 
 from fractions import Fraction
 import os

@@ -1,6 +1,7 @@
-"""What a run may be resumed with, by its records alone: every field of its configuration changed.
+"""What may change when a run is resumed, by its records alone: every field of its configuration.
 
-Each field is either allowed or refused in one line with its old and its new value."""
+Each field is either allowed or refused in one line with its old and its new value.
+"""
 
 import dataclasses
 

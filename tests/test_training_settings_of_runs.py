@@ -1,4 +1,4 @@
-"""What a run may be resumed with, through whole runs: the same bits, or one line and nothing changed on disk."""
+"""What may change when a run is resumed, by complete runs: the same bits, or one line and nothing changed on disk."""
 
 import dataclasses
 import shutil

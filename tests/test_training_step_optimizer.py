@@ -1,4 +1,4 @@
-"""Learning-rate schedules and the figures of throughput."""
+"""Learning-rate schedules, weight decay masks, FLOPs and MFU."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

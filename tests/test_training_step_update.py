@@ -1,6 +1,4 @@
-"""The train step: the same on every mesh and however the batch is cut, safe against non-finite values, and no slower
-for it.
-"""
+"""The train step: equal on every mesh and with accumulation, safe against non-finite values, compiled once."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What several real processes hear of each other: a failure of one reaches all in seconds, in one line."""
+"""Several real processes: a failure of one ends all in seconds, with one line."""
 
 from pathlib import Path
 import socket

@@ -1,4 +1,4 @@
-"""Trackers are given losses, shares and scores; one that fails or is missing costs a line and not the run."""
+"""Trackers get losses, shares and scores; one that fails or is missing costs a line and not the run."""
 
 import dataclasses
 from fractions import Fraction

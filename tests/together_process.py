@@ -1,4 +1,6 @@
-"""One process of several that hear of each other: python -m tests.together_process CASE ID COUNT PORT FOLDER"""
+"""One of several processes that test failures of each other: python -m tests.together_process CASE ID COUNT PORT
+FOLDER
+"""
 
 from pathlib import Path
 import time

@@ -1,4 +1,4 @@
-"""Folders of tokenizers as the makers of models lay them out: the same files, settings, splitters and added tokens."""
+"""Tokenizer folders in the layouts that model makers publish: files, settings, splitters and added tokens."""
 
 from collections.abc import Sequence
 import json
