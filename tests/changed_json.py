@@ -14,10 +14,10 @@ WRONG = (
 
 
 def changed(value: Any, *, items: int = 1) -> Iterator[tuple[str, Any]]:
-    """(field, the whole with a wrong value there), for every field at any depth.
+    """(field, the complete value with a wrong one in that field), for every field at any depth.
 
     Args:
-      items: of each list, so many are gone into.
+      items: how many items of each list are changed.
     """
     for path in list(_paths(value, items)):
         for wrong in WRONG:
@@ -27,7 +27,7 @@ def changed(value: Any, *, items: int = 1) -> Iterator[tuple[str, Any]]:
 
 
 def changed_at(value: Any, generator: random.Random, wrong: Sequence[Any] = WRONG) -> Any:
-    """The whole with a wrong value in one field, chosen level by level."""
+    """The complete value with a wrong one in a single field, chosen level by level."""
     path: tuple[Any, ...] = ()
     holder = value
     while isinstance(holder, dict | list) and holder and (not path or generator.random() < 0.75):

@@ -155,7 +155,7 @@ def browser() -> Iterator[Browser]:
 
 
 def _port(file: Path, process: subprocess.Popen) -> tuple[str, str]:
-    """Where the browser listens, once it has written it down."""
+    """Port and path of the DevTools endpoint, from the file that the browser writes."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
         if process.poll() is not None:

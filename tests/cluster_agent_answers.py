@@ -91,7 +91,7 @@ def follows_instructions(oracle, reasoning_words, criteria_count=4):
 
 
 def answers_briefly(oracle):
-    """An oracle that writes short criteria, and one entry in every list of every cluster, whatever it is told."""
+    """An oracle that writes short criteria, and one item in every list of every cluster, whatever the instructions."""
     generator = random.Random(0)
 
     def words(count):

@@ -89,7 +89,7 @@ def sha256(content: bytes) -> str:
 
 
 def rewritten(folder: Path) -> list[str]:
-    """Files that are not the sample's own any more."""
+    """Files written since the samples were unpacked."""
     return [
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime
     ]

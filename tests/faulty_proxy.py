@@ -115,7 +115,7 @@ def proxying(port: int, server_port: int) -> Iterator[Proxy]:
         daemon_threads, request_queue_size = True, 64
 
         def handle_error(self, request, client_address):
-            """A client that goes away is its own affair."""
+            """Ignores clients that disconnect."""
 
     server = Server(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

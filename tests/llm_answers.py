@@ -135,7 +135,7 @@ def _clusters(samples: list[dict[str, str]], label_of: Callable[[str], Any]) -> 
 
 
 def fill(schema: Mapping[str, Any]) -> Any:
-    """Some value of a JSON schema, as a model without an idea would give."""
+    """Some value that a JSON schema allows."""
     if "enum" in schema:
         return schema["enum"][0]
     kind = schema.get("type", "object")

@@ -188,7 +188,7 @@ class LabelJudge:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The labels are the ruler; whoever makes two such judges knows whether they agree."""
+        """Empty: two such judges with the same labels agree."""
         return {}
 
     def expect(self, calls: int) -> None:

@@ -13,7 +13,7 @@ CODES = {"first": {"room": "1"}, "second": {"room": "1"}}
 
 
 def steps(seconds: float, *, fail: str | None = None, pairs: int = 6) -> dict[str, Step]:
-    """As many first steps, and as many second ones that each need one of them."""
+    """First steps, and as many second ones that each need one of them."""
     steps = {}
     for number in range(pairs):
         settings = {"number": number, "seconds": seconds, "fail": fail}
@@ -60,7 +60,7 @@ def _note(folder: Path, line: str) -> None:
 
 
 def work(folder: str, seconds: float) -> None:
-    """Runs all steps that can be."""
+    """Runs all steps that are ready."""
     store = StepStore(Path(folder) / "steps")
     run_steps(steps(seconds), store, commands(Path(folder), store), CODES)
 

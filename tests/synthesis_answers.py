@@ -85,7 +85,7 @@ def generation(stage: str, samples: list[dict[str, str]], payload: dict[str, Any
 
 
 def refusing(stage: str, samples: list[dict[str, str]], payload: dict[str, Any]) -> dict[str, Any]:
-    """Refuses inside the schema."""
+    """Refuses, in an answer that fits the schema."""
     made = generation(stage, samples, payload)
     made["passages"][0]["text"] = "I'm sorry, but I cannot help with that. " + made["passages"][0]["text"]
     return made

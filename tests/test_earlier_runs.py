@@ -234,7 +234,7 @@ def sample_likelihoods(folder: str) -> list[float]:
 
 
 def without_bounds(value):
-    """Figures without their intervals, which end at 0 and 1 by now."""
+    """Figures without their intervals, which are limited to 0 and 1 since."""
     if isinstance(value, dict):
         return {name: without_bounds(item) for name, item in value.items() if name not in ("low", "high")}
     return value

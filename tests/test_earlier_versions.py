@@ -100,7 +100,7 @@ def stored_answers(path: str) -> dict[str, list]:
 
 
 def test_a_response_cache_of_paid_answers_is_added_to(world):
-    """Groupings are asked about otherwise now, so that old answers are no longer theirs; they are kept as they are."""
+    """Prompts of groupings have changed since, so that the old answers no longer fit; they stay in the file unchanged."""
     Path("again").mkdir()
     shutil.copy("score_llm/ledger.sqlite", "again/ledger.sqlite")
     stored = stored_answers("again/ledger.sqlite")
@@ -175,7 +175,7 @@ print(*sorted(name for name in seqio.TaskRegistry.names() if name.startswith("ea
 
 
 def test_a_mixture_that_stands_is_scored_again_and_its_rows_are_kept(world):
-    """Scores are taken otherwise now; what is prepared stands."""
+    """Scoring has changed since; prepared components are not made again."""
     before = read("mixture/mixture.json")
     done = run("mixtures.build", *config("mixture"))
     assert done.out.splitlines()[-1] == "mixture"

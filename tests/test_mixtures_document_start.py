@@ -142,7 +142,7 @@ def test_a_mixture_of_mixtures_begins_documents_as_they_do(tmp_path):
 
 
 def test_auto_goes_on_with_what_a_folder_has(tmp_path):
-    """A mixture of before the setting keeps its hash, though its tokenizer's makers add BOS."""
+    """A mixture made before the setting existed keeps its hash, though its tokenizer adds BOS."""
     vocabulary = byte_vocabulary(tmp_path / "vocabulary", adds=True)
     before = built(tmp_path, "end_of_text", vocabulary)
     path = before.folder / "mixture.json"

@@ -29,7 +29,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0, schedule="cons
 
 
 def drawn(config, lora=LORA, seed=1):
-    """Adapters as training may have left them."""
+    """Adapters with random values, as after training."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda key: init_adapters(config, lora, key), jax.random.key(0))
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.1, shapes)

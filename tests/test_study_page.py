@@ -107,7 +107,7 @@ def test_where_every_recipe_has_the_same_outcome_all_is_withheld_with_its_reason
 
 
 def small(n, seeds=2, **changes):
-    """The runs of the first n recipes, with outcomes that do not follow from anything."""
+    """The runs of the first n recipes, with outcomes that depend on nothing."""
     outcomes = [0.51, 0.55, 0.50, 0.58, 0.53, 0.60]
     for run in runs():
         tokens = run["levels"]["synthetic tokens (B)"]

@@ -81,7 +81,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def finished_study(config, tmp_path_factory) -> Path:
-    """The study of one process that nothing disturbed."""
+    """The study of one process, uninterrupted."""
     folder = tmp_path_factory.mktemp("whole")
     code, out, err = finish(start(config, folder))
     assert code == 0, err

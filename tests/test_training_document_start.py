@@ -85,7 +85,7 @@ def stream(texts, boundaries: Boundaries, tokenizer) -> list[int]:
 
 
 def training_nats(folder: Path, across: bool, texts) -> list[np.ndarray]:
-    """What the training loss says of each text's tokens in a row of them; nan where it counts nothing."""
+    """The training loss of each text's tokens in a row of them, in nats; nan for tokens that are no targets."""
     mixture = Mixture.load(folder / "mixture")
     boundaries = mixture.boundaries(attend_across_documents=across)
     tokenizer = load_tokenizer(str(folder / "vocabulary" / "tokenizer.json"))

@@ -39,7 +39,7 @@ class Notes(trackers.Tracker):
 
 
 class Failing(trackers.Tracker):
-    """One whose server goes away."""
+    """A tracker whose server stops answering."""
 
     def write(self, step, figures):
         raise ConnectionError("the server went away")
