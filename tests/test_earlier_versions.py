@@ -100,7 +100,7 @@ def stored_answers(path: str) -> dict[str, list]:
 
 
 def test_a_response_cache_of_paid_answers_is_added_to(world):
-    """Prompts of groupings have changed since, so that the old answers no longer fit; they stay in the file unchanged."""
+    """Prompts of groupings have changed since, so that old answers no longer fit; they stay in the file."""
     Path("again").mkdir()
     shutil.copy("score_llm/ledger.sqlite", "again/ledger.sqlite")
     stored = stored_answers("again/ledger.sqlite")
