@@ -73,7 +73,7 @@ def remote_tree(url: str) -> dict[str, RemoteFileInfo]:
         except FileNotFoundError:
             return {}
     tree = {
-        name[len(inside) + 1 :]: _described(info)
+        name[len(inside) + 1 :]: _file_info(info)
         for name, info in listing.items()
         if name.startswith(f"{inside}/") and not name.endswith("/")
     }
@@ -82,7 +82,7 @@ def remote_tree(url: str) -> dict[str, RemoteFileInfo]:
     return tree
 
 
-def _described(info: Mapping[str, Any]) -> RemoteFileInfo:
+def _file_info(info: Mapping[str, Any]) -> RemoteFileInfo:
     version = next((info[key] for key in ("generation", "ETag", "etag", "md5Hash", "mtime") if info.get(key)), "")
     return RemoteFileInfo(bytes=int(info.get("size") or 0), version=str(version))
 
@@ -99,13 +99,13 @@ def _download(url: str, name: str, info: RemoteFileInfo, folder: Path) -> None:
         raise StoreError(f"{url}/{name}: ended after {got:,} of {info.bytes:,} bytes; run again")
 
 
-def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
+def _in_threads(work: Callable[[str], None], names: Iterable[str]) -> None:
     with ThreadPoolExecutor(_THREADS) as threads:
         for done in [threads.submit(work, name) for name in names]:
             done.result()
 
 
-def _key(url: str) -> str:
+def _url_hash(url: str) -> str:
     return hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 
@@ -124,7 +124,7 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
     if not is_remote(path):
         return Path(path)
     url = os.fspath(path).rstrip("/")
-    folder = cache_folder() / "copies" / f"{_key(url)}" / url.rsplit("/", 1)[-1]
+    folder = cache_folder() / "copies" / f"{_url_hash(url)}" / url.rsplit("/", 1)[-1]
     tree = remote_tree(url)
     if not tree:
         filesystem, inside = remote(url)
@@ -133,7 +133,7 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
             if info.get("type") == "directory":
                 raise InputError(f"{url}: the folder is empty")
             source, name, folder = url.rpartition("/")[0], url.rpartition("/")[2], folder.parent
-            tree = {name: _described(info)}
+            tree = {name: _file_info(info)}
     else:
         source, name = url, ""
     chosen = {key: info for key, info in tree.items() if name or wanted(key)}
@@ -147,7 +147,7 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
         ]
         for key in {*index} - {*tree}:
             (folder / key).unlink(missing_ok=True)
-        _each(lambda key: _download(source, key, chosen[key], folder), stale)
+        _in_threads(lambda key: _download(source, key, chosen[key], folder), stale)
         unchanged = {key: value for key, value in index.items() if key in tree and key not in chosen}
         write_json(index_path, unchanged | {key: dataclasses.asdict(info) for key, info in chosen.items()})
     return folder / name if name else folder
@@ -155,7 +155,7 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
 
 def staging_folder(url: str | os.PathLike, process: int = 0) -> Path:
     """The local folder that a process mirrors to a bucket's while it writes to it."""
-    return cache_folder() / "published" / f"{_key(os.fspath(url))}-{process}"
+    return cache_folder() / "published" / f"{_url_hash(os.fspath(url))}-{process}"
 
 
 _PUBLISHED: dict[str, str] = {}
@@ -194,7 +194,7 @@ class Mirror:
         versions = {name: info.version for name, info in tree.items()}
         if known is None or {name: file["version"] for name, file in known.items()} != versions:
             remove_tree(self.folder)
-            _each(lambda name: _download(self.url, name, tree[name], self.folder), tree)
+            _in_threads(lambda name: _download(self.url, name, tree[name], self.folder), tree)
             known = {name: {"version": info.version, **self._stamp(name)} for name, info in tree.items()}
         make_folder(self.folder)
         self._index = known
@@ -256,7 +256,7 @@ class Mirror:
                 shutil.copyfileobj(source, target, _COPY_BYTES)
         filesystem, inside = remote(url)
         with store_errors(url):
-            version = _described(filesystem.info(inside)).version
+            version = _file_info(filesystem.info(inside)).version
         self._index[name] = {"version": version, **stamp}
         write_json(self._index_path, self._index)
 

@@ -132,7 +132,7 @@ TPU_FAMILIES = {
     "tpu7x": TpuFamily("tpu7x", 2, 3, None, "tpu7x-standard-4t", "tpu7x"),
 }
 _ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod", "tpu7": "tpu7x"}
-# The shape that a number of chips stands for where only the number is given.
+# The default shape of a number of chips.
 _SHAPES = {
     2: {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
     3: {

@@ -67,7 +67,7 @@ def _decompressed(path: str, file: Any) -> Iterator[bytes]:
         rest: bytes | None = data
         while rest is not None:
             try:
-                block, rest = _step(decompressor, rest)
+                block, rest = _decompress_some(decompressor, rest)
             except Exception as error:  # zlib.error and zstandard.ZstdError share no parent below Exception
                 kind = COMPRESSED[compression(path) or ""]
                 where = f"damaged near byte {read_bytes}" if begun else f"not a {kind} file in spite of its name"
@@ -83,7 +83,7 @@ def _decompressed(path: str, file: Any) -> Iterator[bytes]:
         raise InputError(f"{path}: ends early at byte {read_bytes}: it was cut off; fetch or write it again")
 
 
-def _step(decompressor: Any, data: bytes) -> tuple[bytes, bytes | None]:
+def _decompress_some(decompressor: Any, data: bytes) -> tuple[bytes, bytes | None]:
     """Decompresses up to about 1 MiB; returns it and the data still to be decompressed or, after a member's end, what
     follows it; None where all data is used up.
     """

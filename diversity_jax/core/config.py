@@ -40,7 +40,7 @@ def parse(argv: Sequence[str], expected: type) -> Any:
     config = load_file(path, expected)
     if not overrides:
         return config
-    return _freeze(_apply(_thaw(config), overrides))
+    return _from_twin(_apply(_mutable_twin(config), overrides))
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
@@ -51,11 +51,11 @@ def with_values(config: Any, values: Mapping[str, Any]) -> Any:
     """
     from ml_collections.config_flags import config_path
 
-    twin = _thaw(config)
+    twin = _mutable_twin(config)
     for field, value in values.items():
         _check_known(twin, field)
-        config_path.set_value(field, twin, _thaw(value))
-    return _freeze(twin)
+        config_path.set_value(field, twin, _mutable_twin(value))
+    return _from_twin(twin)
 
 
 C = typing.TypeVar("C")
@@ -93,7 +93,7 @@ def with_fields(config: C, values: Mapping[str, Any], where: str = "") -> C:
             changed[name] = value
         else:
             value = list(value) if isinstance(value, tuple) else value
-            changed[name] = _typed(hints[name], value, f"{where}{name}")
+            changed[name] = _converted(hints[name], value, f"{where}{name}")
     return dataclasses.replace(config, **changed)  # type: ignore[type-var]
 
 
@@ -238,11 +238,11 @@ def _check_known(twin: Any, field: str) -> None:
 _ORIGINAL, _OPTIONAL = "_frozen_original", "_fields_that_may_be_none"
 
 
-def _thaw(value: Any) -> Any:
+def _mutable_twin(value: Any) -> Any:
     """A mutable twin: dataclasses with the same fields and types, lists for tuples of dataclasses."""
     if dataclasses.is_dataclass(value):
         hints = typing.get_type_hints(type(value))
-        values = {field.name: _thaw(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        values = {field.name: _mutable_twin(getattr(value, field.name)) for field in dataclasses.fields(value)}
         fields = [
             (name, type(inner) if dataclasses.is_dataclass(inner) or isinstance(inner, list) else hints[name])
             for name, inner in values.items()
@@ -251,15 +251,15 @@ def _thaw(value: Any) -> Any:
         namespace = {_ORIGINAL: type(value), _OPTIONAL: optional}
         return dataclasses.make_dataclass(type(value).__name__, fields, namespace=namespace)(**values)
     if isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
-        return [_thaw(item) for item in value]
+        return [_mutable_twin(item) for item in value]
     return dict(value) if isinstance(value, dict | types.MappingProxyType) else value
 
 
-def _freeze(twin: Any) -> Any:
+def _from_twin(twin: Any) -> Any:
     if dataclasses.is_dataclass(twin):
-        values = {field.name: _freeze(getattr(twin, field.name)) for field in dataclasses.fields(twin)}
+        values = {field.name: _from_twin(getattr(twin, field.name)) for field in dataclasses.fields(twin)}
         return getattr(twin, _ORIGINAL)(**values)
-    return tuple(map(_freeze, twin)) if isinstance(twin, list) else twin
+    return tuple(map(_from_twin, twin)) if isinstance(twin, list) else twin
 
 
 def check_least(config: Any, prefix: str, /, **bounds: float) -> None:
@@ -309,7 +309,7 @@ def read_fields(path: str | os.PathLike, **hints: Any) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: is {_json_kind(value)}; expected an object")
-    return value | {name: _typed(hint, value.get(name), f"{path}: {name}") for name, hint in hints.items()}
+    return value | {name: _converted(hint, value.get(name), f"{path}: {name}") for name, hint in hints.items()}
 
 
 Fields = dict[str, Any]
@@ -339,7 +339,7 @@ def from_json(kind: type[T], value: Any, where: str, **given: Any) -> T:
     ]
     if missing:
         raise InputError(f"{where}: has no field {missing[0]!r}")
-    return kind(**{name: _typed(hints[name], item, f"{where}: {name}") for name, item in value.items()}, **given)
+    return kind(**{name: _converted(hints[name], item, f"{where}: {name}") for name, item in value.items()}, **given)
 
 
 @functools.cache
@@ -347,7 +347,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
+def _converted(hint: Any, value: Any, where: str) -> Any:
     """A JSON value converted to a type: lists to tuples, objects to dataclasses."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -355,14 +355,14 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _typed(next(part for part in arguments if part is not type(None)), value, where)
+        return _converted(next(part for part in arguments if part is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type, hint), value, where)
     if origin in (tuple, list, Sequence) and isinstance(value, list | tuple):
-        items = [_typed(arguments[0] if arguments else Any, item, f"{where}[{i}]") for i, item in enumerate(value)]
+        items = [_converted(arguments[0] if arguments else Any, item, f"{where}[{i}]") for i, item in enumerate(value)]
         return items if origin is list else tuple(items)
     if origin in (dict, Mapping) and isinstance(value, dict):
-        return {name: _typed(arguments[1], item, f"{where}[{name[:80]!r}]") for name, item in value.items()}
+        return {name: _converted(arguments[1], item, f"{where}[{name[:80]!r}]") for name, item in value.items()}
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and is_number and abs(value) < _LARGEST:
         return value

@@ -43,7 +43,7 @@ class Options:
         named = {word.partition("=")[0] for word in argv}
         self._passes_on = bool(command.pass_through) and f"--{command.pass_through}" in named
         while self._rest:
-            self._take(self._rest.pop(0))
+            self._parse_word(self._rest.pop(0))
         self._assign_positional()
 
     @functools.cached_property
@@ -58,7 +58,7 @@ class Options:
         words += ["--config", self.config] if self.config is not None else []
         return [*words, *(f"--config.{name}={value}" for name, value in self.fields), *self.others]
 
-    def _take(self, word: str) -> None:
+    def _parse_word(self, word: str) -> None:
         name, equals, value = word.partition("=")
         if word == "--":
             self._positional += self._rest
@@ -66,33 +66,33 @@ class Options:
         elif word in ("-h", "--help"):
             self.help = self._rest.pop(0) if self._rest and not self._rest[0].startswith("-") else ""
         elif name == "--config":
-            self.config = value if equals else self._value(word)
+            self.config = value if equals else self._next_value(word)
         elif name.startswith("--config."):
-            self._set(name[9:], value if equals else None, word)
+            self._set_field(name[9:], value if equals else None, word)
         elif name.startswith("--"):
-            self._long(name[2:], value if equals else None, word)
+            self._parse_long(name[2:], value if equals else None, word)
         elif word.startswith("-") and len(word) > 1 and not word[1].isdigit() and not word.startswith("-:"):
-            self._short(word)
+            self._parse_short(word)
         else:
             self._positional.append(word)
 
-    def _short(self, word: str) -> None:
+    def _parse_short(self, word: str) -> None:
         field = self._command.short.get(word[1])
         if field is None:
             known = ", ".join(f"-{letter} (--{name})" for letter, name in self._command.short.items())
             raise InputError(f"{word}: is no option; the short ones are {known or 'none'}")
         rest = word[2:].removeprefix("=")
-        self._set(field, rest or None, word[:2])
+        self._set_field(field, rest or None, word[:2])
 
-    def _long(self, name: str, value: str | None, word: str) -> None:
+    def _parse_long(self, name: str, value: str | None, word: str) -> None:
         name = name.replace("-", "_")
         own = self._command.own_options.get(name)
         if own is not None:
             self.others.append(word)
             if own and value is None:
-                self.others.append(self._value(word))
+                self.others.append(self._next_value(word))
         elif re.split(r"[.\[]", name)[0] in self._names:
-            self._set(name, value, word)
+            self._set_field(name, value, word)
         elif name.startswith("no_") and value is None and _pattern(name[3:]) in self._booleans:
             self.fields.append((name[3:], "False"))
         elif self._passes_on:
@@ -117,14 +117,14 @@ class Options:
         listed = " or ".join(as_option(field) for field in close)
         return f"; did you mean {listed}?" if close else "; --help lists all"
 
-    def _set(self, name: str, value: str | None, word: str) -> None:
+    def _set_field(self, name: str, value: str | None, word: str) -> None:
         name = name.replace("-", "_")
         if value is None and _pattern(name) in self._booleans:
             is_value = bool(self._rest) and self._rest[0].lower() in _BOOLEANS
             value = self._rest.pop(0) if is_value else "True"
-        self.fields.append((name, self._value(word) if value is None else value))
+        self.fields.append((name, self._next_value(word) if value is None else value))
 
-    def _value(self, word: str) -> str:
+    def _next_value(self, word: str) -> str:
         if not self._rest or (self._rest[0].startswith("--") and len(self._rest[0]) > 2):
             raise InputError(f"{word}: a value is missing; write {word} VALUE")
         return self._rest.pop(0)
@@ -311,20 +311,20 @@ def candidates(words: Sequence[str]) -> list[str]:
     option = before[-1]
     if word.startswith("--") and "=" in word:
         option, _, start = word.partition("=")
-        return [f"{option}={value}" for value in _values(command, option) if value.startswith(start)]
+        return [f"{option}={value}" for value in _known_values(command, option) if value.startswith(start)]
     if option in ("-h", "--help"):
         parts = {field.name for field in fields_of(command.config_type()) if field.part}
         return sorted(f"{part}." for part in parts if part.startswith(word))
     if word.startswith("-"):
-        return _options(command, word)
-    if option.startswith("-") and (values := _values(command, option)):
+        return _matching_options(command, word)
+    if option.startswith("-") and (values := _known_values(command, option)):
         return [value for value in values if value.startswith(word)]
     if len(before) == 1 or option == "--config":
         return [name for name in packaged_configs() if name.startswith(word)] if not command.positional else []
     return []
 
 
-def _options(command: Command, word: str) -> list[str]:
+def _matching_options(command: Command, word: str) -> list[str]:
     """Options that begin with the word; a part ends in a dot until that is typed."""
     typed = word[2:].replace("-", "_").rpartition(".")[0]
     flags = [option for option in ("--config", "--help", *(f"--{name}" for name in command.own_options)) if not typed]
@@ -339,7 +339,7 @@ def _registered(module: str) -> Any:
     return importlib.import_module(f"diversity_jax.{module}")
 
 
-def _values(command: Command, option: str) -> Sequence[str]:
+def _known_values(command: Command, option: str) -> Sequence[str]:
     """Values of an option, where they are known."""
     name = option.lstrip("-").removeprefix("config.").replace("-", "_")
     name = command.short.get(name, name) if len(name) == 1 else name

@@ -109,24 +109,24 @@ def _build(pipeline: Any, open_corpus: Callable[[], Corpus], units: int, form: s
         | "count" >> beam.FlatMap(_tagged, form).with_outputs("sums", "distinct", "repeats")
     )
     parts = {
-        "sums": counted.sums | "add sums" >> beam.CombineGlobally(_added),
+        "sums": counted.sums | "add sums" >> beam.CombineGlobally(_summed),
         "distinct": counted.distinct
         | beam.GroupByKey()
         | beam.MapTuple(count_distinct)
-        | "add orders" >> beam.CombineGlobally(_added),
+        | "add orders" >> beam.CombineGlobally(_summed),
         "repeats": counted.repeats
         | "by keys" >> beam.GroupByKey()
         | beam.FlatMap(lambda pair: count_others(pair[1]))
         | "by documents" >> beam.GroupByKey()
         | beam.MapTuple(lambda _, counts: {"log": float(np.log1p(sum(counts)).sum())})
-        | "add logs" >> beam.CombineGlobally(_added),
+        | "add logs" >> beam.CombineGlobally(_summed),
     }
     for name, value in parts.items():
         path = str(join_path(folder, f"{name}.json"))
         _ = value | f"write {name}" >> beam.Map(lambda sums, path=path: write_json(path, sums))
 
 
-def _added(sums: Iterable[dict[str, float]]) -> dict[str, float]:
+def _summed(sums: Iterable[dict[str, float]]) -> dict[str, float]:
     total: collections.Counter[str] = collections.Counter()
     for part in sums:
         total.update(part)

@@ -74,7 +74,7 @@ def _type_token_ratios(words: Words) -> np.ndarray:
 
 
 def _document_keys(words: Words) -> np.ndarray:
-    """Equal where the same word stands in the same document, the document in the upper 32 bits: uint64 [words]."""
+    """A key of document (upper 32 bits) and word for every word of the documents: uint64 [words]."""
     return words.document_of_word().astype(np.uint64) << np.uint64(32) | words.ids.astype(np.uint64)
 
 
@@ -110,15 +110,15 @@ def mean_factors(words: Words) -> float:
 def factor_counts(words: Words) -> np.ndarray:
     """MTLD factors of every document read forward: float64 [documents].
 
-    All documents advance together, a word a step, as long as there are enough of them; then each by itself.
+    All documents are read together, a word in each step, while enough of them have words left; then one after another.
     """
-    before = _previous(words)
+    before = _last_occurrences(words)
     order = np.argsort(-words.lengths, kind="stable")
     lengths, starts = words.lengths[order], words.offsets[:-1][order]
     began = np.zeros(len(order), np.int64)  # where the running factor began, in its document
     types = np.zeros(len(order), np.int64)
     factors = np.zeros(len(order))
-    # Documents stand longest first: those still running at a step are the first so many.
+    # Documents are in order of length, longest first, so the first `running[step]` have a word at a step.
     running = len(order) - np.searchsorted(lengths[::-1], np.arange(lengths[0] if len(lengths) else 0), side="right")
     steps = int(np.searchsorted(-running, -_MIN_ROWS, side="right"))
     for step in range(steps):
@@ -129,21 +129,21 @@ def factor_counts(words: Words) -> np.ndarray:
         began[full], types[full] = step + 1, 0
     for row in np.flatnonzero(lengths > steps).tolist():
         inside = before[starts[row] + steps : starts[row] + lengths[row]]
-        factors[row] += _finish(inside, steps, int(began[row]), int(types[row]))
+        factors[row] += _remaining_factors(inside, steps, int(began[row]), int(types[row]))
     done = (lengths <= steps) & (lengths > began)
     ratio = types[done] / (lengths[done] - began[done])
-    factors[done] += _partial(ratio)
+    factors[done] += _factor_part(ratio)
     result = np.empty(len(order))
     result[order] = factors
     return result
 
 
-def _partial(ratio):
+def _factor_part(ratio):
     """The part of a factor that words with this type-token ratio make."""
     return (1 - ratio) / (1 - _THRESHOLD[0] / _THRESHOLD[1])
 
 
-def _finish(before: np.ndarray, first: int, began: int, types: int) -> float:
+def _remaining_factors(before: np.ndarray, first: int, began: int, types: int) -> float:
     """Factors of the rest of a document, whose words from position `first` on occurred last at positions `before`."""
     factors, position = 0.0, first
     for last_seen in itertools.chain.from_iterable(
@@ -153,10 +153,10 @@ def _finish(before: np.ndarray, first: int, began: int, types: int) -> float:
         position += 1
         if _THRESHOLD[1] * types <= _THRESHOLD[0] * (position - began):
             factors, began, types = factors + 1, position, 0
-    return factors + _partial(types / (position - began)) if position > began else factors
+    return factors + _factor_part(types / (position - began)) if position > began else factors
 
 
-def _previous(words: Words) -> np.ndarray:
+def _last_occurrences(words: Words) -> np.ndarray:
     """Position in the document of each word's last occurrence, -1 where it is new: int64 [words]."""
     keys = _document_keys(words)
     order = np.argsort(keys, kind="stable")
@@ -181,7 +181,7 @@ def compression_ratio(texts: Sequence[str], algorithm: str = "gzip", *, threads:
 
     Args:
       texts: documents, in the order in which they are to be compressed.
-      algorithm: `gzip` (level 6; blocks of 1 MiB that know the 32 KiB before them, as pigz makes), `xz` (preset 1 with
+      algorithm: `gzip` (level 6; blocks of 1 MiB primed with the 32 KiB before them, as by pigz), `xz` (preset 1 with
         the 8 MiB dictionary of preset 6: five times as fast, a tenth larger; blocks of 24 MiB, as `xz --threads`), or
         `zstd` (level 3 with long-distance matching over 128 MiB).
       threads: number of them; None for as many as there are cores.

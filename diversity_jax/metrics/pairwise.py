@@ -150,7 +150,7 @@ def bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _bleu(words: Words, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    # The two sides of a pair stand next to each other: equal n-grams get equal keys, and a pair is a run of them.
+    # The two documents of a pair are neighbours in `both`, and equal n-grams have equal keys.
     both = words.take(np.stack([left, right], axis=1).ravel())
     _, ids = np.unique(both.ids, return_inverse=True)
     ngrams = Ngrams(Words(ids=ids.astype(np.int32), offsets=both.offsets, types=int(ids.max(initial=0)) + 1), threads=1)

@@ -89,7 +89,7 @@ class _Permutation:
                 return index
 
 
-class Material:
+class GenerationGrid:
     """Topics, personas, arms and generators, from which the requests of cells are made.
 
     Attributes:

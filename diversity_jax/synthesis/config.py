@@ -53,14 +53,14 @@ class TopicsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PersonasConfig:
-    """Readers to write for.
+    """Source of personas: the readers that passages are written for.
 
     Attributes:
-      source: `.txt` with one a line, or `.jsonl` with `field`; None where they come from documents.
+      source: `.txt` with a persona on each line, or `.jsonl` with `field`; None where they come from documents.
       field: key that holds the persona.
-      documents: a corpus from which the first generator derives `per_document` personas each.
-      per_document: personas a document.
-      shown: offered in one generation; the generator picks one.
+      documents: a corpus, from each document of which the first generator derives `per_document` personas.
+      per_document: personas of each document.
+      shown: personas offered in a generation, of which the generator chooses one.
     """
 
     source: str | None = None
@@ -113,10 +113,10 @@ class GridConfig:
     Attributes:
       templates: built-in names or `.json` files.
       styles: drawn for each generation of a template that has a style.
-      generations_per_topic: documents a topic, for each template and generator.
+      generations_per_topic: documents of each topic, for each template and generator.
       topic_counts: an arm for each number of topics (nested: the smaller is part of the larger); empty is one arm of
         all topics.
-      mixed: each cell of the grid goes to one generator, by weight; otherwise every generator writes the full grid.
+      mixed: each cell of the grid gets one generator, by weight; otherwise every generator writes the full grid.
       topics_shown: topics offered to a multi-topic template.
       documents: accepted documents after which the run stops; None writes the full grid.
       documents_per_round: documents between two commits to disk, and between two looks of the steering.

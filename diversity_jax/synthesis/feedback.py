@@ -13,7 +13,7 @@ import numpy as np
 
 from diversity_jax.cluster_agent.types import RunEnded
 from diversity_jax.core.errors import InputError
-from diversity_jax.synthesis.arms import Cell, Material
+from diversity_jax.synthesis.arms import Cell, GenerationGrid
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.diversity import JudgedClusters, WordClusters, crowded, open_clusters, thin
 from diversity_jax.synthesis.generate_round import RoundResult
@@ -44,10 +44,10 @@ class Feedback:
     """
 
     def __init__(
-        self, config: SynthesisConfig, material: Material, expander: TopicExpander, stack: contextlib.AsyncExitStack
+        self, config: SynthesisConfig, grid: GenerationGrid, expander: TopicExpander, stack: contextlib.AsyncExitStack
     ):
-        self._config, self._material, self._expander, self._stack = config, material, expander, stack
-        self._arms = material.arms
+        self._config, self._grid, self._expander, self._stack = config, grid, expander, stack
+        self._arms = grid.arms
         self._is_steered = bool(config.steering.arms)
         self._steering = Steering(list(self._arms), config.steering, seed=config.seed)
         self._clusters = WordClusters()
@@ -58,7 +58,7 @@ class Feedback:
         self._document_arms: list[int] = []  # number of the arm of every document measured
         self._document_topics: list[int] = []  # number of the topic of every document measured
         self._arm_numbers = {name: number for number, name in enumerate(self._arms)}
-        self._topic_numbers = {topic.slash_path: number for number, topic in enumerate(material.topics)}
+        self._topic_numbers = {topic.slash_path: number for number, topic in enumerate(grid.topics)}
         self._covered: set[int] = set()
         self._documents: Counter[str] = Counter()
         self._dollars: defaultdict[str, float] = defaultdict(float)
@@ -92,10 +92,10 @@ class Feedback:
 
     def stop_arms_without_generator(self, stopped: Mapping[str, str]) -> None:
         for arm in self._arms.values():
-            if all(label in stopped for label in ([arm.generator] if arm.generator else self._material.generators)):
+            if all(label in stopped for label in ([arm.generator] if arm.generator else self._grid.generators)):
                 self._steering.stop(arm.name, "its generator is stopped")
 
-    def finish(self, arm: str) -> None:
+    def finish_arm(self, arm: str) -> None:
         """Stops an arm whose grid is complete."""
         self._steering.stop(arm, "its grid is done")
         self._finished.add(arm)
@@ -108,7 +108,7 @@ class Feedback:
         """Whether a new cell is skipped, because nearly all documents on its topic lie in crowded clusters."""
         return cell.topic in self._covered
 
-    async def after(self, result: RoundResult, number: int) -> tuple[list[Cell], dict[str, Any]]:
+    async def measure_round(self, result: RoundResult, number: int) -> tuple[list[Cell], dict[str, Any]]:
         """Measures a round that is about to be committed, and decides on the next one.
 
         Returns:
@@ -122,7 +122,7 @@ class Feedback:
             if decision.stopped:
                 _logger.info("arm %s is stopped: %s", decision.arm, decision.reason)
         self._update_avoided()
-        dollars_before, first_new = self._expander.dollars, len(self._material.topics)
+        dollars_before, first_new = self._expander.dollars, len(self._grid.topics)
         topics = await self._new_topics(number) if self._is_steered and result.ended is None else []
         self._add_topics(topics)
         cells = [
@@ -146,7 +146,7 @@ class Feedback:
             "judge_dollars": self._judged.dollars if self._judged else 0.0,
         }
 
-    def describe(self, result: RoundResult, documents: int) -> str:
+    def round_line(self, result: RoundResult, documents: int) -> str:
         """A line about a round; `documents` counts those of all rounds."""
         outcomes = sum(result.outcomes.values(), Counter[str]())
         flaws = (f"{count} {reason}" for reason, count in outcomes.most_common() if reason != "accepted")
@@ -233,7 +233,7 @@ class Feedback:
         if not len(clusters):
             return
         names = [
-            self._material.topics[Counter(topics[labels == cluster].tolist()).most_common(1)[0][0]].path[-1]
+            self._grid.topics[Counter(topics[labels == cluster].tolist()).most_common(1)[0][0]].path[-1]
             for cluster in clusters
         ]
         self.avoid = list(dict.fromkeys(names))[: self._config.steering.avoided]
@@ -250,15 +250,15 @@ class Feedback:
         labels = np.array(self._clusters.labels, np.int64)
         thin_clusters = thin(labels)[: _PARENT_CANDIDATES * count]
         parents = dict.fromkeys(self._document_topics[int(np.argmax(labels == cluster))] for cluster in thin_clusters)
-        paths = [self._material.topics[parent].path for parent in list(parents)[: -(-count // _TOPICS_PER_PARENT)]]
+        paths = [self._grid.topics[parent].path for parent in list(parents)[: -(-count // _TOPICS_PER_PARENT)]]
         answers = await asyncio.gather(
             *(self._expander.expand(path, _TOPICS_PER_PARENT, replicate=number) for path in paths)
         )
-        known = {normalised(topic.path) for topic in self._material.topics}
+        known = {normalised(topic.path) for topic in self._grid.topics}
         topics = {normalised(topic.path): topic for children in answers for topic in children}
         return [topic for key, topic in topics.items() if key not in known][:count]
 
     def _add_topics(self, topics: Iterable[Topic]) -> None:
         for topic in topics:
-            self._topic_numbers[topic.slash_path] = len(self._material.topics)
-            self._material.topics.append(topic)
+            self._topic_numbers[topic.slash_path] = len(self._grid.topics)
+            self._grid.topics.append(topic)

@@ -19,7 +19,7 @@ from diversity_jax.llm import CallFailed, Completion, Engine, Request
 from diversity_jax.llm.response_cache import ResponseCacheFile
 from diversity_jax.llm.types import CachedFailure
 from diversity_jax.prepare.deduplicate import MinHasher, NearDuplicateIndex
-from diversity_jax.synthesis.arms import Cell, Material
+from diversity_jax.synthesis.arms import Cell, GenerationGrid
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.quality import Flaw, Generation, read_answer, render
 from diversity_jax.synthesis.templates import PROMPT_VERSION, Seeds, Template
@@ -75,15 +75,15 @@ class RoundGenerator:
     """Generates documents for cells, round after round.
 
     Args:
-      material: makes the requests of cells.
+      grid: makes the requests of cells.
       engines: of each generator, by label.
 
     Attributes:
       stopped: the reason of every generator that is no longer used.
     """
 
-    def __init__(self, material: Material, engines: Mapping[str, Engine], config: SynthesisConfig):
-        self._material, self._engines, self._config = material, engines, config
+    def __init__(self, grid: GenerationGrid, engines: Mapping[str, Engine], config: SynthesisConfig):
+        self._grid, self._engines, self._config = grid, engines, config
         self._hasher: MinHasher | None = None
         if config.quality.near_duplicate is not None:
             self._hasher = MinHasher(config.quality.near_duplicate, permutations=PERMUTATIONS)
@@ -126,7 +126,7 @@ class RoundGenerator:
         order = {cell.key: index for index, cell in enumerate(cells)}
         stopped_before = set(self.stopped)
         while wave:
-            candidates = await self._draw_all(wave)
+            candidates = await self._request_all(wave)
             wave = []
             for candidate in candidates:
                 again = self._accept(candidate)
@@ -146,13 +146,13 @@ class RoundGenerator:
                 "settings"
             )
 
-    async def _draw_all(self, cells: Sequence[Cell]) -> list[_Candidate]:
+    async def _request_all(self, cells: Sequence[Cell]) -> list[_Candidate]:
         candidates: dict[int, _Candidate | None] = {}
         numbered = iter(enumerate(cells))
 
         async def work() -> None:
             for index, cell in numbered:
-                candidates[index] = await self._draw(cell)
+                candidates[index] = await self._request_document(cell)
 
         count = min(len(cells), sum(_TASKS_PER_CALL * engine.most_at_once for engine in self._engines.values()))
         tasks = [asyncio.create_task(work()) for _ in range(count)]
@@ -165,17 +165,17 @@ class RoundGenerator:
             raise
         return [candidate for _, candidate in sorted(candidates.items()) if candidate is not None]
 
-    async def _draw(self, cell: Cell) -> _Candidate | None:
+    async def _request_document(self, cell: Cell) -> _Candidate | None:
         """Requests a cell until an answer has no flaw of its own; None where the cell is given up or pending."""
         result = self._result
         following: Cell | None = cell
         while following is not None:
             cell = following
-            label = None if result.ended else self._material.generator_for(cell, self.stopped)
+            label = None if result.ended else self._grid.generator_for(cell, self.stopped)
             if label is None:
                 result.pending.append(cell)
                 return None
-            request, seeds, template = self._material.request(cell, self._avoid)
+            request, seeds, template = self._grid.request(cell, self._avoid)
             text = ""
             try:
                 completion = await self._complete(label, request)
@@ -239,7 +239,7 @@ class RoundGenerator:
             {
                 "key": cell.key,
                 "arm": cell.arm,
-                "topic": self._material.topics[cell.topic].slash_path,
+                "topic": self._grid.topics[cell.topic].slash_path,
                 "generation": cell.generation,
                 "attempt": cell.attempt,
                 "generator": label,
@@ -294,7 +294,7 @@ class RoundGenerator:
             "prompt_version": PROMPT_VERSION,
             "prompt_hash": content_hash([request.system, request.user])[:16],
             "generator": label,
-            "model": self._material.generators[label].model,
+            "model": self._grid.generators[label].model,
             "arm": cell.arm,
             "generation": cell.generation,
             "attempt": cell.attempt,

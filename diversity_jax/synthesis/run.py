@@ -26,7 +26,7 @@ from diversity_jax.llm import (
     require_cap,
 )
 from diversity_jax.llm.response_cache import ResponseCacheFile
-from diversity_jax.synthesis.arms import Arm, Cell, Material
+from diversity_jax.synthesis.arms import Arm, Cell, GenerationGrid
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.feedback import Feedback
 from diversity_jax.synthesis.generate_round import RoundGenerator
@@ -73,14 +73,14 @@ async def _run(config: SynthesisConfig) -> Store | None:
         topics = await load_topics(config, expander, store)
         uses_personas = any("personas" in template.used for template in templates.values())
         personas = await load_personas(config, expander, store) if uses_personas else []
-        material = Material(config, templates, topics, personas)
-        expected, line = _forecast(config, material)
+        grid = GenerationGrid(config, templates, topics, personas)
+        expected, line = _forecast(config, grid)
         _logger.info("forecast: %s", line)
         if config.dry_run:
             return None
         require_cap(expected, config.budget, addresses)
-        generator = RoundGenerator(material, engines, config)
-        await _Rounds(config, store, material, generator, Feedback(config, material, expander, stack)).run()
+        generator = RoundGenerator(grid, engines, config)
+        await _Rounds(config, store, grid, generator, Feedback(config, grid, expander, stack)).run()
     return store
 
 
@@ -117,16 +117,16 @@ def _content_settings(config: SynthesisConfig, templates: Mapping[str, Template]
     return settings
 
 
-def _forecast(config: SynthesisConfig, material: Material) -> tuple[CostForecast, str]:
+def _forecast(config: SynthesisConfig, grid: GenerationGrid) -> tuple[CostForecast, str]:
     """The forecast of the full grid, from prompts of some of its cells; and a line for people."""
-    arms, grid_topics = material.arms.values(), material.grid_topics
+    arms, grid_topics = grid.arms.values(), grid.grid_topics
     documents = sum(min(grid_topics, arm.topics or grid_topics) for arm in arms) * config.grid.generations_per_topic
     documents = min(documents, config.grid.documents or documents)
     per_arm = -(-_FORECAST_PROMPTS // len(arms))
-    cells = [cell for arm in arms for cell in itertools.islice(material.cells(arm), per_arm)]
-    requests = [material.request(cell, ())[0] for cell in cells]
+    cells = [cell for arm in arms for cell in itertools.islice(grid.cells(arm), per_arm)]
+    requests = [grid.request(cell, ())[0] for cell in cells]
     prompt_tokens = sum(estimate_tokens(request.system) + estimate_tokens(request.user) for request in requests)
-    weights = {label: each.weight if config.grid.mixed else 1.0 for label, each in material.generators.items()}
+    weights = {label: each.weight if config.grid.mixed else 1.0 for label, each in grid.generators.items()}
     costs = {}
     for each in config.generators:
         plan = PlannedCalls(
@@ -147,11 +147,11 @@ class _Rounds:
     """The rounds of a run."""
 
     def __init__(
-        self, config: SynthesisConfig, store: Store, material: Material, generator: RoundGenerator, feedback: Feedback
+        self, config: SynthesisConfig, store: Store, grid: GenerationGrid, generator: RoundGenerator, feedback: Feedback
     ):
-        self._config, self._store, self._material = config, store, material
+        self._config, self._store, self._grid = config, store, grid
         self._generator, self._feedback = generator, feedback
-        self._cursors = dict.fromkeys(material.arms, 0)  # cells of the grid taken so far
+        self._cursors = dict.fromkeys(grid.arms, 0)  # cells of the grid taken so far
         self._pending: list[Cell] = []  # cells to generate first: unanswered ones, and those of new topics
         self._documents = 0
 
@@ -196,7 +196,7 @@ class _Rounds:
         cells, self._pending = pending[:size], pending[size:]
         while len(cells) < size and (shares := self._feedback.shares(len(self._store.rounds))):
             counts = allocate_documents(shares, self._feedback.dollars_each(), size - len(cells))
-            for arm in self._material.arms.values():
+            for arm in self._grid.arms.values():
                 if counts.get(arm.name):
                     cells += self._grid_cells(arm, counts[arm.name])
         return cells
@@ -204,14 +204,14 @@ class _Rounds:
     def _grid_cells(self, arm: Arm, count: int) -> list[Cell]:
         """The next `count` cells of an arm whose topics are not covered; stops the arm where there are fewer."""
         chosen: list[Cell] = []
-        for cell in self._material.cells(arm, self._cursors[arm.name]):
+        for cell in self._grid.cells(arm, self._cursors[arm.name]):
             if len(chosen) == count:
                 return chosen
             self._cursors[arm.name] += 1
             if not self._feedback.is_covered(cell):
                 chosen.append(cell)
         if len(chosen) < count:
-            self._feedback.finish(arm.name)
+            self._feedback.finish_arm(arm.name)
         return chosen
 
     async def _round(self, cells: list[Cell]) -> str | None:
@@ -226,7 +226,7 @@ class _Rounds:
             result = await self._generator.generate(cells, avoid=avoid, round_number=number, failures=failures)
         for label, why in result.stopped.items():
             _logger.warning("%s is stopped: %s", label, why)
-        new_cells, summary = await self._feedback.after(result, number)
+        new_cells, summary = await self._feedback.measure_round(result, number)
         self._pending = result.pending + new_cells + self._pending
         self._documents += len(result.documents)
         summary |= {
@@ -244,5 +244,5 @@ class _Rounds:
             "ended": result.ended,
         }
         self._store.commit(summary, result.documents, result.rejects)
-        _logger.info("round %d: %s", number, self._feedback.describe(result, self._documents))
+        _logger.info("round %d: %s", number, self._feedback.round_line(result, self._documents))
         return result.ended

@@ -25,7 +25,7 @@ import time
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diversity_jax.llm import Engine, EngineConfig
-from diversity_jax.synthesis.arms import Cell, Material
+from diversity_jax.synthesis.arms import Cell, GenerationGrid
 from diversity_jax.synthesis.config import GeneratorConfig, GridConfig, QualityConfig, SynthesisConfig
 from diversity_jax.synthesis.demo_grammar import load_grammar
 from diversity_jax.synthesis.generate_round import RoundGenerator
@@ -117,10 +117,10 @@ def bench_topics(count: int) -> None:
         print(f"planted again, {kind:13} {len(planted):7,}, found {results / max(len(planted), 1):.1%}")
 
 
-def _material(config: SynthesisConfig) -> Material:
+def _grid(config: SynthesisConfig) -> GenerationGrid:
     topics = [Topic(("Field", f"area {number % 50}", f"subject {number}"), ("one", "two")) for number in range(2000)]
     personas = [f"A reader of kind {number} who likes the subject and knows little of it" for number in range(200)]
-    return Material(config, {"topic_styles_persona": TEMPLATES["topic_styles_persona"]}, topics, personas)
+    return GenerationGrid(config, {"topic_styles_persona": TEMPLATES["topic_styles_persona"]}, topics, personas)
 
 
 async def bench_generations(calls: int, in_flight: int) -> None:
@@ -133,14 +133,14 @@ async def bench_generations(calls: int, in_flight: int) -> None:
             quality=QualityConfig(near_duplicate=0.99),
             engine=EngineConfig(max_in_flight=in_flight, progress="off"),
         )
-        material = _material(config)
-        arm = next(iter(material.arms))
+        grid = _grid(config)
+        arm = next(iter(grid.arms))
         cells = [Cell(arm=arm, topic=number % 2000, generation=number // 2000) for number in range(calls)]
         for name in ("engine", "full round"):
             engine = dataclasses.replace(config.engine, ledger=f"{folder}/{name}.sqlite")
             async with Engine(generator.model, base_url=generator.base_url, config=engine) as opened:
-                rounds = RoundGenerator(material, {generator.label: opened}, config)
-                requests = [material.request(cell, ())[0] for cell in cells]
+                rounds = RoundGenerator(grid, {generator.label: opened}, config)
+                requests = [grid.request(cell, ())[0] for cell in cells]
                 wall, cpu = time.perf_counter(), time.process_time()
                 if name == "engine":
                     await asyncio.gather(*map(opened.complete, requests))
