@@ -39,14 +39,14 @@ def enter_copy(unpacked: Path, folder: Path, monkeypatch) -> Path:
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandOutput:
     """What a command printed and logged."""
 
     out: str
     err: str
 
 
-def run(module: str, *words: str) -> Done:
+def run(module: str, *words: str) -> CommandOutput:
     """Runs `python -m diversity_jax.MODULE WORDS` inside this process; a failure fails the test."""
     root, argv = logging.getLogger(), sys.argv
     handlers, level = root.handlers[:], root.level
@@ -63,7 +63,7 @@ def run(module: str, *words: str) -> Done:
         root.handlers[:] = handlers
         root.setLevel(level)
     assert code == 0, err.getvalue()
-    return Done(out.getvalue(), err.getvalue())
+    return CommandOutput(out.getvalue(), err.getvalue())
 
 
 def config(name: str) -> tuple[str, str]:

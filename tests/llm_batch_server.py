@@ -8,7 +8,7 @@ import threading
 from tests.llm_answers import json_schema
 
 
-class Provider:
+class BatchServer:
     """Both providers' batch APIs; live calls are counted.
 
     Args:
@@ -74,7 +74,7 @@ class Provider:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    provider: Provider
+    provider: BatchServer
 
     def log_message(self, *_):
         pass

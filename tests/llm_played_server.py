@@ -181,7 +181,7 @@ class _Listener(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-class _Server:
+class _PlayedServer:
     """Speaks HTTP/1.1 for one behaviour."""
 
     def __init__(self, behaviour: Behaviour):
@@ -229,7 +229,7 @@ class _Server:
 
 
 async def _play(behaviour: Behaviour, cache: str | None, documents: int, port: int) -> Played:
-    server = _Server(behaviour)
+    server = _PlayedServer(behaviour)
     listening = await asyncio.start_server(server.serve, "127.0.0.1", port)
     port = listening.sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}{behaviour.base}"

@@ -32,7 +32,7 @@ import urllib.request
 
 from tests.llm_answers import Answer, by_schema, json_schema, label_oracle, samples_in, stage_of, tokens_of
 
-__all__ = ["Answer", "Faults", "RemoteServer", "Server", "by_schema", "label_oracle", "serve", "serve_process"]
+__all__ = ["Answer", "Faults", "LlmServer", "RemoteServer", "by_schema", "label_oracle", "serve", "serve_process"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Faults:
 
 
 @dataclass(kw_only=True)
-class Server:
+class LlmServer:
     """What runs and what it has seen. Times are seconds since the epoch; digests are of the request's body."""
 
     answer: Answer
@@ -121,7 +121,7 @@ class Server:
 class _Connection(asyncio.Protocol):
     """One HTTP/1.1 connection: requests one after the other, kept alive."""
 
-    def __init__(self, server: Server):
+    def __init__(self, server: LlmServer):
         self.server = server
         self.buffer = bytearray()
 
@@ -198,7 +198,7 @@ def _status_of(fault: str | None) -> int:
     return {"too_many": 429, "error_500": 500, "error_503": 503}.get(fault or "", 200)
 
 
-def _text(server: Server, fault: str | None, stage: str, payload: dict[str, Any]) -> str:
+def _text(server: LlmServer, fault: str | None, stage: str, payload: dict[str, Any]) -> str:
     answer = server.answer(stage, samples_in(payload["user"]), payload)
     text = answer if isinstance(answer, str) else json.dumps(answer)
     if fault == "garbled":
@@ -208,7 +208,7 @@ def _text(server: Server, fault: str | None, stage: str, payload: dict[str, Any]
     return "" if fault in ("refused", "empty") else text
 
 
-def _count(server: Server, prompt: str, text: str) -> tuple[int, int]:
+def _count(server: LlmServer, prompt: str, text: str) -> tuple[int, int]:
     counts = tokens_of(prompt), tokens_of(text)
     server.prompt_tokens += counts[0]
     server.completion_tokens += counts[1]
@@ -216,7 +216,7 @@ def _count(server: Server, prompt: str, text: str) -> tuple[int, int]:
 
 
 def _openai(
-    server: Server, path: str, headers: dict[str, str], body: dict[str, Any], fault: str | None
+    server: LlmServer, path: str, headers: dict[str, str], body: dict[str, Any], fault: str | None
 ) -> tuple[int, dict]:
     def error(status: int, message: str, code: str | None = None, param: str | None = None):
         return status, {"error": {"message": message, "type": "test", "code": code, "param": param}}
@@ -252,7 +252,7 @@ def _openai(
 
 
 def _gemini(
-    server: Server, path: str, headers: dict[str, str], body: dict[str, Any], fault: str | None
+    server: LlmServer, path: str, headers: dict[str, str], body: dict[str, Any], fault: str | None
 ) -> tuple[int, dict]:
     def error(status: int, message: str, name: str):
         return status, {"error": {"code": status, "message": message, "status": name}}
@@ -281,7 +281,7 @@ def _gemini(
     return 200, {"candidates": [] if fault == "empty" else [candidate], "usageMetadata": usage, "modelVersion": model}
 
 
-async def _run(server: Server, ready: Callable[[], None], stop: asyncio.Event):
+async def _run(server: LlmServer, ready: Callable[[], None], stop: asyncio.Event):
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(lambda: _Connection(server), "127.0.0.1", server.port, backlog=1024)
     server.port = listener.sockets[0].getsockname()[1]
@@ -291,11 +291,11 @@ async def _run(server: Server, ready: Callable[[], None], stop: asyncio.Event):
 
 
 @contextlib.contextmanager
-def serve(answer: Answer = by_schema, **settings: Any) -> Iterator[Server]:
-    """Runs a server in a thread of this process; settings are `Server`'s (faults, latency_seconds, required_key,
+def serve(answer: Answer = by_schema, **settings: Any) -> Iterator[LlmServer]:
+    """Runs a server in a thread of this process; settings are `LlmServer`'s (faults, latency_seconds, required_key,
     ...).
     """
-    server = Server(answer=answer, **settings)
+    server = LlmServer(answer=answer, **settings)
     loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(_run(server, ready.set, stop),), daemon=True)
     thread.start()
@@ -358,7 +358,7 @@ def main():
     flags = parser.parse_args()
     module, function = flags.answer.split(":")
     answer = getattr(importlib.import_module(module), function)
-    server = Server(
+    server = LlmServer(
         answer=answer, faults=Faults(**json.loads(flags.faults)), latency_seconds=flags.latency_seconds, port=flags.port
     )
     asyncio.run(_run(server, lambda: print(f"serving at http://127.0.0.1:{server.port}", flush=True), asyncio.Event()))

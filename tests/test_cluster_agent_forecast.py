@@ -31,7 +31,7 @@ class LabelledTexts(ListCorpus):
         super().__init__(self.labels)
 
 
-class Judge:
+class CountingJudge:
     """A judge that answers at once and counts tokens as it is told."""
 
     label, prompt_version, identity = "judge", "1", {}
@@ -127,7 +127,7 @@ def test_a_judge_that_keeps_to_the_instructions_uses_what_was_forecast(kind, tok
         AgentConfig(**{"groupings": 50, "proposals": 3, "in_flight": 1, "verify_share": 1.0} | settings),
     )
     answer = follows_instructions(label_oracle(texts.labels), config.reasoning_words, config.criteria_count)
-    before, middle, within = run(texts, config, Judge(answer, counter(tokenizer)))
+    before, middle, within = run(texts, config, CountingJudge(answer, counter(tokenizer)))
     assert before == pytest.approx(1, rel=0.12 if kind == "answers" else 0.2)
     assert middle == pytest.approx(1, rel=0.06)
     assert within
@@ -140,7 +140,7 @@ def test_a_judge_that_keeps_to_the_instructions_uses_what_was_forecast(kind, tok
 )
 def test_so_does_a_judge_of_few_words(tokenizer, settings):
     texts, config = corpus("answers"), AgentConfig(**{"groupings": 50, "proposals": 3, "in_flight": 1} | settings)
-    before, middle, within = run(texts, config, Judge(label_oracle(texts.labels), counter(tokenizer)))
+    before, middle, within = run(texts, config, CountingJudge(label_oracle(texts.labels), counter(tokenizer)))
     assert before == pytest.approx(1, rel=0.12)
     assert middle == pytest.approx(1, rel=0.06)
     assert within
@@ -153,7 +153,7 @@ def test_where_answers_are_most_of_it_the_range_holds_and_the_run_finds_out(toke
     texts, config = corpus(kind), AgentConfig(groupings=50, proposals=3)
     oracle = label_oracle(texts.labels)
     answer = oracle if terse else follows_instructions(oracle, config.reasoning_words)
-    before, middle, within = run(texts, config, Judge(answer, counter(tokenizer)))
+    before, middle, within = run(texts, config, CountingJudge(answer, counter(tokenizer)))
     assert 0.65 < before < 1.6
     assert middle == pytest.approx(1, rel=0.06)
     assert within
@@ -161,7 +161,7 @@ def test_where_answers_are_most_of_it_the_range_holds_and_the_run_finds_out(toke
 
 def test_a_model_that_thinks_first_is_found_out_while_it_runs():
     texts, config = corpus("forty words"), AgentConfig(groupings=50, proposals=3)
-    judge = Judge(label_oracle(texts.labels), lambda text: tokens_of(text) + 1500 * text.startswith('{"'))
+    judge = CountingJudge(label_oracle(texts.labels), lambda text: tokens_of(text) + 1500 * text.startswith('{"'))
     _, middle, _ = run(texts, config, judge)
     assert middle == pytest.approx(1, rel=0.1)
 

@@ -13,7 +13,7 @@ from diversity_jax.cluster_agent import AgentConfig, LlmJudge, Scorecard, score_
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BatchConfig, BudgetConfig, Engine, EngineConfig, StillRunning
 from tests.llm_answers import label_oracle, samples_in
-from tests.llm_batch_server import Provider
+from tests.llm_batch_server import BatchServer
 from tests.simulated_corpus import LabelledCorpus, even_corpus
 
 AGENT = AgentConfig(groupings=40, proposals=2, criteria_sets=2, in_flight=8)
@@ -29,7 +29,7 @@ def answer(system, user, schema, stage):
 @pytest.fixture
 def provider(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    made = Provider(answer)
+    made = BatchServer(answer)
     yield made
     made.server.shutdown()
 

@@ -55,7 +55,7 @@ def test_windows_score_every_prediction_once_with_enough_before_it(length, conte
     assert all(before >= min(position, context - stride) for position, before in seen)
 
 
-class _Slow:
+class _TokenByToken:
     """The same model asked one token at a time."""
 
     def __init__(self, model):
@@ -80,7 +80,7 @@ def test_documents_longer_than_the_context_are_scored_token_by_token(model, stri
     assert losses.tokens.tolist() == lengths.tolist()
     assert losses.utf8_bytes.tolist() == [len(text.encode()) for text in TEXTS]
     last = ids[-lengths[-1] :]
-    assert losses.nats[3] == pytest.approx(_Slow(model).nats(last, stride or 16), rel=2e-3)
+    assert losses.nats[3] == pytest.approx(_TokenByToken(model).nats(last, stride or 16), rel=2e-3)
     assert losses.nats[1] == 0
     assert losses.perplexity() == pytest.approx(math.exp(losses.nats.sum() / lengths.sum()))
     assert losses.bits_per_byte() == pytest.approx(

@@ -17,7 +17,7 @@ from diversity_jax.llm import BatchConfig, EngineConfig
 from diversity_jax.synthesis.config import GeneratorConfig, GridConfig, SynthesisConfig, TopicsConfig
 from diversity_jax.synthesis.run import run
 from diversity_jax.synthesis.store import Store
-from tests.llm_batch_server import Provider
+from tests.llm_batch_server import BatchServer
 from tests.synthesis_answers import generation
 
 
@@ -29,7 +29,7 @@ def answer(system, user, schema, stage):
 def provider(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
     monkeypatch.setenv("GEMINI_API_KEY", "test-0123456789")
-    made = Provider(answer)
+    made = BatchServer(answer)
     yield made
     made.server.shutdown()
 

@@ -66,7 +66,7 @@ for line in sys.stdin:
 """
 
 
-class Worker:
+class PeerProcess:
     """Another library in a process of its own that answers each line of JSON with a line of JSON."""
 
     def __init__(self, python: str, program: str, argument: str):
@@ -85,7 +85,7 @@ class Worker:
         return self._line()
 
 
-class Server:
+class OurServer:
     """Our server, with one client for each prompt."""
 
     def __init__(self, folder: str):
@@ -136,10 +136,10 @@ def main() -> None:
         ]
         for n in range(max(options.clients))
     ]
-    engines = {"ours": Server(options.folder)}
-    engines["transformers"] = Worker(options.python, _TRANSFORMERS, options.folder)
+    engines = {"ours": OurServer(options.folder)}
+    engines["transformers"] = PeerProcess(options.python, _TRANSFORMERS, options.folder)
     if options.gguf:
-        engines["llama.cpp"] = Worker(options.python, _LLAMA_CPP, options.gguf)
+        engines["llama.cpp"] = PeerProcess(options.python, _LLAMA_CPP, options.gguf)
     with contextlib.ExitStack() as stack:
         for engine in engines.values():
             stack.callback(engine.process.terminate)
@@ -173,7 +173,7 @@ def _compare(engines, prompts, options, tokenizer) -> None:
         )
 
 
-def _memory(server: Server, options) -> None:
+def _memory(server: OurServer, options) -> None:
     config = json.loads((Path(options.folder) / "config.json").read_text())
     weights = sum(file.stat().st_size for file in Path(options.folder).glob("*.safetensors"))
     heads = config["num_key_value_heads"] * config["hidden_size"] // config["num_attention_heads"]

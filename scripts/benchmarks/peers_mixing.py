@@ -58,7 +58,7 @@ def torchtitan() -> Iterator[tuple[str, np.ndarray, bool]]:
     from torch.utils.data import IterableDataset
     from torchtitan.hf_datasets.interleaved import InterleavedDataset
 
-    class Source(IterableDataset):
+    class RepeatedRows(IterableDataset):
         """Rows of one component, repeated without end."""
 
         def __init__(self, component):
@@ -74,7 +74,7 @@ def torchtitan() -> Iterator[tuple[str, np.ndarray, bool]]:
         def load_state_dict(self, state):
             pass
 
-    mixed = iter(InterleavedDataset([Source(0), Source(1)], list(mixing.SHARES), seed=0))
+    mixed = iter(InterleavedDataset([RepeatedRows(0), RepeatedRows(1)], list(mixing.SHARES), seed=0))
     yield "asked", np.stack([next(mixed) for _ in range(mixing.ROWS)]), True
 
 

@@ -42,7 +42,7 @@ def documents(path: str, count: int, characters: int) -> list[str]:
     return sorted(texts, key=lambda text: -sum(map(text.count, "<>[]")) / len(text))[:count]
 
 
-class Reader:
+class PromptReader:
     """The model: log-probabilities of a prompt's tokens, and of the next one."""
 
     length: int  # of the longest prompt, so that one compiled program serves all
@@ -85,7 +85,7 @@ def main() -> None:
         for path, kind in files.items()
         for text in documents(path, options.documents, options.characters)
     ]
-    reader = Reader(options.model)
+    reader = PromptReader(options.model)
     reader.length = 1 + max(len(reader.encode(form(text) + QUESTION)) for text, _ in texts for form in (str, as_data))
     first = [reader.encode(f" {kind}")[0] for kind in kinds]
     assert len(set(first)) == len(kinds), "two kinds begin with one token"

@@ -72,7 +72,7 @@ SCENARIOS = {
 }
 
 
-class Attempt:
+class RunProcesses:
     """One attempt of the run in `folder`, in one process or several that stand for hosts."""
 
     def __init__(self, folder: Path | str, steps: int, environment: Mapping[str, str] = MappingProxyType({})):
@@ -121,9 +121,9 @@ class Attempt:
         return written[0][0], "\n".join(errors for _, errors in written)
 
 
-def start(folder: Path | str, steps: int, environment: Mapping[str, str] = MappingProxyType({})) -> Attempt:
+def start(folder: Path | str, steps: int, environment: Mapping[str, str] = MappingProxyType({})) -> RunProcesses:
     """One attempt of the run in `folder`."""
-    return Attempt(folder, steps, environment)
+    return RunProcesses(folder, steps, environment)
 
 
 def logs_folder(run: Path | str) -> Path:
@@ -152,7 +152,7 @@ def lines(folder: Path | str, run: str = "run") -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill_at_random(process: Attempt, folder: Path | str, draw: random.Random, run: str = "run") -> str:
+def kill_at_random(process: RunProcesses, folder: Path | str, draw: random.Random, run: str = "run") -> str:
     """Kills the process at a random moment; returns a description of it."""
     if draw.random() < 0.2:
         seconds = draw.uniform(0.5, 6.0)
@@ -189,7 +189,7 @@ def truncate_latest(folder: Path, draw: random.Random) -> str:
     return f"truncated {chosen.relative_to(folder / 'run')} to {length} bytes"
 
 
-def finish(process: Attempt) -> tuple[str, str]:
+def finish(process: RunProcesses) -> tuple[str, str]:
     """The fingerprint that an attempt ends with, and its standard error."""
     out, err = process.communicate(timeout=600)
     if process.returncode:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from diversity_jax.cluster_agent import AgentConfig
 from tests.cluster_agent_answers import answers_briefly, follows_instructions
 from tests.llm_answers import label_oracle, tokens_of
-from tests.test_cluster_agent_forecast import Judge, LabelledTexts, run
+from tests.test_cluster_agent_forecast import CountingJudge, LabelledTexts, run
 
 
 def load(source: str, most: int = 2000) -> LabelledTexts:
@@ -61,7 +61,7 @@ def main() -> None:
                 "terse": oracle,
             }
             for name, answer in judges.items():
-                before, middle, within = run(texts, config, Judge(answer, count))
+                before, middle, within = run(texts, config, CountingJudge(answer, count))
                 results.append(f"{name} {before - 1:+5.0%} ({middle - 1:+4.0%}){' ' if within else '!'}")
             print(f"{Path(source).name:60.60} K = {k:2}  {'  '.join(results)}", flush=True)
 

@@ -46,7 +46,7 @@ class Layer(nn.Module):
         return x + self.down(functional.silu(gate) * up)
 
 
-class Llama(nn.Module):
+class TorchLlama(nn.Module):
     """The whole model; `forward` gives the loss."""
 
     def __init__(self, c):
@@ -82,7 +82,7 @@ def main() -> None:
     device = torch.device("cuda" if cuda else "cpu")
     torch.manual_seed(c.seed)
     torch.set_float32_matmul_precision("high")
-    model = Llama(c).to(device)
+    model = TorchLlama(c).to(device)
     loss_of = torch.compile(model) if c.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     data = torch.randint(0, c.vocab, (c.batch, c.length + 1), generator=torch.Generator().manual_seed(c.seed + 1))

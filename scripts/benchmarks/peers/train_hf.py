@@ -39,7 +39,7 @@ def save(path: Path, state: dict) -> None:
 def main() -> None:
     """Trains, from the checkpoint in the output folder where there is one."""
     options = training.options(__doc__)
-    record, rows = training.Record(options), training.Rows(options.mixture)
+    record, rows = training.Record(options), training.TrainingRows(options.mixture)
     model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(groups(model, options.decayed), lr=options.learning_rate, betas=(0.9, 0.95), eps=1e-8)
     path, begin = options.output / "checkpoint" / "state.pt", 0

@@ -54,7 +54,7 @@ def settings(options):
 def main() -> None:
     """Trains, from the last checkpoint in the output folder where there is one."""
     options = training.options(__doc__)
-    record, rows = training.Record(options), training.Rows(options.mixture)
+    record, rows = training.Record(options), training.TrainingRows(options.mixture)
     import haliax as hax
     import jax
     import levanter

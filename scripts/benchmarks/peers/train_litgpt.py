@@ -85,7 +85,7 @@ class PreparedRows(litgpt.data.DataModule):
 def main() -> None:
     """Trains, from the last checkpoint in the output folder where there is one."""
     options = training.options(__doc__)
-    record, rows = training.Record(options), training.Rows(options.mixture)
+    record, rows = training.Record(options), training.TrainingRows(options.mixture)
     register(options.model)
     start = options.output / "start" / NAME
     if not start.exists():

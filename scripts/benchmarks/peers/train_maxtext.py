@@ -26,7 +26,7 @@ def settings(options, start: Path) -> dict[str, object]:
         "dataset_type": "synthetic",  # replaced by the rows below
         "steps": options.steps,
         "per_device_batch_size": options.batch / options.devices,
-        "max_target_length": training.Rows(options.mixture).length,
+        "max_target_length": training.TrainingRows(options.mixture).length,
         "packing": False,
         "enable_dropout": False,
         "dtype": "float32",
@@ -55,7 +55,7 @@ def main() -> None:
     start = (options.output / "start").absolute()
     if not start.exists():
         subprocess.run([sys.executable, convert, "in", options.model, start], check=True)
-    record, rows = training.Record(options), training.Rows(options.mixture)
+    record, rows = training.Record(options), training.TrainingRows(options.mixture)
     import jax
     from maxtext.common import checkpointing, metric_logger
     from maxtext.input_pipeline import input_pipeline_interface

@@ -163,7 +163,7 @@ def main() -> None:
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     is_first = os.environ["RANK"] == "0"
-    record, rows = training.Record(options) if is_first else None, training.Rows(options.mixture)
+    record, rows = training.Record(options) if is_first else None, training.TrainingRows(options.mixture)
     cpu_as_accelerator()
     from torchtitan.components import metrics
     from torchtitan.components.checkpoint import CheckpointManager

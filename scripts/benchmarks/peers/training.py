@@ -45,7 +45,7 @@ def options(description: str | None) -> argparse.Namespace:
     return options
 
 
-class Rows:
+class TrainingRows:
     """The training rows of a mixture's only component, in its order, by memory map: int32 [rows, L + 1]."""
 
     def __init__(self, mixture: Path):
