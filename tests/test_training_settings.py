@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.run_info import changes
+from diversity_jax.core.run_info import changes, plain
 from diversity_jax.model import MeshConfig
 from diversity_jax.training import resume
-from diversity_jax.training.resume import BY_NAME, FREE, SCHEDULE, accepted_changes, settings_json
+from diversity_jax.training.resume import BY_NAME, FREE, SCHEDULE, accepted_changes
 from diversity_jax.training.step import learning_rate
 from tests.training_settings import BESIDE, NAMES, OPTIMIZER, ROWS, SETTINGS, TRAIN, another, changed, shown, value_of
 
 
 def recorded(step):
-    return {"step": step, "settings": settings_json(SETTINGS), "mixture": "rows", "identity": {}}
+    return {"step": step, "settings": plain(SETTINGS), "mixture": "rows", "identity": {}}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,7 +88,7 @@ def test_the_length_may_change_where_the_finished_steps_had_the_same_rate(schedu
         np.asarray(learning_rate(each.optimizer.for_run(each.train.steps), np.arange(finished))).tolist()
         for each in (old, new)
     ]
-    info = {**recorded(finished), "settings": settings_json(old)}
+    info = {**recorded(finished), "settings": plain(old)}
     if rates[0] == rates[1]:
         assert accepted_changes(info, new, ROWS, run="run") == []
         return
@@ -111,7 +111,7 @@ def test_what_is_to_blame_is_named_and_no_more():
 
 
 def test_settings_of_an_earlier_version_count_as_the_defaults():
-    before = settings_json(SETTINGS)
+    before = plain(SETTINGS)
     del before["train"]["branch_from"], before["model"]["sliding_window"], before["mesh"]["tensor"]
     assert accepted_changes({**recorded(8), "settings": before}, SETTINGS, ROWS, run="run") == []
     assert [change.field for change in changes({}, MeshConfig(tensor=2), "mesh")] == ["mesh.tensor"]

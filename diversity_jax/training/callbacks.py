@@ -1,4 +1,4 @@
-"""What a run does beside its steps, each at its own cadence: reports, held-out losses, samples, checkpoints, traces."""
+"""Callbacks of the training loop: reports, goodput, held-out losses, samples, checkpoints and profiler traces."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -47,7 +47,7 @@ _WRITE_EVERY_SECONDS = 5.0  # `goodput.json`
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What every part of an attempt uses: settings, mixture, model, mesh, files and clocks."""
+    """Objects that all parts of an attempt share."""
 
     mixture: Mixture
     model: LlamaConfig
@@ -58,9 +58,9 @@ class TrainingRun:
     checkpoints: Checkpoints | BucketCheckpoints
     clock: StepClock
     compile_clock: CompileClock
-    writer: MetricWriter | None  # None in all processes but the first, which write no files
+    writer: MetricWriter | None  # None in all processes but the first, which alone writes files
     stop: StopRequest
-    frozen: Params | None  # the parameters that adapters are trained beside; None where all parameters are trained
+    frozen: Params | None  # the model's parameters, where adapters are trained; else None
 
     @functools.cached_property
     def components(self) -> list[str]:
@@ -78,12 +78,12 @@ class TrainingRun:
         return jax.jit(merge, out_shardings=model_shardings(self.model, self.mesh))
 
     def full_params(self, state: TrainState) -> Params:
-        """All parameters of the model, adapters merged in."""
+        """All parameters of the model, with the products of adapters added."""
         return state.params if self.frozen is None else self._merge(self.frozen, state.params)
 
 
 class Callback:
-    """Work beside the steps, done every `every` steps (0: never), before step `until` where that is given."""
+    """Work done every `every` steps (0: never), only before step `until` where that is given."""
 
     stops_devices = False  # whether `on_step` waits for the devices
 
@@ -91,7 +91,7 @@ class Callback:
         self._every, self._until = every, until
 
     def due(self, step: int) -> bool:
-        """Whether `on_step` is to be called after this number of finished steps."""
+        """Whether `on_step` is called after this number of finished steps."""
         is_early = self._until is None or step < self._until
         return bool(self._every) and step % self._every == 0 and is_early
 
@@ -102,22 +102,22 @@ class Callback:
         """Called after a step has been dispatched, where `due`."""
 
     def on_window(self, window: StepWindow) -> None:
-        """Called when a window of steps is over, before `on_step` of the step that ended it."""
+        """Called at the end of a window of steps, before `on_step` of its last step."""
 
     def on_end(self, step: int, state: TrainState) -> None:
         """Called after the last step of the attempt."""
 
     def on_error(self, error: BaseException, step: int, state: TrainState) -> None:
-        """Called when a step or a callback has failed, with the last state there was; must not raise."""
+        """Called after a step or a callback has raised, with the last state; must not raise."""
 
     def close(self) -> None:
-        """Called at the end of the attempt in any case."""
+        """Called at the end of the attempt, also after an error."""
 
 
 class StepTrace(Callback):
-    """JAX's profiler over `train.profile_steps` steps from `train.profile_start` on, or from the attempt's first step.
+    """Records JAX's profiler trace of `train.profile_steps` steps, from `train.profile_start` or the first step on.
 
-    The trace lies under `profile`/plugins/profile/DATE: for TensorBoard's profile plugin (`tensorboard --logdir
+    The trace is written to `profile`/plugins/profile/DATE: for TensorBoard's profile plugin (`tensorboard --logdir
     FOLDER`), and as `perfetto_trace.json.gz` for ui.perfetto.dev.
     """
 
@@ -146,17 +146,15 @@ class StepTrace(Callback):
 
 
 class LossStaysNonFinite(InputError):
-    """The run was stopped because it cannot learn; its state is not worth another checkpoint."""
+    """Too many consecutive losses or gradients were not finite; the state is not saved."""
 
 
 class GoodputLog(Callback):
-    """The attempts of a run in `goodput.json`; the last one is this process.
-
-    Written by the first process, every few seconds: of an attempt that was killed the last seconds are missing.
+    """Records the run's attempts in `goodput.json`, written by the first process every few seconds.
 
     Attributes:
-      attempts: of the run, oldest first; `attempt` is the last of them.
-      timed_steps: of this attempt: all but the one that compiled.
+      attempts: of the run, oldest first; the last, `attempt`, is this process's.
+      timed_steps: number of steps of this attempt, except the first, which compiled.
     """
 
     def __init__(self, run: TrainingRun, *, began: float, start: int, anew: bool = False):
@@ -175,7 +173,7 @@ class GoodputLog(Callback):
         self.save()
 
     def save(self, *, now: bool = False) -> None:
-        """Writes the file, unless it was written a moment ago and `now` is not set."""
+        """Writes the file, if `now` is set or the last write is a few seconds ago."""
         attempt, clock = self.attempt, self._clock
         attempt.last, attempt.compile_seconds = time.time(), self._compile_clock.seconds
         attempt.evaluation_seconds, attempt.save_seconds = clock.evaluation_seconds, clock.save_seconds
@@ -229,7 +227,7 @@ class StepReport(Callback):
 
 
 def window_figures(records: Sequence[Mapping[str, Any]], components: Sequence[str]) -> dict[str, float]:
-    """Figures of a window of steps: token-weighted losses, means, and tokens of each component.
+    """Figures of a window of steps: token-weighted mean losses, other means, and tokens of each component.
 
     Args:
       records: metrics of each step (see `make_train_step`), on the host.
@@ -303,7 +301,7 @@ class Continuations(Callback):
         self.sample(result.step, result.state)
 
     def sample(self, step: int, state: TrainState) -> None:
-        """Writes one text for each prompt."""
+        """Writes one continuation of each prompt."""
         if not self._samples:
             return
         with self._run.clock.pause("evaluation_seconds"):
@@ -323,9 +321,9 @@ class Saving(Callback):
     """Checkpoints every `train.checkpoint_every` steps, at the end, and when the run fails.
 
     Args:
-      info: recorded beside the state.
-      start: finished steps the attempt begins with.
-      saved: the step whose checkpoint the run goes on from; None: it begins anew.
+      info: JSON object saved with the state.
+      start: finished steps at the start of the attempt.
+      saved: step of the checkpoint that the run is resumed from; None: there is none.
     """
 
     def __init__(self, run: TrainingRun, info: Mapping[str, Any], *, start: int, saved: int | None):
@@ -340,15 +338,14 @@ class Saving(Callback):
             self._save(step, state)
 
     def _save(self, step: int, state: TrainState) -> None:
-        jax.block_until_ready(state)  # waiting for steps is not waiting for the checkpoint
+        jax.block_until_ready(state)  # so that time of steps does not count as time of saving
         with self._run.clock.pause("save_seconds"):
             self._run.checkpoints.save(step, state, self._info)
         self._saved = step
 
     def on_error(self, error: BaseException, step: int, state: TrainState) -> None:
-        """Saves the last state, where that can help."""
-        never_moved = step in (self._saved, self._start)
-        if never_moved or isinstance(error, (CheckpointError, LossStaysNonFinite)):
+        """Saves the last state, unless it is saved already or was the cause of the error."""
+        if step in (self._saved, self._start) or isinstance(error, (CheckpointError, LossStaysNonFinite)):
             return
         what = f"{type(error).__name__} after step {step}"
         if jax.process_count() > 1:
@@ -358,5 +355,5 @@ class Saving(Callback):
             self._save(step, state)
             self._run.checkpoints.wait()
             log.error("%s: emergency checkpoint of step %d saved", what, step)
-        except Exception as second:  # the state may be lost with the failure; the first error is the one to raise
+        except Exception as second:  # the state may be lost with the failure; the first error is raised
             log.error("%s: an emergency checkpoint could not be saved (%s)", what, " ".join(str(second).split())[:200])

@@ -1,4 +1,4 @@
-"""The training loop: batches in, checkpoints and figures out, exact to resume."""
+"""The training loop, with bit-exact resume from checkpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
@@ -16,7 +16,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, parent_folder, write_json
-from diversity_jax.core.run_info import Change
+from diversity_jax.core.run_info import Change, plain
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LlamaConfig, MeshConfig, batch_sharding, check_batch, make_mesh
 from diversity_jax.model.convert import read_model
@@ -36,7 +36,7 @@ from diversity_jax.training.checkpoint import Checkpoints, complete_steps, load
 from diversity_jax.training.config import DataConfig, TrainConfig
 from diversity_jax.training.data import ReadAhead, prepare
 from diversity_jax.training.log import MetricWriter
-from diversity_jax.training.resume import Settings, accepted_changes, settings_json
+from diversity_jax.training.resume import Settings, accepted_changes
 from diversity_jax.training.runtime import CompileClock, StopRequest, keep_programs
 from diversity_jax.training.step import (
     OptimizerConfig,
@@ -60,27 +60,27 @@ _SAME_FUNCTION_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """How a run ended."""
+    """Result of an attempt of a run."""
 
     steps: int  # finished, those of earlier attempts too
     interrupted: bool  # stopped by SIGTERM, with a checkpoint of its last step
-    # Loss in nats per token by component, and `all`, before the first step of this attempt and at the end; empty where
-    # it was interrupted.
+    # Loss in nats per token by component, and `all`, before the first step of this attempt and at the end; empty after
+    # an interruption.
     held_out: Mapping[str, tuple[float, float]]
     skipped_steps: int  # updates left out for a non-finite loss or gradient
-    summary: Mapping[str, Any] | None  # the content of `summary.json`; None where this attempt had no step to do
+    summary: Mapping[str, Any] | None  # the content of `summary.json`; None where the run was complete before
 
 
 def check_fit(model: LlamaConfig, config: TrainConfig, mesh: MeshConfig, token_ids: int, sequence_length: int) -> None:
-    """Refuses settings that cannot work together, before anything is scored, prepared or compiled.
+    """Checks settings against each other, before anything is scored, prepared or compiled.
 
     Args:
-      token_ids: of the tokenizer.
+      token_ids: number of ids of the tokenizer.
       sequence_length: tokens a row predicts.
 
     Raises:
-      InputError: more token ids than the model's vocabulary, rows longer than the model is meant for, a mesh that does
-        not fit the devices, or a batch that cannot be dealt evenly over them.
+      InputError: token ids exceed the model's vocabulary, rows exceed its length, the mesh does not fit the devices, or
+        the batch cannot be divided evenly over them.
     """
     if token_ids > model.vocab_size:
         raise InputError(
@@ -107,17 +107,17 @@ def train(
     anew: bool = False,
     before_writing: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
-    """Trains, or goes on from the last checkpoint in `output_dir`; the result does not depend on interruptions.
+    """Trains, from the last checkpoint in `output_dir` if there is one; the result does not depend on interruptions.
 
     Args:
       output_dir: the local folder of logs and page.
-      checkpoints: where they go; None: into the folder `checkpoints` there.
-      anew: what an earlier run left in `output_dir` is not gone on with; `before_writing` is to remove it.
-      before_writing: called when everything was checked and restored, before the first file is written.
+      checkpoints: None: in the folder `checkpoints` there.
+      anew: ignores an earlier run in `output_dir`, which `before_writing` has to remove.
+      before_writing: called after all checks and restoring, before the first file is written.
 
     Raises:
       InputError: the model does not fit the mixture, mesh or batch; the checkpoints are of other settings; there is no
-        space for a checkpoint; or too many non-finite steps.
+        space for a checkpoint; or too many consecutive steps are not finite.
     """
     began, mesh = time.time(), make_mesh(mesh_config)
     model = model.for_rows(mixture.vocabulary.size, mixture.sequence_length)
@@ -174,14 +174,14 @@ def _compiled(run: TrainingRun, optimizer: OptimizerConfig) -> tuple[Callable[..
 
 
 def _begin_writing(run: TrainingRun, settings: Settings, begin: "_Start") -> None:
-    """Moves damaged checkpoints away, and opens the trackers, which are shown settings and mixture."""
+    """Moves damaged checkpoints away, and opens the trackers with the settings and figures of the mixture."""
     start = int(begin.state.step)
     if begin.damaged:
         run.checkpoints.set_aside(begin.damaged)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
     if run.writer and start < run.config.steps:
-        shown = {**settings_json(settings), "mixture": run.mixture.asked}
+        shown = {**plain(settings), "mixture": run.mixture.asked}
         run.writer.show_on(open_trackers(run.config.all_trackers, run.output_dir, shown))
         run.writer.show(start, mixture_figures(run.mixture))
 
@@ -200,7 +200,7 @@ def _summary(run: TrainingRun, goodput_log: GoodputLog, changes: Sequence[Mappin
 def _run_steps(
     run: TrainingRun, train_step: TrainStep, state: TrainState, callbacks: Sequence[Callback]
 ) -> tuple[int, TrainState]:
-    """Runs steps until the last one or a stop request; returns the finished steps and the state after them."""
+    """Runs steps until the last one or a stop request; returns the number of finished steps and the state."""
     start = step = int(state.step)
     read = functools.partial(prepare, run.loader, batch_sharding(run.mesh), run.boundaries)
     windows = StepWindows(start, run.config.log_every, run.clock, run.compile_clock)
@@ -234,7 +234,7 @@ def _run_steps(
 
 
 def _open_run(resources, mixture, model, config, mesh, output_dir, checkpoints, data) -> TrainingRun:
-    """Opens a run's files, starts listening to SIGTERM, and reads the parameters that stay frozen."""
+    """Opens a run's files, handles SIGTERM from now on, and reads frozen parameters."""
     checkpoints = checkpoints or open_checkpoints(join_path(output_dir, "checkpoints"), config)
     resources.callback(checkpoints.close)
     writer = MetricWriter(output_dir) if jax.process_index() == 0 else None
@@ -264,12 +264,12 @@ def _open_run(resources, mixture, model, config, mesh, output_dir, checkpoints, 
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """What an attempt begins with.
+    """The state at the start of an attempt.
 
     Attributes:
-      is_saved: whether the run itself has a checkpoint of the state.
-      changes: of settings on the way to it, as `train.allow_changed` named them.
-      damaged: later steps of the run whose checkpoints cannot be used.
+      is_saved: whether the run has a checkpoint of the state.
+      changes: recorded changes of settings up to this state; see `train.allow_changed`.
+      damaged: later steps of the run with damaged checkpoints.
     """
 
     state: TrainState
@@ -286,7 +286,7 @@ def _first_state(
     *,
     anew: bool,
 ) -> _Start:
-    """The last checkpoint's state; else that of `train.branch_from`; else a random one, or `train.init_from`'s.
+    """The last checkpoint's state; else that of `train.branch_from`; else a new one, random or from `train.init_from`.
 
     Raises:
       InputError: the checkpoints were made with other settings; nothing was changed.
@@ -325,7 +325,7 @@ def _first_state(
 def _load(
     run: TrainingRun, settings: Settings, optimizer: OptimizerConfig, checkpoints: str | Path, step: int | None
 ) -> _Start | None:
-    """The last undamaged checkpoint of a run, whose settings it compares before reading it."""
+    """The last undamaged checkpoint of a run, after a check of its settings; None where there is none."""
     origin, is_branch = parent_folder(checkpoints), str(checkpoints) != run.checkpoints.folder
     accepted: list[Change] = []
 
@@ -352,7 +352,7 @@ def _load(
 def _record(run: TrainingRun, settings: Settings, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     frozen = {} if run.frozen is None else {"model in init_from": str(int(fingerprint(run.frozen)))}
     return {
-        "settings": settings_json(settings),
+        "settings": plain(settings),
         "mixture": run.mixture.content_hash,
         "document_start": run.mixture.document_start,
         "changes": list(history),
@@ -362,12 +362,10 @@ def _record(run: TrainingRun, settings: Settings, history: Sequence[Mapping[str,
 
 
 def initial_params(folder: str | Path, step: int | None, model: LlamaConfig, shardings: Any) -> Params:
-    """Parameters of a run, of what `model.convert import` wrote, or of a Hugging Face Llama, on the mesh.
-
-    Every process reads all of them, and keeps the part that its devices hold.
+    """Parameters from any folder of `read_model`, on the mesh; every process reads all, and keeps its devices' shards.
 
     Raises:
-      InputError: no model there, or another than `model`; the message names the fields that differ.
+      InputError: there is no model, or another than `model`; the message names the fields that differ.
     """
     theirs, params = read_model(folder, step=step)
     fields = {

@@ -52,17 +52,12 @@ _ORIGIN = {f"train.{name}" for name in ("init_from", "init_step", "branch_from",
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that a run's steps depend on, except the rows; fields are named as in the configuration."""
+    """All that a run's steps depend on, except the rows; checkpoints record its `run_info.plain` form."""
 
     model: LlamaConfig
     optimizer: OptimizerConfig  # `total_steps` as in the configuration
     train: TrainConfig
     mesh: MeshConfig
-
-
-def settings_json(now: Settings) -> dict[str, Any]:
-    """The settings as a checkpoint records them."""
-    return plain(now)
 
 
 def field_names(config: Any, prefix: str = "") -> set[str]:

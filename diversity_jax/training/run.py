@@ -1,4 +1,4 @@
-"""A whole training run by its configuration: builds or opens the mixture, checks that all fits together, and trains."""
+"""Runs training from a configuration: checks the settings, builds or opens the mixture, and trains."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -37,32 +37,34 @@ _FILES_OF_A_RUN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run: `python -m diversity_jax.train --config FILE`."""
+    """A training run: `python -m diversity_jax.train --config FILE`."""
 
-    # Everything the run writes: a folder, or one in a bucket (gs://BUCKET/run, s3://BUCKET/run). The same settings go
-    # on where an earlier run stopped; other ones are refused.
+    # Folder of all output, also in a bucket (gs://BUCKET/run, s3://BUCKET/run). A run with equal settings is resumed,
+    # one with other settings refused.
     output_dir: str
-    # Begin anew instead: what an earlier run wrote there, except its mixture, is removed.
+    # Start again instead: removes the output of an earlier run, except its mixture.
     overwrite: bool = field(default=False, metadata=ADDED)
-    mixture: MixtureConfig | None = None  # what is trained on; None where `prepared` is given
-    prepared: str | None = None  # a built mixture, by folder or URL: nothing is scored or prepared, no corpora needed
-    # Measures diversity: `offline` (no LLM), `embedding:EMBEDDER`, `openai:MODEL`, `gemini:MODEL` or
+    mixture: MixtureConfig | None = None  # training data; None where `prepared` is given
+    prepared: str | None = (
+        None  # folder or URL of a built mixture: nothing is scored or prepared, no corpora are needed
+    )
+    # Judge that measures diversity: `offline` (no LLM), `embedding:EMBEDDER`, `openai:MODEL`, `gemini:MODEL` or
     # `google-genai:MODEL`.
     judge: str = "offline"
     judge_base_url: str | None = None  # of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
-    # Headers, query and body that this server wants.
+    # Headers, query and body that this server needs.
     judge_endpoint: EndpointConfig = field(default_factory=EndpointConfig, metadata=ADDED)
     agent: AgentConfig = field(default_factory=AgentConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    model: LlamaConfig | None = None  # what is trained; None: the model of `train.init_from`
+    model: LlamaConfig | None = None  # None: the model of `train.init_from`
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig, metadata=ADDED)
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    register: bool = False  # also register the mixture with SeqIO in this process, to see that it is accepted
-    # How this process finds the others, where it is one of several: `distributed.start=auto` on TPU slices, Slurm and
-    # Open MPI. The first one builds the mixture, so all of them have to see `output_dir`.
+    register: bool = False  # also registers the mixture with SeqIO in this process, as a check
+    # How the processes of a run find each other: `distributed.start=auto` on TPU slices, Slurm and Open MPI. The first
+    # one builds the mixture, so all need access to `output_dir`.
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
@@ -75,14 +77,14 @@ class Config:
 
 
 def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None) -> "TrainingResult":
-    """Builds the mixture, unless it is prepared or built already, and trains on it; logs how the run ended.
+    """Builds the mixture, unless it is prepared or built already, and trains on it; logs a summary.
 
     Args:
       finish: called last in the first process, with the local folder of the run's files.
 
     Raises:
-      InputError: settings that do not fit together or not the run in `output_dir`, another process trains there, or
-        whatever building and training refuse.
+      InputError: settings do not fit each other or the run in `output_dir`, another process trains there, or building
+        or training raises it.
     """
     import jax
 
@@ -93,7 +95,7 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
     is_bucket = is_remote(config.output_dir)
     output_dir = config.output_dir if is_bucket else local_folder(config.output_dir, "output_dir")
     if config.mixture is not None and config.prepared is None and config.mixture.vocabulary == TRAINED:
-        in_first_process(functools.partial(make_vocabulary, config))
+        in_first_process(functools.partial(rows_of, config))  # trains the tokenizer, unless that is done
     config, model = with_model(config)
     check_folder(config, model, output_dir)
     config = with_mixture_of_branch(config)
@@ -134,10 +136,10 @@ def run(config: Config, *, finish: Callable[[Path], None] = lambda folder: None)
 def _open_folder(
     resources: contextlib.ExitStack, config: Config, output_dir: str | Path
 ) -> tuple[Path, Sequence[Mirror]]:
-    """Locks a run's folder and builds its mixture there where that is needed, by the first process while others wait.
+    """Locks a run's folder and builds its mixture there if needed, in the first process while the others wait.
 
     Returns:
-      The local folder of the run's files, and what keeps a bucket equal to it.
+      The local folder of the run's files, and its mirrors in a bucket.
     """
     import jax
 
@@ -146,11 +148,11 @@ def _open_folder(
     is_bucket = is_remote(config.output_dir)
     folders: list[Path] = []
     mirrors: list[Mirror] = []
-    build = config.prepared is None and not _stands(config, output_dir)
+    build = config.prepared is None and not _is_mixture_built(config, output_dir)
 
     def enter() -> None:
-        if not folders:  # else this is the first process, which is there already
-            process, skipped = jax.process_index(), _kept_in_bucket(build)
+        if not folders:  # else this is the first process, which has entered in `make_ready`
+            process, skipped = jax.process_index(), _stays_in_bucket(build)
             folder_of_run = published(
                 config.output_dir, "output_dir", process=process, skipped=skipped, mirrors=mirrors
             )
@@ -172,18 +174,18 @@ def _open_folder(
     return folders[0], mirrors
 
 
-def _kept_in_bucket(build: bool) -> Callable[[str], bool]:
-    """What of a run in a bucket is not fetched to go on with it: its checkpoints, and rows where they are all there."""
+def _stays_in_bucket(build: bool) -> Callable[[str], bool]:
+    """Whether a file of a run is not downloaded: checkpoints, traces, and rows unless the mixture has to be built."""
 
-    def is_kept(name: str) -> bool:
+    def is_skipped(name: str) -> bool:
         is_rows = name.startswith("mixture/") and name.endswith((".bin", ".crc32"))
         return name.startswith(("checkpoints", "tensorboard/", "profile/")) or (is_rows and not build)
 
-    return is_kept
+    return is_skipped
 
 
-def _stands(config: Config, output_dir: Path | str) -> bool:
-    """Whether the run's mixture is built and was trained on: it is then taken as it is, and no corpus is read."""
+def _is_mixture_built(config: Config, output_dir: Path | str) -> bool:
+    """Whether the run has a mixture and checkpoints: the mixture is then used as it is, and no corpus is read."""
     from diversity_jax.training.checkpoint import complete_steps
 
     is_begun = bool(complete_steps(join_path(output_dir, "checkpoints")))
@@ -191,7 +193,7 @@ def _stands(config: Config, output_dir: Path | str) -> bool:
 
 
 def with_mixture_of_branch(config: Config) -> Config:
-    """The configuration of a branch, with the mixture of the run that it leaves."""
+    """The configuration; of a branch, with the mixture of the run that it continues."""
     branch_from = config.train.branch_from
     if branch_from is None or config.prepared is not None:
         return config
@@ -201,7 +203,7 @@ def with_mixture_of_branch(config: Config) -> Config:
 
 
 def with_model(config: Config) -> tuple[Config, LlamaConfig]:
-    """The model, where the configuration describes none that of the run it goes on from, and the configuration."""
+    """The configuration with its model filled in, from the mixture or `train.init_from`, and that model."""
     if config.model is not None:
         model = config.model
         if model.follows_mixture:
@@ -216,10 +218,10 @@ def with_model(config: Config) -> tuple[Config, LlamaConfig]:
 
 
 def check_folder(config: Config, model: LlamaConfig, output_dir: Path | str) -> None:
-    """Refuses a folder of another command or of a run with other settings; reads only.
+    """Checks the run in `output_dir`, or the one of `train.branch_from`; writes nothing.
 
     Raises:
-      InputError: `output_dir`, or the run that `train.branch_from` names, was begun with other settings.
+      InputError: its settings differ, or another command wrote to `output_dir`.
     """
     from diversity_jax.training.checkpoint import last_info
     from diversity_jax.training.resume import Settings, accepted_changes, check_mixture
@@ -246,13 +248,13 @@ def check_folder(config: Config, model: LlamaConfig, output_dir: Path | str) -> 
 
 
 def remove_former_run(output_dir: Path | str) -> None:
-    """Removes what an earlier run wrote, for `overwrite`; its mixture stays."""
+    """Removes the output of an earlier run, except its mixture, for `overwrite`."""
     for name in _FILES_OF_A_RUN:
         remove_tree(join_path(output_dir, name))
 
 
 def check(config: Config, model: LlamaConfig) -> None:
-    """Refuses settings that cannot work together before hours go into scoring and preparation."""
+    """Raises `InputError` where settings do not fit each other, before scoring and preparation, which take hours."""
     from diversity_jax.training.loop import check_fit
     from diversity_jax.training.trackers import check_installed
 
@@ -263,13 +265,8 @@ def check(config: Config, model: LlamaConfig) -> None:
     check_fit(model, config.train, config.mesh, token_ids, length)
 
 
-def make_vocabulary(config: Config) -> None:
-    """Trains the tokenizer of a mixture that asks for one of its own, unless it is there."""
-    rows_of(config)
-
-
 def rows_of(config: Config) -> tuple[int, int, str]:
-    """Token ids of the mixture's tokenizer, tokens that a row predicts, and the tokenizer's hash."""
+    """Number of token ids, tokens that a row predicts, and the tokenizer's hash; trains a missing tokenizer."""
     if config.mixture is None or config.prepared is not None:
         mixture = Mixture.load(config.prepared or "")
         return mixture.vocabulary.size, mixture.sequence_length, mixture.vocabulary.hash
@@ -280,10 +277,7 @@ def rows_of(config: Config) -> tuple[int, int, str]:
 
 
 def check_same_tokenizer(init_from: str, vocabulary_hash: str) -> None:
-    """Refuses to go on from a run whose token ids mean other text than the mixture's.
-
-    Of an imported model the tokenizer is not recorded, so it is not checked.
-    """
+    """Raises `InputError` where the run `init_from` has another tokenizer; imported models have no record of theirs."""
     from diversity_jax.evaluation.load_model import mixture_folder
 
     refuse_other_than_model(init_from, "train.init_from=")
@@ -297,7 +291,7 @@ def check_same_tokenizer(init_from: str, vocabulary_hash: str) -> None:
 
 
 def build_mixture(config: Config, output_dir: Path) -> None:
-    """Builds the configured mixture in `output_dir`/mixture; finds what an earlier attempt has built."""
+    """Builds the configured mixture in `output_dir`/mixture, continuing an earlier attempt."""
     from diversity_jax.mixtures.builder import build
     from diversity_jax.mixtures.gate import undecided
     from diversity_jax.scoring.run import scorer
@@ -312,7 +306,7 @@ def build_mixture(config: Config, output_dir: Path) -> None:
 
 
 def console_summary(result: "TrainingResult") -> list[str]:
-    """How a run ended, in a few lines."""
+    """The result of a run in a few lines."""
     from diversity_jax.training.throughput import summary_lines
 
     lines = [f"{'interrupted' if result.interrupted else 'finished'} at step {result.steps}"]

@@ -215,7 +215,7 @@ def together(action: Callable[[], T]) -> T:
     return result
 
 
-def in_first_process(action: Callable[[], None]) -> None:
+def in_first_process(action: Callable[[], object]) -> None:
     """Runs an action in process 0 while the others wait; see `together`."""
     together(action if jax.process_index() == 0 else lambda: None)
 

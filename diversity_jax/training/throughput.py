@@ -1,4 +1,4 @@
-"""Speed of a run: windows of timed steps, FLOPs a token, MFU, goodput over all attempts, and `summary.json`."""
+"""Speed of a run: windows of timed steps, FLOPs per token, MFU, goodput over all attempts, and `summary.json`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -28,7 +28,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """A step that has been dispatched; its state and metrics may still be under way on the devices."""
+    """A step that has been dispatched; its state and metrics may still be being computed."""
 
     step: int  # finished steps, this one included
     state: TrainState
@@ -37,18 +37,18 @@ class StepResult:
 
 
 class StepClock:
-    """Time of an attempt, with the pauses in which no step was under way counted apart, in seconds."""
+    """A clock in seconds that does not count pauses for evaluation and saving, which it sums separately."""
 
     def __init__(self) -> None:
         self.evaluation_seconds = self.save_seconds = 0.0
 
     def now(self) -> float:
-        """Seconds on a clock that stands still during pauses."""
+        """Seconds since an arbitrary time, without pauses."""
         return time.perf_counter() - self.evaluation_seconds - self.save_seconds
 
     @contextlib.contextmanager
     def pause(self, field: str) -> Iterator[None]:
-        """Adds the time of its block to `evaluation_seconds` or `save_seconds`."""
+        """Adds the block's time to `field`, `evaluation_seconds` or `save_seconds`."""
         began = time.perf_counter()
         yield
         setattr(self, field, getattr(self, field) + time.perf_counter() - began)
@@ -60,16 +60,16 @@ class StepWindow:
 
     step: int  # finished steps, the last of the window included
     records: Sequence[Mapping[str, Any]]  # metrics of each step (see `make_train_step`), on the host
-    timed_steps: int  # steps that `seconds` covers; 0 where the window is the first step alone, which compiles
-    seconds: float  # of the timed steps; of the first step where it is alone
-    input_wait_seconds: float  # of these, in which the devices had no batch
+    timed_steps: int  # steps that `seconds` covers; 0 where the window is only the first step, which compiles
+    seconds: float  # of the timed steps; of the first step where `timed_steps` is 0
+    input_wait_seconds: float  # part of `seconds` in which the devices had no batch
 
 
 class StepWindows:
     """Groups the steps of an attempt into windows of `log_every` steps, and times them.
 
-    Metrics of a window stay on the devices until the step after it has been dispatched, so that reading them does not
-    leave the devices idle. The first step of an attempt compiles: its time is no part of any speed.
+    Metrics of a window are read from the devices after the next step has been dispatched, so that the devices do not
+    become idle. The first step of an attempt compiles, and is not timed.
     """
 
     def __init__(self, start: int, log_every: int, clock: StepClock, compile_clock: CompileClock):
@@ -80,10 +80,10 @@ class StepWindows:
         self._began = clock.now()
 
     def add(self, result: StepResult, *, devices_stop: bool) -> Iterator[StepWindow]:
-        """Takes the next step, and yields the windows that are over.
+        """Adds the next step, and yields the windows that have ended.
 
         Args:
-          devices_stop: a callback will wait for the devices after this step: the window ends with it.
+          devices_stop: whether a callback waits for the devices after this step, which then ends its window.
         """
         if self._pending and self._step % self._log_every == 0:
             yield from self._read()
@@ -96,7 +96,7 @@ class StepWindows:
             yield from self._read()
 
     def rest(self) -> Iterator[StepWindow]:
-        """Yields the window of the last steps, unless it has been yielded."""
+        """Yields the window of the last steps, if there is one."""
         if self._pending:
             yield from self._read()
 
@@ -136,8 +136,8 @@ def flops_per_token(config: LlamaConfig, length: int, *, causal: bool) -> float:
 
     In layers with a window of w < L tokens, L becomes w without causality, and w (2 - w / L) with it.
 
-    Recomputation by remat counts in neither: MFU is about useful work. Norms, softmax, rotary and the optimizer are
-    left out, as is customary.
+    Neither counts recomputation by remat, since MFU measures useful work, nor, as is customary, norms, softmax, rotary
+    positions and the optimizer.
 
     Args:
       length: L, tokens of a sequence.
@@ -151,12 +151,12 @@ def flops_per_token(config: LlamaConfig, length: int, *, causal: bool) -> float:
 
 
 def mfu(config: LlamaConfig, length: int, tokens_per_second: float, total_peak_flops: float, *, causal: bool) -> float:
-    """Model FLOPs utilisation: the share of `total_peak_flops` (all devices together) that useful work takes."""
+    """Model FLOPs utilisation: useful FLOP/s as a share of `total_peak_flops`, that of all devices together."""
     return flops_per_token(config, length, causal=causal) * tokens_per_second / total_peak_flops
 
 
 def utilisation(model: LlamaConfig, length: int, tokens_per_second: float) -> dict[str, float]:
-    """`mfu` and `mfu_causal` of all devices together; empty where the devices' peak is not known."""
+    """`mfu` and `mfu_causal` of all devices together; empty where the devices' peak is unknown."""
     peak = peak_flops(jax.devices()[0].device_kind)
     if peak is None:
         return {}
@@ -166,7 +166,7 @@ def utilisation(model: LlamaConfig, length: int, tokens_per_second: float) -> di
 
 
 def memory_figures() -> dict[str, float]:
-    """Peaks so far: this process's `host_memory_bytes`, and `device_memory_bytes` of the first device that tells."""
+    """Peaks so far: this process's `host_memory_bytes`, and its first device's `device_memory_bytes` where known."""
     unit_bytes = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     figures = {"host_memory_bytes": float(unit_bytes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}
     memory = jax.local_devices()[0].memory_stats() or {}
@@ -177,17 +177,17 @@ def memory_figures() -> dict[str, float]:
 
 @dataclass(kw_only=True)
 class Attempt:
-    """One process of a run, from its start to its end; times in seconds, field names as in `goodput.json`."""
+    """One process's part of a run; times in seconds, field names as in `goodput.json`."""
 
     began: float  # since 1970
     last: float  # since 1970; when this record was last updated
-    first_step: int = 0  # finished steps it started with
-    last_step: int = 0  # finished steps it reached
-    step_seconds: float = 0.0  # in steps, without compilation, evaluation and samples
-    compile_seconds: float = 0.0  # in the compiler; also part of the first step, which `step_seconds` leaves out
-    evaluation_seconds: float = 0.0  # held-out losses and samples
-    save_seconds: float = 0.0  # in which training stood still for a checkpoint
-    input_wait_seconds: float = 0.0  # in which it stood still for a batch
+    first_step: int = 0  # finished steps at its start
+    last_step: int = 0  # finished steps at its end
+    step_seconds: float = 0.0  # in steps, without the first one, which compiles, and without evaluation and samples
+    compile_seconds: float = 0.0  # in the compiler
+    evaluation_seconds: float = 0.0  # in held-out losses and samples
+    save_seconds: float = 0.0  # in which training waited for a checkpoint
+    input_wait_seconds: float = 0.0  # in which it waited for a batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ class Goodput:
     share: float  # of the time of all attempts
     share_with_pauses: float  # of all time since the first attempt began
     sittings: int  # number of attempts
-    steps_done_again: int  # repeated by a later attempt, since the process was killed after its last checkpoint
+    steps_done_again: int  # steps that a later attempt repeated, since they followed the last checkpoint
 
 
 def goodput(attempts: Sequence[Attempt]) -> Goodput:
@@ -237,12 +237,12 @@ def read_attempts(path: Path) -> list[Attempt]:
 def summarise(
     model: LlamaConfig, batch_shape: tuple[int, int], timed_steps: int, attempts: Sequence[Attempt], clock: CompileClock
 ) -> dict[str, Any]:
-    """The content of `summary.json`: figures of an attempt that has just ended, and of the run's goodput.
+    """The content of `summary.json`: figures of the last attempt, and the run's goodput.
 
     Args:
-      batch_shape: rows and tokens of the global batch.
-      timed_steps: of this attempt, all but the one that compiled.
-      attempts: of the run, this one last.
+      batch_shape: rows of the global batch, and tokens of a row.
+      timed_steps: of the last attempt.
+      attempts: of the run, oldest first.
     """
     tokens_per_step, length = math.prod(batch_shape), batch_shape[1]
     attempt, device_kind = attempts[-1], jax.devices()[0].device_kind
@@ -271,7 +271,7 @@ def summarise(
 
 
 def _utilisation_sentence(summary: Mapping[str, Any]) -> str:
-    """MFU in both conventions; where the peak is not known, that it is not, and what was computed."""
+    """MFU in both conventions; where the peak is unknown, model FLOP/s."""
     if summary["mfu"] is not None:
         return (
             f"MFU {100 * summary['mfu']:.1f} %, {100 * summary['mfu_causal']:.1f} % where only causal pairs count, of "
@@ -285,6 +285,7 @@ def _utilisation_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The content of `summary.json` in a few lines."""
     lines = []
     if summary["tokens_per_second"] is not None:
         speed, milliseconds = summary["tokens_per_second"], 1000 * summary["step_seconds"]
@@ -294,7 +295,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     again = f", {reached['steps_done_again']} steps done again" if reached["steps_done_again"] else ""
     attempts = f"{reached['sittings']} attempt{'s' if reached['sittings'] > 1 else ''}"
     lines.append(f"goodput {100 * reached['share']:.1f} % of the time of {attempts}{again}")
-    cached = f"{summary['programs_from_cache']} of {summary['programs']} programs kept from before"
+    cached = f"{summary['programs_from_cache']} of {summary['programs']} programs from the cache"
     lines.append(
         f"compiling {summary['compile_seconds']:.1f} s, {cached}; evaluating {summary['evaluation_seconds']:.1f} s"
     )
