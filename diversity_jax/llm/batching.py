@@ -6,6 +6,7 @@ killed the batch keeps running; the next process finds it by its tag, collects i
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+import contextlib
 import logging
 import re
 import time
@@ -133,7 +134,7 @@ class BatchQueue:
         self._waiting.clear()
         while calls:
             size = self._fitting(calls)
-            self._start(self._start_batch(calls[:size]))
+            self._start(self._run_batch(calls[:size]))
             calls = calls[size:]
 
     def _fitting(self, calls: list[Call]) -> int:
@@ -145,30 +146,19 @@ class BatchQueue:
                 return max(number, 1)
         return min(len(calls), self._most_requests)
 
-    async def _start_batch(self, calls: list[Call]) -> None:
-        if self._one_at_a_time is None:
-            await self._submit_and_follow(calls)
-        else:
-            async with self._one_at_a_time:
-                await self._submit_and_follow(calls)
-
-    async def _submit_and_follow(self, calls: list[Call]) -> None:
-        requests = {call.key: call.request for call in calls}
-        stages = {key: request.stage for key, request in requests.items()}
-        tag, subject = f"diversity-{content_hash(sorted(requests))[:40]}", self._subject
-        tag = await self._accounts.run(lambda file: file.open_batch(tag, subject, stages))
-        for call in calls:
-            call.reserved = False  # the reservation is the batch's
-        self._accounts.stats.attempts += len(calls)
-        name = await self._submit(tag, requests)
-        _logger.info(
-            "%s: batch %s of %s requests handed in; it may take up to 24 h, and this command may be stopped and run "
-            "again in the meantime",
-            self._role,
-            name,
-            f"{len(calls):,}",
-        )
-        await self._follow(tag, name, stages, requests)
+    async def _run_batch(self, calls: list[Call]) -> None:
+        async with self._one_at_a_time or contextlib.nullcontext():
+            requests = {call.key: call.request for call in calls}
+            stages = {key: request.stage for key, request in requests.items()}
+            tag, subject = f"diversity-{content_hash(sorted(requests))[:40]}", self._subject
+            tag = await self._accounts.run(lambda file: file.open_batch(tag, subject, stages))
+            for call in calls:
+                call.reserved = False  # the reservation is the batch's
+            self._accounts.stats.attempts += len(calls)
+            name = await self._submit(tag, requests)
+            advice = "it may take up to 24 h; this command may be stopped and run again in the meantime"
+            _logger.info("%s: batch %s of %s requests submitted; %s", self._role, name, f"{len(calls):,}", advice)
+            await self._follow(tag, name, stages, requests)
 
     async def _submit(self, tag: str, requests: Mapping[str, Request]) -> str:
         """Submits a batch once: before every further attempt it is looked for, since one may have arrived."""
@@ -190,7 +180,7 @@ class BatchQueue:
     async def _resume(self, batch: OpenBatch) -> None:
         name = batch.name or await self._with_retries(lambda: self._provider.find(batch.tag))
         if name is None:  # the process ended before it was submitted
-            await self._deliver(batch.tag, batch.stages, {}, Transient("adapted", "was not handed in"))
+            await self._deliver(batch.tag, batch.stages, {}, Transient("adapted", "was not submitted"))
             return
         _logger.info("%s: resuming batch %s of %s requests", self._role, name, f"{len(batch.stages):,}")
         await self._follow(batch.tag, name, batch.stages, {})
@@ -254,7 +244,7 @@ class BatchQueue:
         ]
         if unanswered:
             what = {
-                "wait": "they are handed in again (batch.fallback=live asks them now, at the full price)",
+                "wait": "they are submitted again (batch.fallback=live asks them now, at the full price)",
                 "live": "they are asked one by one at the full price (batch.fallback=live)",
                 "stop": "the run ends (batch.fallback=stop)",
             }[self._config.fallback]

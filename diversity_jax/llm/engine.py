@@ -311,7 +311,7 @@ class Engine:
             call.batched, call.costs = False, self._open_accounts.costs_of(call.request, self._live_price)
         elif fallback == "stop" or call.failures >= _BATCHES_PER_CALL:
             why = f"{call.failures} batches left requests out; the last: {failure.detail}"
-            advice = "run again to hand them in once more, or with batch.fallback=live to ask them at the full price"
+            advice = "run again to submit them once more, or with batch.fallback=live to ask them at the full price"
             self._end.stop(InputError(f"{self.role}: {why}; {advice}"))
         self._end.raise_if_ended()
 
