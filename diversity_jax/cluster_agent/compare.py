@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from diversity_jax.cluster_agent.config import AgentConfig
-from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer, ScoringProgress
+from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.estimators import across_draws, effective_clusters
 from diversity_jax.cluster_agent.score import (
     CANDIDATES,
@@ -237,7 +237,6 @@ async def score_in_looks_async(
     undecided: Undecided,
     *,
     looks: int = LOOKS,
-    progress: Callable[[ScoringProgress], None] | None = None,
     groupings_paths: Mapping[str, str | os.PathLike] | None = None,
 ) -> dict[str, Scorecard]:
     """Scores corpora by one judge and the same criteria in up to `looks` steps; decided ones take no further step.
@@ -245,7 +244,7 @@ async def score_in_looks_async(
     Args:
       undecided: called after every look with all scorecards; their `look` sets the level of comparisons.
       looks: planned looks, equally spaced up to `config.groupings` groupings of a corpus.
-      progress, groupings_paths: as for `score_corpora`.
+      groupings_paths: as for `score_corpora`.
 
     Raises:
       InputError: as `score_corpora`.
@@ -255,7 +254,7 @@ async def score_in_looks_async(
         scorers: dict[str, CorpusScorer] = {}
         for name, corpus in corpora.items():
             lines = stack.enter_context(writing_lines((groupings_paths or {}).get(name)))
-            scorers[name] = CorpusScorer(corpus, judge, config, proposed, progress=progress, lines=lines)
+            scorers[name] = CorpusScorer(corpus, judge, config, proposed, lines=lines)
             proposed = proposed.without_usage()
         scorecards: dict[str, Scorecard] = {}
         wanted: Collection[str] = list(corpora)

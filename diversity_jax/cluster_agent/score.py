@@ -24,7 +24,7 @@ from diversity_jax.cluster_agent.corpus_scorer import (
     count_documents,
     judge_settings_hash,
 )
-from diversity_jax.cluster_agent.criteria import Criteria, ProposedCriteria, propose_criteria
+from diversity_jax.cluster_agent.criteria import ProposedCriteria, propose_criteria
 from diversity_jax.cluster_agent.embedding_judge import EmbeddingJudge, adapted
 from diversity_jax.cluster_agent.sampling import GroupingSampler
 from diversity_jax.cluster_agent.scorecard import Scorecard
@@ -41,6 +41,8 @@ _MOST_DROPPED = 0.2
 _DOCUMENTS_A_SAMPLE = 5  # K is at most a fifth of the smallest corpus, so that no grouping shows much of it
 
 log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def candidates(corpora: Sequence[SampledCorpus]) -> list[int]:
@@ -101,13 +103,9 @@ def _why_not(judged: Sequence[JudgedGrouping], k: int) -> str | None:
     return None
 
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-def score_key(fingerprint: str, judge: Judge, config: AgentConfig, criteria: Criteria | None = None) -> str:
+def score_key(fingerprint: str, judge: Judge, config: AgentConfig) -> str:
     """Hash under which a scorecard is stored: equal exactly when scoring again would give the same."""
-    criteria_hash = criteria.hash if criteria else config.criteria and files.file_hash(config.criteria)
+    criteria_hash = config.criteria and files.file_hash(config.criteria)
     parts = [fingerprint, judge_settings_hash(judge, config), config.parameters(), config.seed, criteria_hash]
     if exam := getattr(judge, "exam", None):  # its verdict is on the scorecard
         parts.append(exam.to_json())
