@@ -173,6 +173,10 @@ def test_what_is_shown_in_a_notebook_is_escaped():
         assert "<script" not in html
         assert "&lt;script&gt;" in html
         assert repr(shown).count("\n") >= 2
+    with pytest.raises(InputError, match="judge: has no effect on scorecards"):
+        dj.compare(scorecard, scorecard, judge="offline")
+    with pytest.raises(InputError, match="give 2 names, one for each scorecard"):
+        dj.compare(scorecard, scorecard, names=["a"])
 
 
 def test_rows_are_those_of_training(built):

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from diversity_jax.core import run_info
+from diversity_jax.core import buckets, run_info
 from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.cli import run_plain
@@ -327,3 +327,19 @@ def test_a_share_that_is_written_otherwise_is_refused_at_once(mixture, share):
     _edit(path, components=components)
     with pytest.raises(InputError, match=r"mixture.json: .*(share|Fraction)"):
         Mixture.load(path)
+
+
+def test_copies_of_single_files_of_a_bucket_do_not_displace_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIVERSITY_JAX_CACHE", str(tmp_path / "cache"))
+    downloaded, download = [], buckets._download
+    monkeypatch.setattr(
+        buckets, "_download", lambda url, name, *others: (downloaded.append(name), download(url, name, *others))
+    )
+    store = fsspec.filesystem("memory")
+    store.pipe({"/b/one.txt": b"1", "/b/two.txt": b"22"})
+    try:
+        for name, content in (("one", "1"), ("two", "22")) * 2:
+            assert local_copy(f"memory://b/{name}.txt").read_text() == content
+    finally:
+        store.store.clear()
+    assert downloaded == ["one.txt", "two.txt"]

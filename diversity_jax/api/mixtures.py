@@ -14,6 +14,7 @@ from diversity_jax.core import config as config_files
 from diversity_jax.core.buckets import writes_to
 from diversity_jax.core.config import with_fields
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import exists, join_path
 from diversity_jax.core.formats import ShownAsTable, SummaryTable, compact, count, percent
 from diversity_jax.evaluation.config import GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.generate import Generator
@@ -213,10 +214,9 @@ def load_mixture(path: str | os.PathLike, *, split: str = "train") -> MixtureRow
 
 def _folder(path: str | os.PathLike) -> str:
     """The path, or the folder of its mixture where it is a training run's."""
-    path = os.fspath(path)
-    inside = os.path.join(path, "mixture")
-    holds_mixture = [os.path.exists(os.path.join(folder, "mixture.json")) for folder in (path, inside)]
-    return inside if holds_mixture == [False, True] else path
+    inside = os.fspath(join_path(path, "mixture"))
+    holds_mixture = [exists(join_path(folder, "mixture.json")) for folder in (path, inside)]
+    return inside if holds_mixture == [False, True] else os.fspath(path)
 
 
 def build_mixture(

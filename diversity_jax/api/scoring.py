@@ -300,16 +300,21 @@ def compare(
     if scorecards:
         if len(scorecards) < len(data):
             raise InputError("compare: some are scorecards and some are not; give one kind")
+        given = {**settings, "judge": judge, "output_dir": output_dir, "config": config}
+        alpha = given.pop("alpha", 0.05)
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"{unused[0]}: has no effect on scorecards; leave it out, or give the corpora")
         corpora = _named(scorecards, names)
-        alpha = settings.get("alpha", 0.05)
         return CorporaComparison(scorecards=corpora, pairs=compare_pairs(corpora, alpha))
-    given = _scoring_config(config, "configs/score.py", settings, judge=judge, output_dir=output_dir)
-    result = _run(given, data, names, text_field, output_dir)  # type: ignore[arg-type]  # no scorecards among them
+    asked = _scoring_config(config, "configs/score.py", settings, judge=judge, output_dir=output_dir)
+    result = _run(asked, data, names, text_field, output_dir)  # type: ignore[arg-type]  # no scorecards among them
     return CorporaComparison(scorecards=result.scorecards, pairs=result.comparisons, metrics=result.metrics)
 
 
 def _named(scorecards: Sequence[Scorecard], names: Sequence[str] | None) -> dict[str, Scorecard]:
     names = names or [str(scorecard.corpus["name"]) for scorecard in scorecards]
+    if isinstance(names, str) or len(names) != len(scorecards):
+        raise InputError(f"names={names!r}: give {len(scorecards)} names, one for each scorecard")
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
     return dict(zip(names, scorecards, strict=True))

@@ -124,7 +124,8 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
     if not is_remote(path):
         return Path(path)
     url = os.fspath(path).rstrip("/")
-    folder = cache_folder() / "copies" / f"{_url_hash(url)}" / url.rsplit("/", 1)[-1]
+    root = cache_folder() / "copies" / _url_hash(url)
+    folder = root / url.rsplit("/", 1)[-1]
     tree = remote_tree(url)
     if not tree:
         filesystem, inside = remote(url)
@@ -132,13 +133,13 @@ def local_copy(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
             info = filesystem.info(inside)
             if info.get("type") == "directory":
                 raise InputError(f"{url}: the folder is empty")
-            source, name, folder = url.rpartition("/")[0], url.rpartition("/")[2], folder.parent
+            source, name, folder = url.rpartition("/")[0], url.rpartition("/")[2], root
             tree = {name: _file_info(info)}
     else:
         source, name = url, ""
     chosen = {key: info for key, info in tree.items() if name or wanted(key)}
-    with exclusive_lock(folder.parent / ".copying", f"{url}: {{holder}} is copying it; wait", wait_seconds=600):
-        index_path = folder.parent / ".index.json"
+    with exclusive_lock(root / ".copying", f"{url}: {{holder}} is copying it; wait", wait_seconds=600):
+        index_path = root / ".index.json"
         index = read_json(index_path) if index_path.exists() else {}
         stale = [
             key

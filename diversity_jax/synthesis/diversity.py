@@ -166,7 +166,7 @@ def _pair_shares(grouping: JudgedGrouping, half: int) -> tuple[float, float, flo
 
 
 def crowded(labels: np.ndarray, factor: float) -> np.ndarray:
-    """Clusters of more than `factor` times the mean size, the largest first: int [clusters]."""
+    """Clusters of more than `factor` times the mean size, and of more than 10 documents, the largest first."""
     counts = np.bincount(labels[labels >= 0])
     if not counts.any():
         return np.zeros(0, int)
