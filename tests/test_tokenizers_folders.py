@@ -142,7 +142,7 @@ def test_a_space_before_every_text_is_obeyed_or_refused(tmp_path):
         ({"added_tokens": {"<new>": 900}}, "the added token '<new>' the id 900, but 309 is next"),
         ({"added_tokens": {"<new>": "900"}}, "'<new>' has the id '900'; expected a number"),
         ({"config": {"eos_token_id": "2"}}, "eos_token_id is '2'; expected an id or a list of ids"),
-        ({"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}}, "RobertaTokenizer, whose way to split words"),
+        ({"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}}, "RobertaTokenizer, whose word splitting"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )

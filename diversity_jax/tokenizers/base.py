@@ -1,4 +1,4 @@
-"""What every tokenizer is to the rest of the library, and the simplest one: bytes."""
+"""The base class of tokenizers, and the byte tokenizer."""
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,16 +15,12 @@ from diversity_jax.core.files import content_hash
 from diversity_jax.tokenizers.encoders import CheckedEncoder, Encoded
 
 SPECIAL_TEXT = ("plain", "special", "refuse")
-"""What a special token's text in a document is: letters like all others, the token, or an error."""
-_BREAK = "\ufdd0"  # a Unicode noncharacter, which text does not hold
+"""How a special token's text in a document is read: as letters, as the token, or not at all: it is an error."""
+_BREAK = "\ufdd0"  # a Unicode noncharacter, which does not occur in text
 
 
 def check_special_text(value: str | None) -> None:
-    """Refuses a setting of another name.
-
-    Raises:
-      InputError: not one of `SPECIAL_TEXT`.
-    """
+    """Raises InputError if a setting is not one of `SPECIAL_TEXT`, nor None."""
     if value not in (None, *SPECIAL_TEXT):
         raise InputError(f"special_text {value!r} is unknown; choose one of {', '.join(SPECIAL_TEXT)}")
 
@@ -36,12 +32,12 @@ class Tokenizer(abc.ABC):
       kind: `bytes`, `sentencepiece` or `huggingface`.
       size: number of ids; a model's vocabulary must be at least as large.
       hash: identifies the mapping from text to ids; prepared data of another hash is refused.
-      files: that define it, to be kept beside prepared data; empty for bytes.
+      files: that define it, which are copied with prepared data; empty for bytes.
       special: text of each special token by the name chat templates use: `eos_token`, perhaps `bos_token`.
       special_ids: the ids of all special tokens by their texts.
-      bos_id: its maker's begin-of-text id; None where there is none.
-      adds_bos: whether its maker puts `bos_id` before every text: its own post-processor, or the folder's settings.
-      adds_eos: whether its maker puts end-of-text after every text.
+      bos_id: its begin-of-text id; None: it has none.
+      adds_bos: whether its own post-processor, or its folder's settings, put `bos_id` before every text.
+      adds_eos: whether they put end-of-text after every text.
       reference_library: that defines its ids; `bytes` for none.
     """
 
@@ -61,7 +57,7 @@ class Tokenizer(abc.ABC):
         """Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [len(texts)].
 
         Args:
-          special: special tokens' texts stand for their ids; else they are letters like all others.
+          special: special tokens' texts are read as these tokens; else as letters.
           encoder: one of `encoders.ENCODERS`; the ids are the same.
 
         Raises:
@@ -78,7 +74,7 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def encoders(self) -> CheckedEncoder:
-        """The library that defines the ids, and a faster one while it gives the same."""
+        """Chooses between the library that defines the ids and a faster one with the same ids."""
         return CheckedEncoder(self)
 
     def encode_reference(self, texts: Sequence[str], *, special: bool) -> Encoded:
@@ -86,17 +82,17 @@ class Tokenizer(abc.ABC):
         return concatenate(self._encode_special(texts) if special else self._encode_plain(texts))
 
     def fast_content(self) -> str | None:
-        """A `tokenizer.json` that is hoped to give the ids of plain text; None where there is none."""
+        """A `tokenizer.json` for the fast encoder, whose ids are then compared; None: there is none."""
         return None
 
     def surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids that its maker puts before and after every text."""
+        """The ids that it puts before and after every text in transformers."""
         begin = (self.bos_id,) if self.adds_bos and self.bos_id is not None else ()
         return begin, (self.end_of_text_id,) if self.adds_eos else ()
 
     def zero_in_rows(self) -> str | None:
-        """What id 0 stands for where rows hold it: text, or what ends or begins a document; None where it is padding or
-        another special token. SeqIO takes id 0 for padding."""
+        """The text of id 0 if rows contain it, as text or as the end or beginning of a document; None if it is padding
+        or another special token. SeqIO takes id 0 for padding."""
         text = self.token_text(0)
         in_rows = text not in self.special_ids or 0 in (self.end_of_text_id, self.bos_id if self.adds_bos else None)
         return text if in_rows else None
@@ -107,11 +103,11 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its text; None for one that is not in the vocabulary."""
+        """The id of a token by its text; None if it is not in the vocabulary."""
 
     @abc.abstractmethod
     def token_text(self, number: int) -> str:
-        """A token's text as the vocabulary has it."""
+        """A token's text in the vocabulary."""
 
     @abc.abstractmethod
     def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
@@ -122,7 +118,7 @@ class Tokenizer(abc.ABC):
         return self._encode_plain(texts)
 
     def _encode_special(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
-        """Special tokens' texts become their ids, and what lies between is encoded apart; breaks are taken out."""
+        """Ids of each text: special tokens' texts become their ids, the text between is encoded separately."""
         split, known = self._special_pattern, self.special_ids
         parts = [[part for part in split.split(text) if part] if split else [text] for text in texts]
         between = [(i > 0, without_breaks(part)) for row in parts for i, part in enumerate(row) if part not in known]
@@ -142,9 +138,9 @@ class Tokenizer(abc.ABC):
         return re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
 
     def special_in(self, texts: Iterable[str]) -> list[str | None]:
-        """A special token's text that stands in each text; None where there is none."""
+        """The first special token's text in each text; None where there is none."""
         split = self._special_pattern
-        starts = {text[:2] for text in self.special_ids}  # most texts hold none of these, which is quick to see
+        starts = {text[:2] for text in self.special_ids}  # a fast test, which excludes most texts
 
         def first(text: str) -> str | None:
             match = split.search(text) if split and any(start in text for start in starts) else None
@@ -153,13 +149,13 @@ class Tokenizer(abc.ABC):
         return [first(text) for text in texts]
 
     def with_plain_content(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Messages for a chat template, in which special tokens' texts in what people wrote are broken up.
+        """Messages for a chat template, with noncharacters put into special tokens' texts in their content.
 
-        `encode_batch(special=True)` of what the template makes of them reads the template's own marks as tokens, and
-        these as letters; `without_breaks` gives the text as people read it.
+        Of the rendered text, `encode_batch(special=True)` reads the special tokens that the template writes as tokens,
+        and these texts as letters; `without_breaks` removes the noncharacters.
 
         Raises:
-          InputError: a message holds such a text and the noncharacter U+FDD0.
+          InputError: a message contains such a text and the noncharacter U+FDD0.
         """
         split, results = self._special_pattern, []
         for message in messages:
@@ -173,17 +169,17 @@ class Tokenizer(abc.ABC):
 
 
 def without_breaks(text: str) -> str:
-    """A text that a chat template made of `Tokenizer.with_plain_content`, as people read it."""
+    """A text without the noncharacters that `Tokenizer.with_plain_content` puts in."""
     return text.replace(_BREAK, "")
 
 
 def has_breaks(text: str) -> bool:
-    """Whether the text holds a special token's text that is to be letters."""
+    """Whether the text contains a special token's text that must be read as letters."""
     return _BREAK in text
 
 
 def concatenate(encoded: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """All ids end to end, uint32, and the number of each, int64."""
+    """All ids end to end, uint32, and the number of ids of each text, int64."""
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     return np.fromiter(itertools.chain.from_iterable(encoded), np.uint32, int(lengths.sum())), lengths
 
@@ -220,5 +216,5 @@ class ByteTokenizer(Tokenizer):
         return next((text for text, i in self.special_ids.items() if i == number), f"<0x{number - 3:02X}>")
 
     def token_bytes(self) -> list[bytes | None]:
-        """What each id adds to a text; None for ids that stand for no text."""
+        """The bytes that each id adds to a text; None for special ids."""
         return [None] * 3 + [bytes([byte]) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""Conversations as text, by the project's own chat template or any Jinja template that a tokenizer brings."""
+"""Renders conversations as text, by the project's own chat template or a tokenizer's Jinja template."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -8,7 +8,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.tokenizers import template_process
 from diversity_jax.tokenizers.template_process import TemplateFault, render_here
 
-# One instruction and its answer under plain headings, readable to a model that never saw a special token.
+# An instruction and its answer under plain headings, without special tokens but the end of an answer.
 OWN_TEMPLATE = """\
 {%- for message in messages %}
 {%- if not loop.first %}{{ "\\n\\n" }}{% endif %}
@@ -21,17 +21,13 @@ OWN_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ ("\\n\\n" if messages else "") ~ "### Response:\\n" }}{% endif %}
 """
 BEGIN_WITH_BOS = "{{ bos_token }}"
-"""What stands before `OWN_TEMPLATE` where documents begin with the tokenizer's own begin-of-text token."""
+"""Put before `OWN_TEMPLATE` if documents begin with the tokenizer's own begin-of-text token."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def check_messages(messages: Any) -> None:
-    """Refuses what is not a list of `{"role": ..., "content": ...}`.
-
-    Raises:
-      InputError: the message names the entry.
-    """
+    """Raises InputError if `messages` is not a list of `{"role": ..., "content": ...}`; it names the wrong entry."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InputError('messages: expected a list of at least one {"role": ..., "content": ...}')
     for number, message in enumerate(messages):
@@ -52,11 +48,11 @@ def render_chat(
 
     Args:
       messages: role and content of each turn.
-      template: Jinja source, run in a sandbox, in a process of its own, with what transformers offers templates; None:
-        the project's own.
+      template: Jinja source, run in a sandbox in another process, with the functions that transformers gives templates;
+        None: the project's own.
       special: values such as `bos_token` and `eos_token`.
-      add_generation_prompt: end where the assistant begins to speak; else, a last turn of the assistant is left open to
-        be continued.
+      add_generation_prompt: end the text where an answer of the assistant begins; else a last turn of the assistant is
+        left without its end, to be continued.
 
     Raises:
       InputError: bad messages, or a template that cannot be read, refuses them or fails; the message carries its
@@ -78,9 +74,9 @@ def render_chat(
 def answer_parts(
     messages: Sequence[Mapping[str, Any]], *, template: str | None = None, special: Mapping[str, str] | None = None
 ) -> list[tuple[str, bool]]:
-    """The conversation in parts that join to its text: prompts, and the assistant's answers with their end token.
+    """The text of a conversation in parts: prompts, and the assistant's answers with their end token.
 
-    Every prompt ends exactly where `render_chat` lets the model begin, so that training and use agree.
+    Every prompt ends exactly where the text of `render_chat` does, so that training and use agree.
 
     Args:
       messages: the last is the assistant's.
@@ -123,7 +119,7 @@ def _render(
     template: str | None,
     special: Mapping[str, str] | None,
 ) -> list[str]:
-    """The text of each conversation, with a flag whether the assistant is to speak next."""
+    """The text of each of `conversations`: messages, and whether to end where an answer of the assistant begins."""
     values = dict.fromkeys(SPECIAL_TOKENS, "") | dict(special or {})
     source = OWN_TEMPLATE if template is None else template
     render = render_here if source in (OWN_TEMPLATE, BEGIN_WITH_BOS + OWN_TEMPLATE) else template_process.render

@@ -1,49 +1,37 @@
 """Which token begins a document: one meaning for rows, attention, loss, evaluation, generation and export.
 
-Rows of text are a stream of documents, each followed by end-of-text. What stands before a document's first token is
+Rows of text are a stream of documents, each followed by end-of-text. A document is preceded by
 
 - `none`: nothing. The first token of a document is never predicted.
 - `end_of_text`: the end-of-text token of the document before. As a target it ends that document; as an input it begins
   the next one. Rows are the same as with `none`.
 - `bos`: the tokenizer's own begin-of-text token, written into the rows: `[BOS] document [EOS]`. It is never predicted.
 
-Rows and runs of before this was recorded have None. They are trained on as they were: with documents apart, segments
-begin after end-of-text, and the first token of a document is a target of the one before. Texts begin with nothing then.
-Where attention crosses documents, end-of-text stands for an empty text, and before no other, as it did.
+Rows and runs older than this setting have None, and keep their former meaning: if attention does not cross documents,
+segments begin after end-of-text, the first token of a document is a target of the one before, and texts begin with
+nothing. If it does, end-of-text replaces an empty text, and precedes no other.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.tokenizers.base import Tokenizer
 
 DOCUMENT_STARTS = ("none", "end_of_text", "bos")
 SETTINGS = ("auto", *DOCUMENT_STARTS)
 
 
-class TokenizerIds(Protocol):
-    """What of a `Tokenizer` is needed here."""
-
-    kind: str
-    end_of_text_id: int
-    bos_id: int | None
-    adds_bos: bool
-
-
 def check_setting(value: str, name: str = "document_start") -> None:
-    """Refuses a setting of another name.
-
-    Raises:
-      InputError: not one of `SETTINGS`.
-    """
+    """Raises InputError if a setting is not one of `SETTINGS`."""
     if value not in SETTINGS:
         raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(SETTINGS)}")
 
 
-def resolve(setting: str, tokenizer: TokenizerIds) -> str:
+def resolve(setting: str, tokenizer: Tokenizer) -> str:
     """One of `DOCUMENT_STARTS`; `auto` is `bos` where the tokenizer's makers put it before every text.
 
     Raises:
@@ -58,18 +46,18 @@ def resolve(setting: str, tokenizer: TokenizerIds) -> str:
     return setting
 
 
-def start_id(document_start: str, tokenizer: TokenizerIds) -> int | None:
-    """The token before a document's first; None for `none`."""
+def start_id(document_start: str, tokenizer: Tokenizer) -> int | None:
+    """The id before a document's first token; None for `none`."""
     return {"none": None, "end_of_text": tokenizer.end_of_text_id, "bos": tokenizer.bos_id}[document_start]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boundaries:
-    """Where documents begin in rows of text, and what that means for attention, loss and evaluation.
+    """Where documents begin in rows of text, for attention, loss and evaluation.
 
     Attributes:
-      document_start: one of `DOCUMENT_STARTS`; None: of before it was recorded.
-      start_id: the token before a document's first; None: nothing.
+      document_start: one of `DOCUMENT_STARTS`; None: older than the setting.
+      start_id: the id before a document's first token; None: nothing.
       separate: attention and positions stay inside documents.
     """
 
@@ -80,7 +68,7 @@ class Boundaries:
 
     @classmethod
     def of_mixture(cls, mixture: Mapping[str, Any], *, attend_across_documents: bool) -> Self:
-        """As `mixture.json` and a run's settings record them."""
+        """From the content of a `mixture.json` and a run's setting."""
         return cls.of(
             mixture.get("document_start"),
             mixture.get("document_start_id"),
@@ -92,7 +80,7 @@ class Boundaries:
     def of(
         cls, document_start: str | None, start: int | None, end_of_text_id: int, *, attend_across_documents: bool
     ) -> Self:
-        """With the token before a document where its start was not recorded."""
+        """From a mixture's `document_start` and its id, either of which may be None in older files."""
         unrecorded = end_of_text_id if attend_across_documents else None
         return cls(
             document_start=document_start,
@@ -103,8 +91,8 @@ class Boundaries:
 
     @property
     def text_ids(self) -> tuple[int, ...] | None:
-        """What a text begins with in evaluation, generation, server and export; None: an empty one with end-of-text,
-        others with nothing.
+        """Ids that a text begins with in evaluation, generation, server and export; None: an empty text begins with
+        end-of-text, others with nothing.
         """
         if self.start_id is None:
             return ()
@@ -116,25 +104,25 @@ class Boundaries:
         return self.document_start in ("none", "bos")
 
     def starts(self, tokens: np.ndarray) -> np.ndarray:
-        """Where segments begin as inputs, bool like `tokens` [B, L + 1]; the first column always does.
+        """Where segments begin as inputs, bool like `tokens` [B, L + 1]; the first column is always True.
 
-        With `end_of_text`, a segment begins at that token. It is a target of the segment before all the same, since
-        targets are the tokens one further.
+        With `end_of_text`, a segment begins at that token, which is still a target of the segment before: targets are
+        shifted by one.
         """
         starts = tokens == self.end_of_text_id if self.document_start == "end_of_text" else self._begins(tokens)
         starts[:, :1] = True
         return starts
 
     def targets(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens that the loss counts where they are targets, bool like `tokens`.
+        """Tokens that the loss counts as targets, bool like `tokens`.
 
-        With `bos` all but that token, with `none` all but the first of a document: it would be predicted from the
-        document before, which has nothing to do with it.
+        With `bos` all but that token, with `none` all but the first of a document, which would be predicted from the
+        unrelated document before it.
         """
         return ~self._begins(tokens) if self.masks_targets else np.ones(tokens.shape, bool)
 
     def _begins(self, tokens: np.ndarray) -> np.ndarray:
-        """First tokens of documents: those after end-of-text, with `bos` such of them as are that token."""
+        """First tokens of documents: those after end-of-text; with `bos`, only if they are that token."""
         begins = np.zeros(tokens.shape, bool)
         begins[:, 1:] = tokens[:, :-1] == self.end_of_text_id
         return begins & (tokens == self.start_id) if self.document_start == "bos" else begins

@@ -1,8 +1,8 @@
-"""A fast encoder beside the library that defines a tokenizer's ids, believed only as far as both agree.
+"""Encodes by a fast library whose ids are compared with those of the library that defines them, the reference.
 
-The reference is `tokenizers` or `sentencepiece`. `fastokens` takes a `tokenizer.json`, and many times less time. It is
-used where it loads the tokenizer and gives the reference's ids of `torture_texts`; of all that it encodes then,
-excerpts are encoded by both before its ids are handed out.
+The reference is `tokenizers` or `sentencepiece`. `fastokens` reads a `tokenizer.json` and is many times faster. It is
+used if it loads the tokenizer and gives the reference's ids for `torture_texts`; then excerpts of every batch are
+encoded by both before its ids are returned.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,63 +46,72 @@ SAMPLE_TEXTS = (
 )  # fmt: skip
 
 
-class SampledTokenizer(Protocol):
-    """What is needed of a `Tokenizer`."""
+Encoded = tuple[np.ndarray, np.ndarray]
+"""Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [texts]."""
+
+
+class Reference(Protocol):
+    """What is needed of a `Tokenizer`, whose module imports this one."""
 
     size: int
     special_ids: Mapping[str, int]
+    reference_library: str
+
+    def encode_reference(self, texts: Sequence[str], *, special: bool) -> Encoded:
+        """Ids by the library that defines them."""
+
+    def fast_content(self) -> str | None:
+        """A `tokenizer.json` for the fast encoder; None: there is none."""
 
     def token_text(self, number: int) -> str:
         """A token's text."""
 
     def special_in(self, texts: Iterable[str]) -> list[str | None]:
-        """A special token's text that stands in each text."""
+        """The first special token's text in each text; None where there is none."""
 
     def encode_each(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
         """Ids of each text."""
 
 
-def sample_texts(tokenizer: SampledTokenizer) -> list[str]:
-    """The sample, and pieces that the tokenizer itself treats in its own way, in which no special token is spelt."""
+def sample_texts(tokenizer: Reference) -> list[str]:
+    """`SAMPLE_TEXTS`, and texts of the tokenizer's own tokens; none contains a special token's text."""
     spelt = [tokenizer.token_text(number) for number in range(0, tokenizer.size, max(tokenizer.size // 400, 1))]
     texts = [*SAMPLE_TEXTS, " ".join(spelt), "".join(spelt).replace("\u2581", " ")]
     return [text for text, special in zip(texts, tokenizer.special_in(texts), strict=True) if special is None]
 
 
-def special_samples(tokenizer: SampledTokenizer) -> list[str]:
-    """Texts in which special tokens stand between others, as chat templates write them."""
+def special_samples(tokenizer: Reference) -> list[str]:
+    """Texts with special tokens between words, as chat templates write them."""
     texts = list(tokenizer.special_ids)[:8]
     return [form.replace("@", text) for text in texts for form in ("@", "@word\n@", "word@ word", "\n@\n\n@ x")]
 
 
-def differing_texts(content: Mapping[str, Any], tokenizer: SampledTokenizer, *, special: bool = True) -> list[str]:
-    """Sample texts to which a `tokenizer.json` gives other ids than the tokenizer does.
+def differing_texts(content: Mapping[str, Any], tokenizer: Reference, *, special: bool = True) -> list[str]:
+    """Sample texts for which a `tokenizer.json` gives other ids than the tokenizer.
 
     Args:
-      special: also of texts in which special tokens stand.
+      special: also try texts with special tokens.
     """
     from tokenizers import Tokenizer as Library
 
     theirs = Library.from_str(json.dumps(content))
-    plain, marked = sample_texts(tokenizer), special_samples(tokenizer) if special else []
-    texts, ours = [*plain, *marked], [*tokenizer.encode_each(plain), *tokenizer.encode_each(marked, special=True)]
+    plain, with_special = sample_texts(tokenizer), special_samples(tokenizer) if special else []
+    texts = [*plain, *with_special]
+    ours = [*tokenizer.encode_each(plain), *tokenizer.encode_each(with_special, special=True)]
     their_ids = [encoding.ids for encoding in theirs.encode_batch_fast(texts, add_special_tokens=False)]
     return [text for text, a, b in zip(texts, ours, their_ids, strict=True) if a != b]
 
 
 log = logging.getLogger(__name__)
 
-Encoded = tuple[np.ndarray, np.ndarray]
-"""Ids of all texts end to end, uint32 [total], and how many ids each text has, int64 [texts]."""
-
 ENCODERS = ("auto", "fast", "checked", "reference")
-"""Who encodes: the fast encoder where that pays, and what it cannot be trusted with the reference; the fast one, or an
-error where they differ; both, all of the text; the reference."""
+"""`auto`: the fast encoder for enough text, and the reference where they differ; `fast`: an error where they differ in
+excerpts; `checked`: both encode all of the text, and a difference is an error; `reference`."""
 _WORTH_CHARACTERS = 1_000_000  # which the reference encodes in about the time that loading the fast encoder takes
-_BATCH_CHARACTERS = 1 << 14  # below it the comparison would cost more than the fast encoder saves
+_BATCH_CHARACTERS = 1 << 14  # for fewer, comparing takes more time than the fast encoder saves
 _EXCERPT_EVERY, _EXCERPT_CHARACTERS = 1 << 18, 1 << 10  # characters: 0.4 % of the text is encoded by both
 _SHOWN_CHARACTERS = 60
-_TORTURE_TEXTS, _TORTURE_PIECES = 500, 24
+_TORTURE_TEXTS, _TORTURE_PARTS = 500, 24
 
 
 class EncodersDiffer(Exception):
@@ -118,18 +127,6 @@ class EncodersDiffer(Exception):
 
     def __str__(self) -> str:
         return f"{self.fast} gives other ids than {self.reference} for {self.text[:_SHOWN_CHARACTERS]!r}"
-
-
-class Reference(SampledTokenizer, Protocol):
-    """What is needed of a tokenizer."""
-
-    reference_library: str
-
-    def encode_reference(self, texts: Sequence[str], *, special: bool) -> Encoded:
-        """Ids by the library that defines them."""
-
-    def fast_content(self) -> str | None:
-        """A `tokenizer.json` for the fast encoder; None where there is none."""
 
 
 class FastEncoder:
@@ -150,7 +147,7 @@ class FastEncoder:
         self._library.no_truncation()
 
     def encode(self, texts: Sequence[str], *, special: bool) -> Encoded:
-        """Ids of texts, as `Tokenizer.encode_batch` gives them; views of the library's own buffers."""
+        """Ids of texts as `Tokenizer.encode_batch`; views of the library's own buffers."""
         ids, offsets = self._library.encode_batch_flat(list(texts), False, not special)
         return np.frombuffer(ids, "<u4"), np.diff(np.frombuffer(offsets, "<u8").astype(np.int64))
 
@@ -159,7 +156,7 @@ class CheckedEncoder:
     """Encodes by the fast encoder while it gives the reference's ids, else by the reference.
 
     Attributes:
-      problem: why there is no fast encoder, once it was tried; None where there is one.
+      problem: why the fast encoder is not used; None: it is, or was not loaded yet.
     """
 
     def __init__(self, tokenizer: Reference):
@@ -170,7 +167,7 @@ class CheckedEncoder:
         self.problem: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process loads the library itself."""
+        """Without the loaded library, which another process loads again."""
         return {**vars(self), "_fast": None, "_is_tried": self.problem is not None}
 
     @property
@@ -180,7 +177,7 @@ class CheckedEncoder:
         return library if library == "bytes" else library_version(library)
 
     def fast_name(self) -> str | None:
-        """Loads the fast encoder; its library and version, None where it is not used."""
+        """Loads the fast encoder; returns its library and version, or None if it cannot be used."""
         fast = self._open()
         return fast.name if fast else None
 
@@ -209,7 +206,7 @@ class CheckedEncoder:
             return self._tokenizer.encode_reference(texts, special=special)
 
     def stop(self, problem: str) -> None:
-        """Uses the fast encoder no more."""
+        """Stops using the fast encoder."""
         self._fast, self._is_tried, self.problem = None, True, problem
 
     def _chosen(self, texts: Sequence[str], encoder: str) -> FastEncoder | None:
@@ -240,16 +237,16 @@ class CheckedEncoder:
         return self._fast
 
     def _try(self, fast: FastEncoder) -> None:
-        marked = special_samples(self._tokenizer)
-        self._compared(fast, [*sample_texts(self._tokenizer), *torture_texts(), *marked], special=False)
+        with_special = special_samples(self._tokenizer)
+        self._compared(fast, [*sample_texts(self._tokenizer), *torture_texts(), *with_special], special=False)
         try:
-            self._compared(fast, marked or [""], special=True)
+            self._compared(fast, with_special or [""], special=True)
             self._serves_special = True
         except EncodersDiffer:
             self._serves_special = False  # texts with special tokens go to the reference
 
     def _encoded(self, fast: FastEncoder, texts: Sequence[str], *, special: bool) -> Encoded:
-        """Ids by the fast encoder, whose failure is a difference."""
+        """Ids by the fast encoder; if it fails, that is a difference."""
         try:
             return fast.encode(texts, special=special)
         except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -259,10 +256,10 @@ class CheckedEncoder:
             raise EncodersDiffer(texts[0], fast.name, self.reference_name) from None
 
     def _compared(self, fast: FastEncoder, texts: Sequence[str], *, special: bool) -> Encoded:
-        """Ids that both give.
+        """Ids of both encoders.
 
         Raises:
-          EncodersDiffer: with the first text for which they do not.
+          EncodersDiffer: with the first text for which they differ.
         """
         ids, lengths = self._tokenizer.encode_reference(texts, special=special)
         fast_ids, fast_lengths = self._encoded(fast, texts, special=special)
@@ -274,7 +271,7 @@ class CheckedEncoder:
 
 
 def excerpts(texts: Sequence[str]) -> Iterator[str]:
-    """Short parts of the texts at regular distances, the first of the first text among them."""
+    """Short parts of the texts at regular distances, from the beginning of the first text on."""
     at = 0
     for text in texts:
         while at < len(text):
@@ -283,7 +280,7 @@ def excerpts(texts: Sequence[str]) -> Iterator[str]:
         at -= len(text)
 
 
-_PIECES = (
+_TORTURE = (
     *(" ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", "\u00a0", "\u3000", "\u2028", "\u200b", "\u200d", "\ufe0f"),
     *("'", "'s", "'T", "'re", "'Ve", "'m", "'ll", "'d", "\u2019s", '"', "_", "-", "--", ".", "...", ",", "!", "?!"),
     *("/", "//", "\\", "(", ")", "[]", "{}", "<", "</", ">", "=", "==", "->", ":", ";", "#", "$", "%", "&", "*", "|"),
@@ -299,10 +296,9 @@ _PIECES = (
 
 @functools.cache
 def torture_texts() -> tuple[str, ...]:
-    """Texts of pieces that pre-tokenizers and normalizers cut and change in ways of their own, in random order; the
-    same ones always."""
+    """Random sequences of strings that pre-tokenizers and normalizers often treat differently; always the same."""
     draw = random.Random(0)
-    return tuple("".join(draw.choices(_PIECES, k=draw.randint(1, _TORTURE_PIECES))) for _ in range(_TORTURE_TEXTS))
+    return tuple("".join(draw.choices(_TORTURE, k=draw.randint(1, _TORTURE_PARTS))) for _ in range(_TORTURE_TEXTS))
 
 
 @functools.cache

@@ -1,6 +1,6 @@
-"""A tokenizer as the `tokenizer.json` that gives its ids in transformers, tried on sample text before it is written."""
+"""Exports a tokenizer as a `tokenizer.json` that gives its ids in transformers, tested on sample texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import logging
 import os
@@ -20,7 +20,7 @@ from diversity_jax.tokenizers.tokenizer import load_tokenizer
 log = logging.getLogger(__name__)
 
 _CLASS = "PreTrainedTokenizerFast"
-"""The class of transformers that takes a `tokenizer.json` as it is; others build their own anew (transformers 5)."""
+"""The class of transformers that uses a `tokenizer.json` unchanged; others build their own from it (transformers 5)."""
 _OF_OTHER_CLASSES = (
     "legacy",
     "add_prefix_space",
@@ -31,19 +31,19 @@ _OF_OTHER_CLASSES = (
     "spaces_between",
 )
 _REPLACED = ("vocab.json", "merges.txt", *SETTINGS_FILES[1:])
-"""Files whose content a `tokenizer.json` and `tokenizer_config.json` have."""
+"""Files that a `tokenizer.json` and `tokenizer_config.json` replace."""
 
 
 def write_exact(
     folder: Path, files: Sequence[Path], end_of_text_id: int | None, *, source: Path | None, is_chat: bool
 ) -> None:
-    """Makes `tokenizer.json` in an export, where its files have been copied, give the tokenizer's ids in transformers.
+    """Makes the copied tokenizer files in an export give the tokenizer's ids in transformers, by a `tokenizer.json`.
 
-    Where there is no such form, what was copied stays; where some ids are others, a line says how many.
+    If there can be none, the copied files stay; if some ids differ, a warning says for how many sample texts.
 
     Args:
       files: that define the tokenizer; none for bytes.
-      source: the folder they were found in, whose settings count; None: files that were named by themselves.
+      source: their folder, whose settings apply; None: the files were named without their folder.
       is_chat: there is a template, which writes special tokens into texts.
     """
     spec = "bytes" if not files else str(source or (files[0] if len(files) == 1 else files[0].parent))
@@ -64,8 +64,8 @@ def write_exact(
         log.warning(message, folder, len(differing), len(sample_texts(vocabulary)), differing[0][:60])
     special: Mapping[str, str] = {}
     if source:
-        is_piece = isinstance(vocabulary, SentencePieceTokenizer)  # whose own file names its tokens
-        special = vocabulary.special if is_piece else read_settings(os.path.dirname(vocabulary.files[0])).special
+        is_model = isinstance(vocabulary, SentencePieceTokenizer)  # which names its special tokens itself
+        special = vocabulary.special if is_model else read_settings(os.path.dirname(vocabulary.files[0])).special
     own = read_json(vocabulary.files[0]) if files and files[0].name == "tokenizer.json" else None
     if own is None or _differs(own, content):
         write_json(folder / "tokenizer.json", content)
@@ -77,24 +77,19 @@ def write_exact(
 
 
 def _beyond_legacy(folder: Path, vocabulary: Tokenizer, texts: Sequence[str], *, is_chat: bool) -> list[str]:
-    """Texts that differ for another reason than the one that is known of `legacy: false`, of which a line tells.
+    """Texts that differ for another reason than the known one of `legacy: false`, of which it warns.
 
-    The library cannot put a space before what begins a text, also where that begins with a space, and none after
-    special tokens.
+    The library cannot put a space before every text, also one that begins with a space, but none after special tokens.
     """
     reads = "one space fewer in a text that begins with one" if is_chat else "a space more after each special token"
     log.warning("%s: where its tokenizer has legacy: false, transformers reads %s", folder, reads)
-
     if is_chat:
         return [text for text in texts if not text.startswith((" ", "\u2581"))]
     return [text for text in texts if not any(special in text for special in vocabulary.special_ids)]
 
 
 def exact_json(vocabulary: Tokenizer, *, is_chat: bool = False) -> dict[str, Any] | None:
-    """The content of a `tokenizer.json` for a tokenizer; None where there is no such form.
-
-    Whether it gives the same ids is for the caller to try.
-    """
+    """The content of a `tokenizer.json` for a tokenizer; None: there is none. The caller must check its ids."""
     if isinstance(vocabulary, ByteTokenizer):
         return bytes_json()
     if isinstance(vocabulary, SentencePieceTokenizer):
@@ -114,24 +109,30 @@ def with_surroundings(
     """A `tokenizer.json` that puts these ids, and no others, around every text."""
     old = content.get("post_processor") or {}
     parts = old.get("processors", [old] if old else [])
-    byte_level = [part for part in parts if part["type"] == "ByteLevel"]  # of offsets; others put tokens around a text
-    names = {number: vocabulary.token_text(number) for number in (*before, *after)}
+    processors = [part for part in parts if part["type"] == "ByteLevel"]  # all others put tokens around a text
+    if before or after:
+        processors.append(surrounding_template(before, after, vocabulary.token_text))
+    sequence = {"type": "Sequence", "processors": processors} if processors else None
+    return {**content, "post_processor": processors[0] if len(processors) == 1 else sequence}
+
+
+def surrounding_template(
+    before: Sequence[int], after: Sequence[int], token_text: Callable[[int], str]
+) -> dict[str, Any]:
+    """The post-processor of a `tokenizer.json` that puts these ids around every text."""
+    names = {number: token_text(number) for number in (*before, *after)}
 
     def around(sequence: str, type_id: int) -> list[dict[str, Any]]:
         specials = [[{"SpecialToken": {"id": names[i], "type_id": type_id}} for i in ids] for ids in (before, after)]
         return [*specials[0], {"Sequence": {"id": sequence, "type_id": type_id}}, *specials[1]]
 
-    if names:
-        special = {text: {"id": text, "ids": [number], "tokens": [text]} for number, text in names.items()}
-        template = {"type": "TemplateProcessing", "single": around("A", 0), "pair": around("A", 0) + around("B", 1)}
-        byte_level.append({**template, "special_tokens": special})
-    sequence = {"type": "Sequence", "processors": byte_level} if byte_level else None
-    processor = byte_level[0] if len(byte_level) == 1 else sequence
-    return {**content, "post_processor": processor}
+    special = {text: {"id": text, "ids": [number], "tokens": [text]} for number, text in names.items()}
+    pair = [*around("A", 0), *around("B", 1)]
+    return {"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": special}
 
 
 def _differs(own: Any, content: Mapping[str, Any]) -> bool:
-    """Whether a file says anything else than the content, in the library's own form."""
+    """Whether a file's content differs, in the library's own form."""
     from tokenizers import Tokenizer as Library
 
     read = json.loads(Library.from_str(json.dumps(own)).to_str())
@@ -139,12 +140,12 @@ def _differs(own: Any, content: Mapping[str, Any]) -> bool:
 
 
 def _write_config(path: Path, content: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """Settings under which transformers takes the `tokenizer.json` as it is: its own class, the file's added tokens."""
+    """Writes the settings with which transformers uses the `tokenizer.json` unchanged: class and added tokens."""
     settings = read_fields(path) if path.exists() else {}
     if not settings and not special:
         return
-    settings_kept = {name: value for name, value in settings.items() if name not in _OF_OTHER_CLASSES}
-    written = {**special, **settings_kept, "tokenizer_class": _CLASS}
+    others = {name: value for name, value in settings.items() if name not in _OF_OTHER_CLASSES}
+    written = {**special, **others, "tokenizer_class": _CLASS}
     if "added_tokens_decoder" in written:
         written["added_tokens_decoder"] = {
             str(token["id"]): {name: value for name, value in token.items() if name != "id"}
@@ -155,16 +156,16 @@ def _write_config(path: Path, content: Mapping[str, Any], special: Mapping[str, 
 
 
 def bytes_json() -> dict[str, Any]:
-    """`bytes` as a tokenizer.json's content: byte-level BPE without merges after the three ids that SeqIO reserves."""
+    """The content of a `tokenizer.json` for `bytes`: byte-level BPE without merges after SeqIO's three reserved ids."""
     import tokenizers
 
     special = list(ByteTokenizer.special_ids)
-    # The printable character that byte-level BPE writes for each byte: its own where it has one, else one from 256 on.
+    # The character by which byte-level BPE represents each byte: its own if that is printable, else one from 256 on.
     own, others = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}, iter(range(256, 512))
     characters = [chr(byte if byte in own else next(others)) for byte in range(256)]
     vocabulary = {text: i for i, text in enumerate([*special, *characters])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     tokenizer.add_special_tokens(special)
-    # Written into the file, since the library's decoder of this kind takes no settings.
+    # Written into the content, since the library's class of decoder takes no settings.
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return json.loads(tokenizer.to_str()) | {"pre_tokenizer": byte_level, "decoder": byte_level}

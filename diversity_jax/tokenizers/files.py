@@ -1,4 +1,4 @@
-"""The tokenizer files beside a model: found in a run's or model's folder, copied on import, written on export."""
+"""A model's tokenizer files: found in the folder of a run or model, copied on import, written on export."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,22 +40,22 @@ _CLASSES = {
 }
 """Files that define a tokenizer, and the class of transformers that reads each."""
 _COPIED = (*_CLASSES, "merges.txt", *SETTINGS_FILES, "chat_template.jinja")
-"""What a tokenizer's `save_pretrained` may write."""
+"""Files that a tokenizer's `save_pretrained` may write."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """A tokenizer by its files.
+    """The files of a tokenizer, and how a model uses it.
 
     Attributes:
       files: none for `bytes` (byte b is id b + 3, 1 ends a document).
-      end_of_text_id: where known.
-      chat_template: Jinja source that the model was fine-tuned with; None: whatever is among the files.
-      is_tuned: the template is that of this model's own fine-tuning, before which nothing stands but what it writes;
-        False where it is that of a model which was then trained on text.
+      end_of_text_id: None: not known.
+      chat_template: Jinja source that the model was fine-tuned with; None: that among the files, if any.
+      is_tuned: the template is that of this model's own fine-tuning, in which texts began with what it writes; False if
+        the model was trained on text after its fine-tuning.
       special: texts of the special tokens that the template may name.
-      text_ids: what a text begins with (`Boundaries.text_ids`); None: as the files say, where they say it.
-      folder: that the files were found in, with settings that count; None: named by themselves, or a run's own.
+      text_ids: ids that a text begins with (`Boundaries.text_ids`); None: by the files' settings.
+      folder: of the files, whose settings apply; None: the files were named without it, or are a run's own.
     """
 
     files: tuple[Path, ...] = ()
@@ -68,7 +68,7 @@ class TokenizerFiles:
 
 
 def named_tokenizer(name: str | os.PathLike) -> TokenizerFiles:
-    """The tokenizer that somebody asked for: `bytes`, a tokenizer.json, a SentencePiece .model, or a folder with one.
+    """The tokenizer that the user names: `bytes`, a tokenizer.json, a SentencePiece .model, or a folder with one.
 
     Raises:
       InputError: it is none of these.
@@ -93,9 +93,9 @@ def folder_tokenizer(folder: Path) -> TokenizerFiles | None:
 
 
 def model_tokenizer(folder: Path) -> TokenizerFiles | None:
-    """The tokenizer beside a model, or the one a run's rows were prepared with; None where neither is."""
-    if beside := folder_tokenizer(folder / "tokenizer") or folder_tokenizer(folder):
-        return beside
+    """The tokenizer in a model's folder, or the one that a run's rows were prepared with; None if there is neither."""
+    if tokenizer := folder_tokenizer(folder / "tokenizer") or folder_tokenizer(folder):
+        return tokenizer
     settings = _settings(folder)
     mixture_folder = run_mixture(folder, settings)
     if mixture_folder is None:
@@ -183,24 +183,23 @@ def run_text_ids(run: Path) -> tuple[int, ...] | None:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:
-    """Copies a model folder's tokenizer, with what the model's settings say of it, into `folder`; returns whether there
-    was one."""
+    """Copies a model folder's tokenizer, with the model's settings, into `folder`; returns whether there is one."""
     files = find_tokenizer(source)
     if files is None:
         return False
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*_COPIED, *MODEL_FILES):
-        for folder_there in (Path(files[0]).parent, source):
-            if (folder_there / name).is_file():
-                shutil.copyfile(folder_there / name, folder / name)
+        for path in (Path(files[0]).with_name(name), source / name):
+            if path.is_file():
+                shutil.copyfile(path, folder / name)
                 break
     return True
 
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int) -> None:
-    """Puts a tokenizer beside an exported model, as `AutoTokenizer.from_pretrained(folder)` finds it.
+    """Writes a tokenizer into the folder of an exported model, where `AutoTokenizer.from_pretrained(folder)` finds it.
 
-    Texts begin there with what they began with in training, conversations with what their template writes.
+    With it, texts begin as in training, conversations with what their template writes.
 
     Raises:
       InputError: a file is missing, or the tokenizer has more ids than the model.
@@ -225,13 +224,13 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
     if not settings:
         class_name = next(_CLASSES[name] for name in _CLASSES if (folder / name).exists())
         end = tokens.get(tokenizer.end_of_text_id) if tokenizer.end_of_text_id is not None else None
-        # In training an end of text stood before each text, whatever the tokenizer calls begin of text.
+        # In training end-of-text preceded each text, whatever the tokenizer's own begin-of-text is.
         named = {} if end is None else {"eos_token": end, "bos_token": end}
-        # Batches cannot be padded without a token for it, which attention does not see.
+        # transformers cannot pad batches without a padding token; attention masks it.
         padding = tokens[0] if not tokenizer.files else end
         named |= {} if padding is None else {"pad_token": padding}
         written = {"tokenizer_class": class_name, "clean_up_tokenization_spaces": False, **named}
-    # A chat template that names a token means the one it was fine-tuned with.
+    # Tokens that the chat template names must be those of the fine-tuning.
     written |= {name: text for name, text in tokenizer.special.items() if name in (tokenizer.chat_template or "")}
     if tokenizer.text_ids is not None:
         written |= _begin_settings(tokenizer, tokens)
@@ -247,14 +246,11 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
 
 
 def _begin_settings(tokenizer: TokenizerFiles, tokens: Mapping[int, str]) -> dict[str, Any]:
-    """Entries of `tokenizer_config.json`: the token that stands for begin-of-text, and whether it begins every text.
-
-    In fine-tuning, only what the template writes stood before one.
-    """
+    """Fields of `tokenizer_config.json`: the begin-of-text token, and whether it is put before every text."""
     if tokenizer.chat_template and "bos_token" in tokenizer.chat_template and tokenizer.special.get("bos_token"):
         return {"bos_token": tokenizer.special["bos_token"], "add_bos_token": True}
     if tokenizer.chat_template and tokenizer.is_tuned:
-        # It writes all that stands before an answer; the maker's token keeps its name.
+        # In fine-tuning, only what the template writes preceded an answer; `bos_token` stays the tokenizer's own.
         return {"add_bos_token": False}
     begin = tokens.get(tokenizer.text_ids[0]) if tokenizer.text_ids else None
     return {"bos_token": begin, "add_bos_token": begin is not None}
@@ -265,7 +261,7 @@ _TEMPLATES = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
 def _set_begin(path: Path, begin: str | None, numbers: Mapping[str, int]) -> None:
-    """Makes a `tokenizer.json` put one token before every text, or none."""
+    """Changes a `tokenizer.json` so that it puts one token, or none, before every text."""
     content = read_json(path)
     before = content.get("post_processor") or {}
     processors = [part for part in before.get("processors", [before]) if part and part["type"] not in _TEMPLATES]
@@ -279,7 +275,7 @@ def _set_begin(path: Path, begin: str | None, numbers: Mapping[str, int]) -> Non
 
 
 def _write_ids(tokenizer: TokenizerFiles, folder: Path, numbers: Mapping[str, int]) -> None:
-    """Writes `generation_config.json`, by which servers stop where an answer ends, not only where a text does."""
+    """Writes `generation_config.json`, with which servers stop at the end of an answer, not only of a text."""
     home = tokenizer.files[0].parent if tokenizer.files else folder
     ids = token_ids(folder, home)
     tuned = numbers.get(tokenizer.special.get("eos_token", ""))
@@ -293,11 +289,11 @@ def _write_ids(tokenizer: TokenizerFiles, folder: Path, numbers: Mapping[str, in
 
 
 def token_ids(folder: Path, model: Path | None = None) -> dict[str, list[int]]:
-    """Ids of the special tokens that a folder's files name, as `eos_token_id`: all that end an answer, the tokenizer's
-    own first; of the others, the first is meant.
+    """Ids of the special tokens that a folder's files name, by names such as `eos_token_id`: for this one all that end
+    an answer, the tokenizer's own first; for others the first counts.
 
     Args:
-      model: Where the model's own settings lie, if elsewhere.
+      model: the folder of the model's own settings, if that is another one.
 
     Raises:
       InputError: a file is damaged.

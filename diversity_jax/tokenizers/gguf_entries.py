@@ -1,9 +1,9 @@
-"""A tokenizer's folder as entries of a GGUF file, for llama.cpp.
+"""Writes a tokenizer's folder as entries of a GGUF file, for llama.cpp.
 
-llama.cpp knows how a byte-level BPE cuts words by a name (`tokenizer.ggml.pre`). Its own converter finds the name by a
-hash of the ids that a check text gets; so do we, by the same table (`llama_cpp.json`), and where a tokenizer is new, by
-how its file says that words are cut. Tokenizers that llama.cpp would apply differently are refused: a model that reads
-other tokens than it was trained on gives nonsense without an error.
+llama.cpp identifies how a byte-level BPE splits words by a name, `tokenizer.ggml.pre`. Its own converter finds the name
+by a hash of the ids of a check text; this module does the same, with the same table (`llama_cpp.json`), and for other
+tokenizers compares the splitting rules of their file. Tokenizers that llama.cpp would apply differently are refused: a
+model that reads other tokens than it was trained on gives nonsense without an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from diversity_jax.tokenizers.tokenizer import HuggingFaceTokenizer, Tokenizer, 
 
 # Kinds of a token, by SentencePiece's numbers, which llama.cpp has too.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-# For models without a template: trained on text, not conversations, so turns are put one below the other.
+# For models without a template: trained on text, not conversations, so turns are only separated by empty lines.
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 SPACE = "\u2581"
 
@@ -32,24 +32,24 @@ Entries = list[tuple[str, Any]]
 
 @functools.cache
 def llama_cpp_table() -> dict[str, Any]:
-    """The data file: fingerprints, and families of names that cut words alike."""
+    """The data file: fingerprints, and families of names that split words in the same way."""
     return read_json(Path(__file__).with_name("llama_cpp.json"))
 
 
 def tokenizer_entries(folder: Path, vocab_size: int) -> Entries:
-    """Keys and values of a GGUF file that describe the tokenizer in a folder, as `write_tokenizer` lays it out.
+    """Keys and values of a GGUF file that describe the tokenizer in a folder that `write_tokenizer` wrote.
 
     Args:
-      vocab_size: Of the model; ids that the tokenizer does not have are filled with unused tokens.
+      vocab_size: of the model; ids that the tokenizer does not have get unused tokens.
 
     Raises:
       InputError: a tokenizer that llama.cpp does not know or would apply differently, more tokens than the model has,
         or no end of text.
     """
     vocabulary = load_tokenizer(str(folder))
-    pieces = folder / "tokenizer.model"
-    if pieces.exists() and len(read_model(str(pieces)).pieces) == vocabulary.size:
-        tokens, entries = _from_sentencepiece(pieces)  # nearer to llama.cpp than a tokenizer.json of the same ids
+    model = folder / "tokenizer.model"
+    if model.exists() and len(read_model(str(model)).pieces) == vocabulary.size:
+        tokens, entries = _from_sentencepiece(model)  # closer to llama.cpp than a tokenizer.json of the same ids
     else:
         assert isinstance(vocabulary, HuggingFaceTokenizer)  # others have no more ids than their model
         tokens, entries = _from_json(folder, vocabulary)
@@ -63,7 +63,7 @@ def tokenizer_entries(folder: Path, vocab_size: int) -> Entries:
     template = folder_template(folder)
     for number in {*ids.values(), *ends}:
         text, _, kind = tokens[number]
-        # As a control token it stops generation or is never printed.
+        # As a control token it ends generation, or is not printed.
         tokens[number] = (text, 0.0, CONTROL if kind in (NORMAL, USER_DEFINED) else kind)
     listed = [tokens.get(number, (f"[PAD{number}]", 0.0, UNUSED)) for number in range(vocab_size)]
     scores = [("tokenizer.ggml.scores", [score for _, score, _ in listed])]
@@ -76,30 +76,29 @@ def tokenizer_entries(folder: Path, vocab_size: int) -> Entries:
         # llama.cpp stops at three tokens that have a name of their own: end of text, of turn, of message.
         *((f"tokenizer.ggml.{name}_token_id", number) for name, number in zip(("eot", "eom"), ends, strict=False)),
         ("tokenizer.ggml.add_bos_token", vocabulary.adds_bos and not _begins_texts_alone(ids, template)),
-        ("tokenizer.ggml.add_eos_token", getattr(vocabulary, "adds_eos", False)),
+        ("tokenizer.ggml.add_eos_token", vocabulary.adds_eos),
         ("tokenizer.chat_template", template or PLAIN_TEMPLATE),
     ]
 
 
 def _begins_texts_alone(ids: Mapping[str, int], template: str | None) -> bool:
-    """Whether the token that begins texts, their end, does not stand before conversations.
+    """Whether end-of-text begins texts but not conversations, as in a chat model that was then trained on plain text.
 
-    So it is in a chat model that went on with plain text. transformers puts the token before texts alone, llama.cpp
-    before whatever it is given: there it is left out, which costs a text its first token and not a conversation its
-    meaning.
+    transformers puts the token before texts alone, llama.cpp also before conversations. So it is left out for
+    llama.cpp: a text without it is closer to training than a conversation with it.
     """
     return template is not None and "bos_token" not in template and ids["bos"] == ids["eos"]
 
 
 def _named_ids(folder: Path, vocabulary: Tokenizer) -> tuple[dict[str, int], list[int]]:
-    """Ids of the special tokens by llama.cpp's names, and those that end an answer beside `eos`."""
-    ids_of_folder = token_ids(folder)
-    ends = ids_of_folder.get("eos_token_id") or [vocabulary.end_of_text_id]
-    bos = ids_of_folder.get("bos_token_id", [vocabulary.bos_id])[0]
+    """Ids of the special tokens by llama.cpp's names, and further ids that end an answer."""
+    named = token_ids(folder)
+    ends = named.get("eos_token_id") or [vocabulary.end_of_text_id]
+    bos = named.get("bos_token_id", [vocabulary.bos_id])[0]
     ids = {"bos": ends[0] if bos is None else bos, "eos": ends[0]}
     for name, key in (("unknown", "unk_token_id"), ("padding", "pad_token_id")):
-        if key in ids_of_folder:
-            ids[name] = ids_of_folder[key][0]
+        if key in named:
+            ids[name] = named[key][0]
     return ids, ends[1:]
 
 
@@ -107,12 +106,12 @@ def _from_json(folder: Path, vocabulary: HuggingFaceTokenizer) -> tuple[dict[int
     content = json.loads(vocabulary.to_json())
     model, added = content["model"], content.get("added_tokens") or []
     if model["type"] != "BPE":
-        raise InputError(f"tokenizer {folder}: is {model['type']}; of its kinds llama.cpp reads BPE as it is meant")
+        raise InputError(f"tokenizer {folder}: is {model['type']}; llama.cpp reads only BPE with the same ids")
     tokens = {number: (text, 0.0, NORMAL) for text, number in model["vocab"].items()}
     for token in added:
         tokens[token["id"]] = (token["content"], 0.0, CONTROL if token["special"] else USER_DEFINED)
     if _is_bytes(content):
-        return spelt_bytes(tokens)
+        return byte_tokens(tokens)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     if model.get("byte_fallback") and (folder / "tokenizer.model").exists():
         own, entries = _from_sentencepiece(folder / "tokenizer.model")
@@ -123,7 +122,7 @@ def _from_json(folder: Path, vocabulary: HuggingFaceTokenizer) -> tuple[dict[int
     pre = _pre_tokenizer(content)
     if pre is None:
         raise InputError(
-            f"tokenizer {folder}: cuts words in a way that llama.cpp ({llama_cpp_table()['version']}) has no name for; "
+            f"tokenizer {folder}: llama.cpp ({llama_cpp_table()['version']}) has no name for how it splits words; "
             "export to a Hugging Face folder instead"
         )
     return tokens, [
@@ -134,7 +133,7 @@ def _from_json(folder: Path, vocabulary: HuggingFaceTokenizer) -> tuple[dict[int
 
 
 def _pre_tokenizer(content: Mapping[str, Any]) -> str | None:
-    """llama.cpp's name for how words are cut; None where it has none."""
+    """llama.cpp's name for how words are split; None: it has none."""
     import tokenizers
 
     library = tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -157,7 +156,7 @@ def _steps(content: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
 
 
 def _splits(content: Mapping[str, Any]) -> list[str] | None:
-    """How a tokenizer.json cuts words, in the form of the table; None for what the table does not have."""
+    """How a tokenizer.json splits words, in the form of the table; None: the table has no such rules."""
     patterns = []
     for step in _steps(content, "pre_tokenizer"):
         kind, pattern = step.get("type"), step.get("pattern")
@@ -179,12 +178,16 @@ def _is_bytes(content: Mapping[str, Any]) -> bool:
     )
 
 
-def spelt_bytes(tokens: Mapping[int, Token]) -> tuple[dict[int, Token], Entries]:
-    """UTF-8 bytes; the space's token is U+2581, which llama.cpp substitutes for it before it tokenises."""
-    special = {i: (tokens[i][0], 0.0, UNKNOWN if i == 2 else CONTROL) for i in range(3)}
-    spelt = special | {3 + byte: (f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)}
-    spelt[3 + ord(" ")] = (SPACE, 0.0, NORMAL)
-    return spelt, _llama_entries(2, False)
+def byte_tokens(special: Mapping[int, Token]) -> tuple[dict[int, Token], Entries]:
+    """Tokens and entries of the byte tokenizer; the space is U+2581, by which llama.cpp replaces it in texts.
+
+    Args:
+      special: the first three tokens.
+    """
+    tokens = {i: (special[i][0], 0.0, UNKNOWN if i == 2 else CONTROL) for i in range(3)}
+    tokens |= {3 + byte: (f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)}
+    tokens[3 + ord(" ")] = (SPACE, 0.0, NORMAL)
+    return tokens, _llama_entries(2, False)
 
 
 def _llama_entries(unknown_id: int, add_space: bool) -> Entries:
@@ -199,7 +202,7 @@ def _llama_entries(unknown_id: int, add_space: bool) -> Entries:
 def _from_merges(
     folder: Path, vocabulary: HuggingFaceTokenizer, content: Mapping[str, Any], tokens: dict[int, Token]
 ) -> tuple[dict[int, Token], Entries]:
-    """A SentencePiece BPE that became a tokenizer.json: the rank of a merge is its piece's score."""
+    """Tokens of a SentencePiece BPE that was converted to a tokenizer.json: the rank of a merge is a token's score."""
     model = content["model"]
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(model["merges"]):
@@ -214,36 +217,22 @@ def _from_merges(
     steps = [*_steps(content, "normalizer"), *_steps(content, "pre_tokenizer")]
     schemes = [step.get("prepend_scheme", "always") for step in steps if step["type"] == "Metaspace"]
     add_space = any(step["type"] == "Prepend" for step in steps) or any(scheme != "never" for scheme in schemes)
-    text = llama_cpp_table()["check_text"]
-    rebuilt = (
-        load_sentencepiece(sentencepiece_model([tokens[i] for i in range(len(tokens))], add_space))
-        if _is_dense(tokens)
-        else None
-    )
+    text, rebuilt = llama_cpp_table()["check_text"], None
+    if set(tokens) == set(range(len(tokens))):
+        rebuilt = load_sentencepiece(sentencepiece_model([tokens[i] for i in range(len(tokens))], add_space))
     if rebuilt is None or rebuilt.encode(text) != vocabulary.encode_batch([text])[0].tolist():
         raise InputError(
-            f"tokenizer {folder}: llama.cpp would cut text otherwise than its tokenizer.json; give the SentencePiece "
-            ".model that it was made from"
+            f"tokenizer {folder}: llama.cpp would split text differently than its tokenizer.json; give the "
+            "SentencePiece .model that it was made from"
         )
     return tokens, _llama_entries(unknown, add_space)
 
 
-def _is_dense(tokens: Mapping[int, Token]) -> bool:
-    return set(tokens) == set(range(len(tokens)))
-
-
 def _from_sentencepiece(path: Path) -> tuple[dict[int, Token], Entries]:
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError:
-        raise InputError(f"tokenizer {path}: is not a SentencePiece model") from None
+    model = read_model(str(path))
     trained, normal = model.trainer_spec, model.normalizer_spec
     if trained.model_type != trained.BPE:
-        raise InputError(f"tokenizer {path}: is not BPE, and llama.cpp would cut words otherwise; train one as bpe")
+        raise InputError(f"tokenizer {path}: is not BPE, and llama.cpp would split words differently; train one as bpe")
     if normal.precompiled_charsmap or normal.remove_extra_whitespaces:
         raise InputError(
             f"tokenizer {path}: normalises text, which llama.cpp does not; train one with rule identity, spaces kept"
@@ -253,7 +242,7 @@ def _from_sentencepiece(path: Path) -> tuple[dict[int, Token], Entries]:
 
 
 def sentencepiece_model(tokens: Sequence[Token], add_space: bool) -> bytes:
-    """A SentencePiece model of these pieces."""
+    """The bytes of a SentencePiece model of these tokens."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
@@ -270,7 +259,7 @@ def sentencepiece_model(tokens: Sequence[Token], add_space: bool) -> bytes:
 
 
 def load_sentencepiece(model: bytes) -> Any:
-    """The library's processor; None where it refuses the model."""
+    """The library's processor; None: it refuses the model."""
     import sentencepiece
 
     try:

@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file as a folder that transformers and the rest of this library read."""
+"""Writes the tokenizer of a GGUF file as a folder that transformers and this library read."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
-from diversity_jax.tokenizers.export import bytes_json
+from diversity_jax.tokenizers.export import bytes_json, surrounding_template
 from diversity_jax.tokenizers.gguf_entries import (
     CONTROL,
     NORMAL,
@@ -17,29 +17,29 @@ from diversity_jax.tokenizers.gguf_entries import (
     UNUSED,
     USER_DEFINED,
     Token,
+    byte_tokens,
     llama_cpp_table,
     load_sentencepiece,
     sentencepiece_model,
-    spelt_bytes,
 )
 from diversity_jax.tokenizers.sentence_piece import to_tokenizer_json
 
-_ADDED = (CONTROL, USER_DEFINED, UNKNOWN)  # what is found in a text before it is cut into words
-_ADD_BOS = ("llama-bpe", "tekken")  # families that begin texts with begin-of-text where a file says nothing
+_ADDED = (CONTROL, USER_DEFINED, UNKNOWN)  # kinds of tokens that are found in a text before it is split into words
+_ADD_BOS = ("llama-bpe", "tekken")  # families that begin texts with begin-of-text unless the file says otherwise
 
 
 def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None:
-    """Writes the tokenizer that a GGUF file holds as a folder that transformers and `load_tokenizer` read.
+    """Writes the tokenizer of a GGUF file as a folder that transformers and `load_tokenizer` read.
 
     A byte-level BPE becomes a tokenizer.json, a SentencePiece one a tokenizer.model, both with their settings, the chat
     template and the ids that end an answer.
 
     Args:
-      entries: The file's metadata.
-      source: What errors name.
+      entries: the file's metadata.
+      source: named in errors.
 
     Raises:
-      InputError: a kind of tokenizer that is not read, or damaged entries; before anything is written.
+      InputError: the kind of tokenizer is not supported, or entries are damaged; nothing is written then.
     """
     tokens, kind = _tokens(entries, source), entries.get("tokenizer.ggml.model")
     ids = _ids(entries, source, len(tokens))
@@ -54,17 +54,17 @@ def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None
     if kind == "gpt2":
         family = _family(entries, source)
         around = _around(entries, ids, family["names"][0] in _ADD_BOS)
-        content = _byte_level(entries, source, tokens, family, _template(tokens, *around))
+        content = _byte_level(entries, source, tokens, family, _post_processor(tokens, *around))
         files["tokenizer.json"] = json.dumps(content, ensure_ascii=False).encode()
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-    elif kind == "llama" and _is_spelt_bytes(tokens):
+    elif kind == "llama" and _are_byte_tokens(tokens):
         files["tokenizer.json"] = json.dumps(bytes_json()).encode()
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     elif kind == "llama":
         around = _around(entries, ids, True)
         files["tokenizer.model"], converted = _sentencepiece(entries, source, tokens)
-        if converted is not None:  # which transformers 5 follows; a tokenizer.model alone it reads otherwise
-            converted |= {"post_processor": _template(tokens, *around)}
+        if converted is not None:  # transformers 5 uses it; it reads a tokenizer.model alone in another way
+            converted |= {"post_processor": _post_processor(tokens, *around)}
             files["tokenizer.json"] = json.dumps(converted, ensure_ascii=False).encode()
         settings |= {"tokenizer_class": "LlamaTokenizer" if converted is None else "PreTrainedTokenizerFast"}
         settings |= {"add_bos_token": around[0] is not None, "legacy": True}
@@ -85,19 +85,19 @@ def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None
 
 
 def _family(entries: Mapping[str, Any], source: Path) -> Mapping[str, Any]:
-    """How words are cut, by the table."""
+    """How words are split, by the table."""
     pre = entries.get("tokenizer.ggml.pre")
     family = next((each for each in llama_cpp_table()["families"] if pre in each["names"]), None)
     if family is None:
         raise InputError(
-            f"{source}: tokenizer.ggml.pre is {pre!r}; how that cuts words is not known here, so that the model would "
+            f"{source}: tokenizer.ggml.pre is {pre!r}; how that splits words is not known, so that the model would "
             "read other tokens than it was trained on; import its Hugging Face folder instead"
         )
     return family
 
 
 def _around(entries: Mapping[str, Any], ids: Mapping[str, list[int]], begins: bool) -> tuple[int | None, int | None]:
-    """The ids that stand before and after every text; `begins`: what holds where the file says nothing of the first."""
+    """The ids before and after every text; `begins`: the default for the first."""
     wanted = (("bos_token", "add_bos_token", begins), ("eos_token", "add_eos_token", False))
     before, after = (
         ids[name][0] if name in ids and entries.get(f"tokenizer.ggml.{key}", default) else None
@@ -109,13 +109,13 @@ def _around(entries: Mapping[str, Any], ids: Mapping[str, list[int]], begins: bo
 def _sentencepiece(
     entries: Mapping[str, Any], source: Path, tokens: Sequence[Token]
 ) -> tuple[bytes, dict[str, Any] | None]:
-    """The content of a tokenizer.model, and of a tokenizer.json where one gives the same ids.
+    """The content of a tokenizer.model, and of a tokenizer.json if one gives the same ids.
 
     Raises:
       InputError: the tokens make no model.
     """
-    pieces = [(text.replace(" ", SPACE), score, kind) for text, score, kind in tokens]
-    model = sentencepiece_model(pieces, bool(entries.get("tokenizer.ggml.add_space_prefix", True)))
+    with_spaces = [(text.replace(" ", SPACE), score, kind) for text, score, kind in tokens]
+    model = sentencepiece_model(with_spaces, bool(entries.get("tokenizer.ggml.add_space_prefix", True)))
     processor = load_sentencepiece(model)
     if processor is None or processor.get_piece_size() != len(tokens):
         raise InputError(f"{source}: its tokens make no SentencePiece model (one unknown token, none twice)")
@@ -172,11 +172,12 @@ def _ids(entries: Mapping[str, Any], source: Path, count: int) -> dict[str, list
     return ids
 
 
-def _is_spelt_bytes(tokens: Sequence[Token]) -> bool:
-    """Whether these are the tokens that `_bytes` writes."""
-    spelt = dict(enumerate(tokens[:3]))
-    rest = [kind for _, _, kind in tokens[259:]]
-    return len(tokens) >= 259 and [*spelt_bytes(spelt)[0].values()][3:] == list(tokens[3:259]) and set(rest) <= {UNUSED}
+def _are_byte_tokens(tokens: Sequence[Token]) -> bool:
+    """Whether these are the tokens of `byte_tokens`, and perhaps unused ones."""
+    if len(tokens) < 259:
+        return False
+    expected = list(byte_tokens(dict(enumerate(tokens[:3])))[0].values())
+    return expected[3:] == list(tokens[3:259]) and all(kind == UNUSED for _, _, kind in tokens[259:])
 
 
 def _byte_level(
@@ -186,7 +187,7 @@ def _byte_level(
     family: Mapping[str, Any],
     template: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """The content of a tokenizer.json; `template` says what stands around every text.
+    """The content of a tokenizer.json; `template`: the post-processor that puts tokens around every text.
 
     Raises:
       InputError: the tokens and merges make no tokenizer.
@@ -230,21 +231,9 @@ def _byte_level(
     return content
 
 
-def _template(tokens: Sequence[Token], before: int | None, after: int | None) -> dict[str, Any] | None:
-    """The post-processor that puts these tokens around every text; None for none."""
+def _post_processor(tokens: Sequence[Token], before: int | None, after: int | None) -> dict[str, Any] | None:
+    """The post-processor that puts these ids around every text; None: there are none."""
     if before is None and after is None:
         return None
-
-    def part(name: str, number: int) -> list[dict[str, Any]]:
-        begin, end = (
-            [] if i is None else [{"SpecialToken": {"id": tokens[i][0], "type_id": number}}] for i in (before, after)
-        )
-        return [*begin, {"Sequence": {"id": name, "type_id": number}}, *end]
-
-    named = {
-        tokens[i][0]: {"id": tokens[i][0], "ids": [i], "tokens": [tokens[i][0]]}
-        for i in (before, after)
-        if i is not None
-    }
-    pair = [*part("A", 0), *part("B", 1)]
-    return {"type": "TemplateProcessing", "single": part("A", 0), "pair": pair, "special_tokens": named}
+    ids_before, ids_after = ([] if number is None else [number] for number in (before, after))
+    return surrounding_template(ids_before, ids_after, lambda number: tokens[number][0])

@@ -1,5 +1,5 @@
-"""Tokenizers of the `tokenizers` library: a `tokenizer.json`, or `vocab.json` with `merges.txt`, and what the folder's
-settings change about them, as transformers reads them."""
+"""Tokenizers of the `tokenizers` library: a `tokenizer.json`, or `vocab.json` with `merges.txt`, with their folder's
+settings, as in transformers."""
 
 from collections.abc import Mapping, Sequence
 import functools
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "<|im_end|>", "[SEP]")
 BEGIN_OF_TEXT_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[BOS]")
-_MARK = "\ufdd1"  # around an id: a Unicode noncharacter, which text does not hold
-# The library reads whether special tokens are recognised from the tokenizer, not from the call.
+_NONCHARACTER = "\ufdd1"  # of Unicode; does not occur in text
+# Whether special tokens are recognised is a setting of the library's tokenizer, not of a call.
 _ENCODING = threading.Lock()
-# Qwen's, which its class has in code: contractions, letters with what stands before them, single digits, marks, spaces.
+# From the code of Qwen's class: contractions, letters with one character before them, digits, punctuation, spaces.
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -31,7 +31,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library.
 
     Args:
-      source: its content, where that is no file's own.
+      source: the content of a `tokenizer.json`, if that is not in `files`.
     """
 
     kind = "huggingface"
@@ -60,8 +60,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self.bos_id = self._begin_of_text(before, settings)
         adds_bos = bool(before) or settings.class_adds_bos if settings.adds_bos is None else settings.adds_bos
         self.adds_bos = adds_bos and self.bos_id is not None
-        says_itself = source is None and len(files) == 1  # a tokenizer.json, not made here from other files
-        if settings.files and says_itself and self.adds_bos != bool(before):
+        has_processor = source is None and len(files) == 1  # a tokenizer.json, not made from other files
+        if settings.files and has_processor and self.adds_bos != bool(before):
             log.warning(
                 "%s: puts %s before a text, its folder's settings %s; the settings are followed, as transformers 4 "
                 "does for Llama's classes (transformers 5 follows the file)",
@@ -73,11 +73,12 @@ class HuggingFaceTokenizer(Tokenizer):
         self.special = {**begin, **known, "eos_token": self.token_text(self.end_of_text_id)}
         self.files = (*files, *settings.files)
         self.hash = content_hash([self.kind, *map(file_hash, files), self.end_of_text_id, *changes])
-        self._plain: Any = None  # a twin that spells special tokens out, where the library's own switch does not
-        self._leaks = any(number in self._spelt_out(text) for text, number in self.special_ids.items())
+        self._copy: Any = None  # see `_plain_copy`
+        # Whether the library recognises special tokens although it should not, so that `_plain_copy` is needed.
+        self._leaks = any(number in self._encode([text], special=False)[0] for text, number in self.special_ids.items())
 
     def _end_of_text(self, path: str, asked: str | int | None, settings: TokenizerSettings) -> int:
-        """What was asked for; else what the folder names; else a token of a usual name."""
+        """The id that the caller names; else the folder's; else that of a token with a usual name."""
         if isinstance(asked, int) and not 0 <= asked < self.size:
             raise InputError(f"vocabulary {path}: end_of_text {asked} is beyond its {self.size:,} ids")
         if asked is not None:
@@ -111,7 +112,6 @@ class HuggingFaceTokenizer(Tokenizer):
         return tuple(extended[:start]), tuple(extended[start + len(plain) :])
 
     def surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids that its maker puts before and after every text."""
         before, after = self.own_surrounding_ids()
         own_bos = bool(before) and before[0] == self.bos_id
         if self.adds_bos != own_bos:
@@ -123,27 +123,27 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def fast_content(self) -> str:
         if self._leaks:
-            return self._twin()[0].to_str()
-        content, self._content = self._content, None  # asked for once; megabytes in every process
+            return self._plain_copy()[0].to_str()
+        content, self._content = self._content, None  # needed once; megabytes in every process
         return content or self._tokenizer.to_str()  # the library writes merges in a form that is slower to read
 
     def _encode_plain(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
         if not self._leaks:
-            return self._encode(texts, spelt_out=True)
-        return self._ids(self._twin()[0], texts)
+            return self._encode(texts, special=False)
+        return self._ids(self._plain_copy()[0], texts)
 
     def _encode_special(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
-        """By the library, which knows what may stand around a special token; texts with breaks by the twin."""
+        """By the library, which handles spaces around special tokens; texts with breaks by `_plain_copy`."""
         if not any(map(has_breaks, texts)):
-            return self._encode(texts, spelt_out=False)
-        (twin, ids), split = self._twin(), self._special_pattern
-        assert split is not None  # or nothing would have been broken up
-        marked = [split.sub(lambda match: _mark(self.special_ids[match.group()]), text) for text in texts]
-        return [[ids.get(i, i) for i in row] for row in self._ids(twin, [without_breaks(text) for text in marked])]
+            return self._encode(texts, special=True)
+        (copy, ids), split = self._plain_copy(), self._special_pattern
+        assert split is not None  # or no text would have breaks
+        renamed = [split.sub(lambda match: _hidden_name(self.special_ids[match.group()]), text) for text in texts]
+        return [[ids.get(i, i) for i in row] for row in self._ids(copy, [without_breaks(text) for text in renamed])]
 
-    def _encode(self, texts: Sequence[str], *, spelt_out: bool) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         with _ENCODING:
-            self._tokenizer.encode_special_tokens = spelt_out
+            self._tokenizer.encode_special_tokens = not special  # True: encode them as text
             return self._ids(self._tokenizer, texts)
 
     def _ids(self, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -151,41 +151,38 @@ class HuggingFaceTokenizer(Tokenizer):
             return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        except BaseException as error:  # a panic of the library, whose search has given up
+        except BaseException as error:  # a panic of the library, such as of a regular expression that gives up
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise InputError(
                 f"{self.files[0]}: its own rules fail on a text ({reason}); take another tokenizer"
             ) from None
 
-    def _spelt_out(self, text: str) -> list[int]:
-        return self._encode([text], spelt_out=True)[0]
+    def _plain_copy(self) -> tuple[Any, dict[int, int]]:
+        """A copy whose special tokens have names that do not occur in text, and the ids of these by the copy's ids.
 
-    def _twin(self) -> tuple[Any, dict[int, int]]:
-        """The same tokenizer with its special tokens under names that no text holds, and its ids where they differ.
-
-        A vocabulary that holds special tokens' texts as pieces, as unigram models do, would find them in any text.
+        A vocabulary that contains special tokens' texts as tokens, as unigram models do, would find them in any text.
         """
-        if self._plain is None:
+        if self._copy is None:
             import tokenizers
 
             data = json.loads(self._tokenizer.to_str()) | {"post_processor": None}
-            names = {text: _mark(number) for text, number in self.special_ids.items()}
+            names = {text: _hidden_name(number) for text, number in self.special_ids.items()}
             for token in data["added_tokens"]:
                 token["content"] = names.get(token["content"], token["content"])
-            pieces = data["model"]["vocab"]
+            vocab = data["model"]["vocab"]
             hidden = dict(data["model"])
-            if isinstance(pieces, list):
-                hidden["vocab"] = [[names.get(text, text), score] for text, score in pieces]
+            if isinstance(vocab, list):
+                hidden["vocab"] = [[names.get(text, text), score] for text, score in vocab]
             else:
-                hidden["vocab"] = {names.get(text, text): number for text, number in pieces.items()}
+                hidden["vocab"] = {names.get(text, text): number for text, number in vocab.items()}
                 hidden["unk_token"] = names.get(str(hidden.get("unk_token")), hidden.get("unk_token"))
             try:
-                twin = tokenizers.Tokenizer.from_str(json.dumps(data | {"model": hidden}))
-            except Exception:  # its merges make such a text, which then is one of the vocabulary's words
-                twin = tokenizers.Tokenizer.from_str(json.dumps(data))
-            marked = {twin.token_to_id(_mark(number)): number for number in self.special_ids.values()}
-            self._plain = twin, marked
-        return self._plain
+                copy = tokenizers.Tokenizer.from_str(json.dumps(data | {"model": hidden}))
+            except Exception:  # merges make such a text, which must then stay in the vocabulary
+                copy = tokenizers.Tokenizer.from_str(json.dumps(data))
+            ids = {copy.token_to_id(_hidden_name(number)): number for number in self.special_ids.values()}
+            self._copy = copy, ids
+        return self._copy
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids if i != self.end_of_text_id], skip_special_tokens=False)
@@ -195,21 +192,21 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._tokenizer.token_to_id(token) if number is None else number
 
     def token_text(self, number: int) -> str:
-        """As it is written: `id_to_token` of the library answers a normalised form of some added tokens."""
         added = self._tokenizer.get_added_tokens_decoder().get(number)
+        # `id_to_token` of the library returns a normalised form of some added tokens.
         return added.content if added else self._tokenizer.id_to_token(number) or ""
 
     def to_json(self) -> str:
-        """The tokenizer as a `tokenizer.json`."""
+        """The content of a `tokenizer.json`."""
         return self._tokenizer.to_str()
 
 
-def _mark(number: int) -> str:
-    return f"{_MARK}{number}{_MARK}"
+def _hidden_name(number: int) -> str:
+    return f"{_NONCHARACTER}{number}{_NONCHARACTER}"
 
 
 def folder_end(path: str, tokenizer: Tokenizer, settings: TokenizerSettings) -> int:
-    """The end-of-text id that a folder's files name; a line on the log where they disagree.
+    """The end-of-text id that a folder's files name; a warning if they disagree.
 
     Raises:
       InputError: they name none, or one that is not in the vocabulary.
@@ -241,8 +238,7 @@ def folder_end(path: str, tokenizer: Tokenizer, settings: TokenizerSettings) -> 
 def _open(
     files: tuple[str, ...], settings: TokenizerSettings, source: Mapping[str, Any] | None
 ) -> tuple[Any, list[Any], str | None]:
-    """The library's tokenizer, what the settings changed about what is in the files, and the `tokenizer.json` where it
-    is used as it stands."""
+    """The library's tokenizer, how the settings change it, and the content of the `tokenizer.json` if nothing does."""
     import tokenizers
 
     content = None
@@ -278,7 +274,7 @@ def _open(
 
 
 def _with_settings(tokenizer: Any, settings: TokenizerSettings, path: str) -> tuple[Any, list[Any]]:
-    """The tokenizer as the settings change it, and what they change about the ids of plain text."""
+    """The tokenizer with the settings, and those of them that change the ids of plain text."""
     from tokenizers import AddedToken, Tokenizer
 
     tokens = {number: _fields(token) for number, token in tokenizer.get_added_tokens_decoder().items()}
@@ -300,12 +296,12 @@ def _with_settings(tokenizer: Any, settings: TokenizerSettings, path: str) -> tu
     def changes_text(number: int, token: Mapping[str, Any]) -> bool:
         own = tokens.get(number)
         if token["special"] and (own["special"] if own else token["content"] in vocab()):
-            return False  # letters in plain text, before and after
+            return False  # read as letters in plain text, with or without the settings
         return token != own
 
     changes: list[Any] = [[number, merged[number]] for number in sorted(merged) if changes_text(number, merged[number])]
     if tokenizer.normalizer is not None:
-        # "</s>" would be looked for as the normalizer leaves it, such as "\u2581</s>", and spelt out after a word.
+        # Else the library searches for the normalised "\u2581</s>", and reads "</s>" after a word as letters.
         merged = {
             i: token | {"normalized": token["normalized"] and not token["special"]} for i, token in merged.items()
         }
@@ -329,10 +325,10 @@ def _fields(token: Any) -> dict[str, Any]:
 
 
 def _with_prefix_space(tokenizer: Any, settings: TokenizerSettings, path: str) -> dict[str, Any] | None:
-    """The pre-tokenizer with the settings' `add_prefix_space`; None where it has that already.
+    """The pre-tokenizer with the settings' `add_prefix_space`; None if it agrees already.
 
     Raises:
-      InputError: the tokenizer puts spaces first in another way than that flag of byte-level BPE.
+      InputError: it does not, and is not byte-level BPE, which has this flag.
     """
     wanted = settings.prefix_space
     if wanted is None:
@@ -357,14 +353,14 @@ def _with_prefix_space(tokenizer: Any, settings: TokenizerSettings, path: str) -
 
 
 def _byte_level(vocab: str, merges: str, settings: TokenizerSettings) -> Any:
-    """`vocab.json` and `merges.txt` as the class of transformers that is named reads them."""
+    """`vocab.json` and `merges.txt`, as the class of transformers that the settings name reads them."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     if settings.class_name not in _MERGES_CLASSES:
         known = ", ".join(filter(None, _MERGES_CLASSES))
         raise InputError(
-            f"vocabulary {vocab}: is read by {settings.class_name}, whose way to split words is not known here "
+            f"vocabulary {vocab}: is read by {settings.class_name}, whose word splitting is not supported "
             f"({known} are); save it with transformers, which adds a tokenizer.json"
         )
     with open_file(merges) as file:

@@ -1,4 +1,4 @@
-"""SentencePiece models: trained on sampled text, and read as the `tokenizer.json` that gives the same ids."""
+"""SentencePiece models: as tokenizers, trained on text, and converted to a `tokenizer.json` with the same ids."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import json
@@ -21,7 +21,10 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = range(1, 5)
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model; documents end with its `</s>` unless the folder's settings, or a caller, name another."""
+    """A SentencePiece model; documents end with its `</s>` unless the folder's settings, or a caller, name another end.
+
+    `_inner` encodes texts after a special token, which `legacy: false` gives no space in front.
+    """
 
     kind = reference_library = "sentencepiece"
 
@@ -90,16 +93,16 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model.id_to_piece(number)
 
     def token_bytes(self) -> list[bytes | None]:
-        """What each piece adds to a text; None for pieces that stand for no text."""
+        """The bytes that each piece adds to a text; None for control, unknown and unused pieces."""
         model = self._model
 
-        def spelt(i: int) -> bytes | None:
+        def text_of(i: int) -> bytes | None:
             if model.is_control(i) or model.is_unknown(i) or model.is_unused(i):
                 return None
             piece = model.id_to_piece(i)
             return bytes([int(piece[1:-1], 16)]) if model.is_byte(i) else piece.replace(_SPACE, " ").encode()
 
-        return [spelt(i) for i in range(self.size)]
+        return [text_of(i) for i in range(self.size)]
 
 
 def read_model(path: str) -> Any:
@@ -120,7 +123,7 @@ def read_model(path: str) -> Any:
         sentencepiece.SentencePieceProcessor(model_proto=data)
     except (DecodeError, RuntimeError, UnicodeDecodeError):
         raise InputError(f"vocabulary {path}: is not a SentencePiece model") from None
-    if not proto.pieces:  # an empty file is such a model too, and the library ends the process when it is used
+    if not proto.pieces:  # an empty file is such a model, too, and using it would crash the process
         raise InputError(f"vocabulary {path}: is a SentencePiece model without pieces; fetch it again")
     return proto
 
@@ -128,14 +131,14 @@ def read_model(path: str) -> Any:
 def to_tokenizer_json(
     model_proto: bytes, *, legacy: bool = True, renamed: Mapping[int, str] | None = None
 ) -> dict[str, Any] | None:
-    """The model as a `tokenizer.json`, as the converters of transformers make it; None where there is no such form.
+    """The content of a `tokenizer.json` for the model, as transformers converts it; None: it cannot be converted.
 
-    Whether both give the same ids is for the caller to try.
+    The caller must check that both give the same ids.
 
     Args:
       model_proto: the model's bytes.
-      legacy: a space is put before every text between special tokens, as SentencePiece does; else only before the first
-        of them, and none where that begins with a space.
+      legacy: a space is put before every text between special tokens, as in SentencePiece; else only before the first
+        of them, and not if that begins with a space.
       renamed: other texts of pieces, by id.
     """
     from sentencepiece import sentencepiece_model_pb2
@@ -163,7 +166,7 @@ def to_tokenizer_json(
     splits: list[Any] = []
     if spec.add_dummy_prefix and not legacy:
         splits.append(pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="first", split=False))
-    if own:  # whole wherever they stand, and never part of a merge
+    if own:  # user-defined pieces are never split, nor part of a merge
         pattern = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
         splits.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
     if steps:

@@ -1,4 +1,4 @@
-"""What the JSON files beside a tokenizer say of it: special and added tokens, begin- and end-of-text, its class."""
+"""Reads a tokenizer folder's JSON settings: special and added tokens, begin- and end-of-text, its class, template."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ from diversity_jax.core.files import exists, is_remote, join_path, read_json, re
 log = logging.getLogger(__name__)
 
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Of the tokenizer itself: they are kept beside prepared rows."""
+"""Of the tokenizer itself; they are copied with prepared rows."""
 MODEL_FILES = ("config.json", "generation_config.json")
-"""Of the model, which name ends by their ids."""
+"""Of the model; they name end-of-text by ids."""
 _LAYOUTS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 """Files that define a tokenizer; of several, the first."""
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_ADDS_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")  # unless told otherwise
+_ADDS_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")  # unless the settings say otherwise
 _ANY_CLASS = ("PreTrainedTokenizer", "TokenizersBackend")
-# The class that transformers takes where none is named, of models that come without a tokenizer.json.
+# The class that transformers uses if none is named, for models that come without a tokenizer.json.
 _CLASS_OF_MODEL = (
     dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer")
     | dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer")
@@ -33,7 +33,7 @@ _CLASS_OF_MODEL = (
 
 def find_tokenizer(folder: str | os.PathLike) -> tuple[str, ...] | None:
     """Files that define the tokenizer in a folder, or in `tokenizer/` inside it, where `model.convert import` puts one;
-    None where there are none, or it is no folder."""
+    None if there are none, or it is no folder."""
     folder = os.fspath(folder)
     if not is_remote(folder) and not os.path.isdir(folder):
         return None
@@ -46,7 +46,7 @@ def find_tokenizer(folder: str | os.PathLike) -> tuple[str, ...] | None:
 
 
 def folder_template(folder: Path) -> str | None:
-    """The chat template in a tokenizer's folder: a file, or an entry of the settings (the default of several).
+    """The chat template in a tokenizer's folder: a file, or a field of the settings (the default of several).
 
     Raises:
       InputError: the settings are damaged, the template is not text, or there are several and no default.
@@ -61,8 +61,8 @@ def folder_template(folder: Path) -> str | None:
         template = named.get("default")
     if template is None and named:
         raise InputError(
-            f"{folder}: has the chat templates {', '.join(named)}, and none called default; write the one that is "
-            "meant to chat_template.jinja"
+            f"{folder}: has the chat templates {', '.join(named)}, and none called default; write the one to use to "
+            "chat_template.jinja"
         )
     if template is not None and not isinstance(template, str):
         raise InputError(f"{settings}: chat_template is {type(template).__name__}; expected the template's text")
@@ -71,18 +71,18 @@ def folder_template(folder: Path) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSettings:
-    """What a tokenizer's folder says; all empty for a file that was named alone.
+    """Settings of a tokenizer's folder; all empty for a file that was named alone.
 
     Attributes:
       special: texts of special tokens by name, such as `eos_token`.
-      added: tokens outside of the tokenizer's own file, by id: `content`, and flags where they are given.
-      class_name: of transformers, without `Fast`, by name or by the model's kind; None where any may read the files.
-      adds_bos, adds_eos: whether they are put around every text; None: not said.
+      added: tokens outside of the tokenizer's own file, by id: `content`, and flags if they are given.
+      class_name: of transformers, without `Fast`, by name or by the model's kind; None: any class may read the files.
+      adds_bos, adds_eos: whether they are put around every text; None: not specified.
       prefix_space: whether a space is put before every text; None: the tokenizer's own file decides.
-      legacy: of a SentencePiece model: after a special token, too, a text begins with a space.
-      end_ids: what `config.json` and `generation_config.json` call end-of-text, by file.
-      bos_id: what `config.json` calls begin-of-text; has_no_bos: the tokenizer's settings say that there is none.
-      files: the tokenizer's own among those read.
+      legacy: of a SentencePiece model: text after a special token, too, begins with a space.
+      end_ids: end-of-text ids in `config.json` and `generation_config.json`, by file.
+      bos_id: begin-of-text id in `config.json`; has_no_bos: the tokenizer's settings say that there is none.
+      files: the tokenizer's own among the files read.
     """
 
     special: Mapping[str, str] = field(default_factory=dict)
@@ -99,12 +99,12 @@ class TokenizerSettings:
 
     @property
     def class_adds_bos(self) -> bool:
-        """Whether begin-of-text is put first, or nothing is said and the class does so."""
+        """Whether begin-of-text is put first: by the settings, or, if they do not say, by the class."""
         return self.class_name in _ADDS_BOS if self.adds_bos is None else self.adds_bos
 
 
 def read_settings(folder: str) -> TokenizerSettings:
-    """Reads what there is; of files that disagree, `tokenizer_config.json` stands, as in transformers.
+    """Reads the settings that there are; `tokenizer_config.json` overrides other files, as in transformers.
 
     Raises:
       InputError: a file is damaged, or two tokens have one id.
@@ -150,7 +150,7 @@ def _read(folder: str, name: str) -> Mapping[str, Any]:
 
 
 def _text(folder: str, file: str, values: Mapping[str, Any], name: str) -> str | None:
-    """Text of a token, given as such or as an object with its `content`."""
+    """Text of a token, given as a string or as an object with its `content`."""
     token = values.get(name)
     text = token.get("content") if isinstance(token, Mapping) else token
     if text is not None and not isinstance(text, str):
@@ -176,7 +176,7 @@ def _ids(folder: str, file: str, values: Mapping[str, Any], name: str) -> tuple[
 def _added_tokens(
     folder: str, values: Mapping[str, Mapping[str, Any]], special: Mapping[str, str]
 ) -> dict[int, Mapping[str, Any]]:
-    """Added tokens by id; `added_tokens.json` knows no flags."""
+    """Added tokens by id; `added_tokens.json` has no flags."""
     added: dict[int, Mapping[str, Any]] = {}
     try:
         for number, token in (values["tokenizer_config.json"].get("added_tokens_decoder") or {}).items():

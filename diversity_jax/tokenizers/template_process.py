@@ -1,9 +1,9 @@
-"""Chat templates of others, rendered by a process of their own, whose time and memory are bounded.
+"""Renders untrusted chat templates in another process, whose time and memory are limited.
 
-Jinja's sandbox keeps a template from what it must not reach. It bounds neither loops in loops nor numbers and texts
-that grow, so a template could hold its process for ever. Run as a program, this file is that other process: it reads
-requests from its standard input and writes answers, one JSON value a line, and ends when its input does. It imports
-nothing of this package, so that it starts in a tenth of a second.
+Jinja's sandbox limits what a template can access, but not its time or memory, so a template could block its process for
+ever. Run as a program, this file is that other process: it reads requests from its standard input and writes answers,
+one JSON value a line, and ends when its input does. It imports nothing of this package, so that it starts in a tenth of
+a second.
 """
 
 import atexit
@@ -30,7 +30,7 @@ class TemplateFault(Exception):
 
 
 class _Process:
-    """The other process, started when it is needed, and again after it has ended."""
+    """The rendering process, started when it is needed, and again after it has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class _Process:
         """The answer to a request.
 
         Raises:
-          TemplateFault: the process ended over it.
+          TemplateFault: the process ended without an answer.
         """
         with self._lock:
             process = self._running()
@@ -54,7 +54,7 @@ class _Process:
                     process.stdin.flush()
                 answer = process.stdout.readline()
             finally:
-                if not answer.endswith("\n"):  # also after an interruption: a late answer is not the next one's
+                if not answer.endswith("\n"):  # also after an interruption: a late answer would be taken for the next
                     self._process = None
                     process.kill()
                     process.wait()
@@ -65,7 +65,7 @@ class _Process:
 
     def _running(self) -> "subprocess.Popen[str]":
         if self._process is None or self._owner != os.getpid():  # a fork shares the pipes of the one it came from
-            # Without -P, the modules beside this file would be found before those of Python.
+            # Without -P, Python would import modules of this folder instead of its own.
             command = [sys.executable, "-P", __file__, str(MOST_SECONDS)]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -81,10 +81,10 @@ _process = _Process()
 def render(
     template: str, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], bool]], special: Mapping[str, str]
 ) -> list[str]:
-    """Renders a template that nobody vouches for.
+    """Renders an untrusted template.
 
     Args:
-      conversations: messages, and whether the text ends where the assistant begins to speak.
+      conversations: messages, and whether the text ends where an answer of the assistant begins.
       special: texts of special tokens by name.
 
     Raises:
@@ -99,7 +99,7 @@ def render(
 def render_here(
     template: str, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], bool]], special: Mapping[str, str]
 ) -> list[str]:
-    """As `render`, in this process and without bounds but those of Jinja's sandbox: for the project's own template."""
+    """As `render`, but in this process, in Jinja's sandbox alone: for the project's own template."""
     import jinja2
 
     texts = []
@@ -124,13 +124,13 @@ def render_here(
 
 @functools.lru_cache(maxsize=16)
 def _compiled(source: str) -> Any:
-    """The template in a sandbox, with what transformers gives templates."""
+    """The template in a sandbox, with the functions that transformers gives templates."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(Extension):
-        """Lets `{% generation %}` through, with which some templates enclose answers; `answer_parts` does without."""
+    class GenerationTag(Extension):
+        """Ignores `{% generation %}`, with which some templates enclose answers; `answer_parts` does not need it."""
 
         tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
@@ -142,7 +142,7 @@ def _compiled(source: str) -> Any:
         raise jinja2.TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
     )
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals["raise_exception"] = raise_exception
@@ -159,7 +159,7 @@ def _serve(most_seconds: float) -> None:
     with contextlib.suppress(ValueError, OSError):  # not every system has this limit
         resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     for line in sys.stdin:
-        # The kernel ends the process when it has computed so long, also inside one operation of Python.
+        # The kernel kills the process after so much CPU time, also inside one operation of Python.
         signal.setitimer(signal.ITIMER_PROF, most_seconds)
         request = json.loads(line)
         try:
@@ -167,7 +167,7 @@ def _serve(most_seconds: float) -> None:
             answer: dict[str, Any] = {"texts": texts}
         except TemplateFault as fault:
             answer = {"fault": str(fault)}
-        except Exception as error:  # compiling what a template was made into can fail in any way
+        except Exception as error:  # Python may fail in any way to compile the code that Jinja generates
             answer = {"fault": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         print(json.dumps(answer), flush=True)
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,4 +1,4 @@
-"""Opening tokenizers, and how a model uses one: what stands around its texts, where its answers end."""
+"""Loads tokenizers, and defines how a model uses one: the ids around its texts, and those that end its answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ def load_tokenizer(spec: str, *, end_of_text: str | int | None = None) -> Tokeni
     Args:
       spec: `bytes`; a SentencePiece model (`.model`); a Hugging Face `tokenizer.json`; or a folder that holds, itself
         or in `tokenizer/`, one of `tokenizer.json`, `tokenizer.model`, or `vocab.json` with `merges.txt` (byte-level
-        BPE). Of a folder, `tokenizer_config.json` and the other files that say something of it are read too.
-      end_of_text: token that ends a document, or its id, where it is not the one that the folder names.
+        BPE). Of a folder, `tokenizer_config.json` and the other `settings` files are read, too.
+      end_of_text: token that ends a document, or its id, if it is not the one that the folder names.
 
     Raises:
       InputError: unknown spec, unreadable file, files that contradict each other, or no end-of-text token.
@@ -52,7 +52,7 @@ def load_tokenizer(spec: str, *, end_of_text: str | int | None = None) -> Tokeni
 
 
 def _with_added_tokens(path: str, settings: TokenizerSettings) -> Mapping[str, Any] | None:
-    """The SentencePiece model as a tokenizer.json, where the folder adds tokens that the model has not; else None.
+    """The SentencePiece model as a tokenizer.json, if the folder adds tokens that the model lacks; else None.
 
     Raises:
       InputError: there is no tokenizer.json that gives the model's ids.
@@ -85,14 +85,14 @@ class ModelTokenizer:
     """A tokenizer and how one model uses it.
 
     Attributes:
-      prefix_id: what an empty context is replaced by; None for a run in whose training nothing began a text, so that
-        the first token of one is never predicted.
+      prefix_id: the id that replaces an empty context; None for a run in whose training nothing began a text, so that
+        the first token of a text was never predicted.
       stop_ids: ids that end an answer.
-      before, after: ids that every text stands between: those of training, or of the tokenizer's own template.
+      before, after: ids put around every text: as in training, or by the tokenizer's own post-processor.
       special: names such as `bos_token` and their text, for chat templates.
       chat_template: Jinja source; None: the project's own.
-      special_text: special tokens' texts stand for their ids, as chat templates write them; else they are letters, as
-        in the rows that the model was trained on.
+      special_text: special tokens' texts are read as these tokens, as chat templates need it; else as letters, as in
+        the rows that the model was trained on.
     """
 
     vocabulary: Tokenizer
@@ -110,7 +110,7 @@ class ModelTokenizer:
         return self.vocabulary.end_of_text_id
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        """Ids of each text; with `special`, `before` and `after` are added unless the text begins with `bos_token`."""
+        """Ids of each text, with `before` and `after` if `special`, unless the text itself begins with `bos_token`."""
         encoded = self.vocabulary.encode_each(texts, special=self.special_text)
         if not special or not (self.before or self.after):
             return encoded
@@ -124,10 +124,10 @@ class ModelTokenizer:
         return self.encode_batch([text], special=special)[0]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text to go on from, never empty.
+        """Ids of a text to continue; never empty.
 
         Raises:
-          InputError: it is empty, and nothing begins a text.
+          InputError: the text is empty, and there is no `prefix_id`.
         """
         ids = self.encode(text)
         if not ids and self.prefix_id is None:
@@ -153,14 +153,14 @@ def for_run(
     text_ids: Sequence[int] | None = None,
     special_text: bool = False,
 ) -> ModelTokenizer:
-    """The tokenizer of a model trained here: texts begin as they did in training.
+    """The tokenizer of a model trained by this project: texts begin as they did in training.
 
     Args:
-      chat: of a fine-tuned model, what it was tuned with: the `template` and the `special` texts it names. Its examples
-        began with what the template writes, and nothing else.
-      is_tuned: False where `chat` is that of a model which was then trained on text: texts are this training's.
+      chat: of a fine-tuned model: the `template` of its training, and the `special` texts it names. Its examples began
+        with what the template writes, and nothing else.
+      is_tuned: False if the model with this `chat` was then trained on text, which decides how texts begin.
       text_ids: `Boundaries.text_ids` of its training.
-      special_text: whether special tokens' texts in its documents were their ids.
+      special_text: whether special tokens' texts in its documents were read as these tokens.
     """
     end, before = vocabulary.end_of_text_id, tuple(text_ids or ())
     prefix_id = end if text_ids is None else (*before, None)[0]
@@ -190,7 +190,7 @@ def for_run(
 
 
 def turn_ends(tokenizer: Tokenizer, template: str, special: Mapping[str, str]) -> list[int]:
-    """The id with which a template ends an answer; empty where it writes no single token there."""
+    """The id with which a template ends an answer, as a list; empty if it writes no single token there."""
     word = "Answer"
     turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": word}]
     answer, _ = answer_parts(turns, template=template, special=special)[-1]
@@ -200,11 +200,11 @@ def turn_ends(tokenizer: Tokenizer, template: str, special: Mapping[str, str]) -
 
 
 def for_folder(vocabulary: Tokenizer, folder: str | os.PathLike) -> ModelTokenizer:
-    """The tokenizer of a Hugging Face folder, used as transformers uses it: what its post-processor or its settings put
-    around every text, special tokens recognised, and all ends that its files name.
+    """The tokenizer of a Hugging Face folder, used as by transformers: with the ids that its post-processor or settings
+    put around every text, special tokens recognised, and all end-of-text ids that its files name.
 
     Args:
-      vocabulary: loaded from this folder; folder: or the model's that it lies in.
+      vocabulary: loaded from this folder; folder: of the tokenizer, or of the model that it is in.
 
     Raises:
       InputError: one of the files is damaged, or the chat template is not text.
