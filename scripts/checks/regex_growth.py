@@ -89,6 +89,11 @@ def _words() -> list[str]:
     return [pattern.pattern for pattern in words._patterns()]
 
 
+@made_of_arguments("mixtures/exchange/token_files.py:_datatrove")
+def _widths_of_ids() -> list[str]:
+    return [rf".*\|(?!{width}\n)\d\n" for width in (2, 4)]
+
+
 @made_of_arguments("llm/providers/outcomes.py:_words", "corpus/readers/installed_packages.py:")
 def _values_of_modules() -> list[str]:
     return ["a"]  # what they make is found by its name
@@ -135,7 +140,7 @@ def _held(name: str, value: object, depth: int = 3) -> Iterator[tuple[str, re.Pa
 
 
 def expressions() -> tuple[list[Expression], list[str]]:
-    """All of them, and the places whose expression could not be told."""
+    """All of them, and the calls whose expression could not be determined."""
     modules = list(_modules())
     used, locations, unknown = _used_methods([tree for _, _, tree in modules]), {}, []
 
