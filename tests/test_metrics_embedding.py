@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from diversity_jax import embedders
 from diversity_jax.core.errors import InputError
 from diversity_jax.embedders import LlamaEmbedder, OpenAIEmbedder, SentenceTransformer
 from diversity_jax.metrics import MetricsConfig, chosen_metrics, measure
@@ -243,3 +244,10 @@ def test_a_missing_library_or_model_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(InputError, match="pip install sentence-transformers"):
         SentenceTransformer("any")
+
+
+def test_an_embedder_that_is_added_is_accepted_by_the_settings(monkeypatch):
+    with pytest.raises(InputError, match="embedder='mine:v1': choose tfidf"):
+        MetricsConfig(embedder="mine:v1")
+    monkeypatch.setitem(embedders.EMBEDDERS, "mine", embedders.EmbedderKind(open=None))
+    assert MetricsConfig(embedder="mine:v1").embedder == "mine:v1"

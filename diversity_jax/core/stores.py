@@ -107,7 +107,9 @@ def store_errors(url: str | os.PathLike, *, written: bool = False) -> Iterator[N
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         denied = isinstance(error, PermissionError) or reason.startswith("Forbidden") or "AccessDenied" in reason
         if written and (denied or isinstance(error, FileNotFoundError)):
-            raise _unwritable(url, reason) from None
+            raise InputError(
+                f"{url}: cannot be written ({reason}); check that the bucket is there and your access to it"
+            ) from None
         if denied:
             raise InputError(f"{url}: may not be read ({reason}); check your access to it") from None
         if isinstance(error, FileNotFoundError):
@@ -153,10 +155,6 @@ class RemoteFile(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
-
-
-def _unwritable(url: str | os.PathLike, reason: str) -> InputError:
-    return InputError(f"{url}: cannot be written ({reason}); check that the bucket is there and your access to it")
 
 
 # (description, files or folders that are all in such a folder); the first that fits describes a folder.

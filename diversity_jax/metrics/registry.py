@@ -9,10 +9,10 @@ import numpy as np
 
 from diversity_jax.core.config import check_least
 from diversity_jax.core.errors import InputError
+from diversity_jax.embedders import EMBEDDERS
 from diversity_jax.metrics.text import FORMS, Words
 
 GROUPS = ("lexical", "embedding", "perplexity")
-EMBEDDERS = ("tfidf", "st", "openai", "llama")
 _COUNTS = ("draws", "draw_documents", "pool_documents", "control_words", "pairs", "dimensions", "clusters")
 _LEAST = dict.fromkeys((*_COUNTS, "context_tokens", "stride_tokens", "threads"), 1)
 _LEAST |= dict.fromkeys(("embedder_dollars_per_million_tokens", "max_dollars"), 0)
@@ -84,7 +84,7 @@ class MetricsConfig:
         if self.words not in FORMS:
             raise InputError(f"baseline.words={self.words!r}: choose one of {', '.join(FORMS)}")
         kind, _, name = self.embedder.partition(":")
-        if kind not in EMBEDDERS or (kind != "tfidf") != bool(name):
+        if self.embedder != "tfidf" and (kind not in EMBEDDERS or not name):
             raise InputError(
                 f"baseline.embedder={self.embedder!r}: choose tfidf, st:NAME_OR_PATH, openai:MODEL or llama:FOLDER"
             )

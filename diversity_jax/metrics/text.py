@@ -25,7 +25,6 @@ from diversity_jax.core import words as core_words
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.words import words, written_words
 
-FORMS = ("written", "folded", "pieces", "rouge")
 _CHUNK_DOCUMENTS = 8192
 _CHUNK_CHARACTERS = 1 << 23
 _MOST_TYPES = 2**31 - 1
@@ -104,6 +103,7 @@ _SPLITTERS = {
     "pieces": lambda token: [token],
     "rouge": lambda token: _ASCII_WORD.findall(token.lower()),
 }
+FORMS = tuple(_SPLITTERS)
 
 
 class _Ids(dict):
