@@ -8,6 +8,7 @@ functions and under TYPE_CHECKING count like all others. Packages of one layer d
 
 import ast
 from collections.abc import Iterator, Mapping
+import functools
 from pathlib import Path
 import sys
 
@@ -57,9 +58,16 @@ def layer_of(module: str) -> int:
     raise KeyError(f"{module}: package {package} is in no layer of scripts/checks/layers.py")
 
 
+@functools.cache
+def _import_statements(path: Path) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    return tuple(
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+    )
+
+
 def imports_of(path: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
     """Modules of this package that a file imports, each with its line."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _import_statements(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "diversity_jax":
             base = (node.module or "").removeprefix("diversity_jax").lstrip(".")
             for alias in node.names:
