@@ -9,7 +9,7 @@ its subject.
 that a judge that groups by form or length puts them with samples. `planted_texts.json` has them in several forms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 import functools
 import itertools
@@ -32,6 +32,8 @@ _FAR_APART = ("bread", "volcanoes", "taxes", "dentistry", "planets", "cycling")
 _NEIGHBOUR_PAIRS = 6  # in the corpus "neighbours"
 _ZIPF_LARGEST = 20  # texts of the largest subject in "skewed"; the subject at rank r has 1 / r of them
 _CUT_WORDS = (15, 30, 45, 1000)  # lengths of the texts of "lengths", in turn; 1000 leaves a text uncut
+
+_Row = tuple[str, str, str, str]  # text, subject, style, language
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +90,6 @@ class CalibrationPairs:
     neighbours: np.ndarray
     unrelated: np.ndarray
 
-    @property
-    def different(self) -> np.ndarray:
-        """Neighbours and unrelated pairs together."""
-        return np.concatenate([self.neighbours, self.unrelated])
-
 
 @functools.cache
 def _data() -> Mapping[str, Any]:
@@ -107,55 +104,23 @@ def neighbour_of() -> Mapping[str, str]:
     return {a: b for a, b in pairs} | {b: a for a, b in pairs}
 
 
-def _english(name: str, subjects: Sequence[str], per_subject: Sequence[int]) -> ExamCorpus:
-    """The first `per_subject` English texts of each subject: plain ones, then those in a style."""
-    rows = []
-    for subject, count in zip(subjects, per_subject, strict=True):
-        styled = _data()["styles"].get(subject, {})
-        plain = [(text, "plain") for text in _data()["english"][subject]]
-        texts = plain + [(text, style) for style, texts in styled.items() for text in texts]
-        rows += [(text, subject, style, "en") for text, style in texts[:count]]
+def _english(name: str, counts: Mapping[str, int]) -> ExamCorpus:
+    """The first English texts of each subject, as many as `counts` says: plain ones, then those in a style."""
+    rows: list[_Row] = []
+    for subject, count in counts.items():
+        plain = [(text, subject, "plain", "en") for text in _data()["english"][subject]]
+        rows += [*plain, *_styled(subject)][:count]
     return _corpus(name, rows)
 
 
-def _corpus(name: str, rows: Sequence[tuple[str, str, str, str]]) -> ExamCorpus:
+def _styled(subject: str) -> list[_Row]:
+    styles = _data()["styles"].get(subject, {})
+    return [(text, subject, style, "en") for style, texts in styles.items() for text in texts]
+
+
+def _corpus(name: str, rows: Iterable[_Row]) -> ExamCorpus:
     texts, labels, styles, languages = map(tuple, zip(*rows, strict=True))
     return ExamCorpus(name=name, texts=texts, labels=labels, styles=styles, languages=languages)
-
-
-def _skewed() -> ExamCorpus:
-    styled = list(_data()["styles"])
-    subjects = styled[:1] + [subject for subject in _data()["english"] if subject != styled[0]]
-    return _english("skewed", subjects, [max(1, round(_ZIPF_LARGEST / rank)) for rank in range(1, len(subjects) + 1)])
-
-
-def _lengths() -> ExamCorpus:
-    full_texts = _english("lengths", _FAR_APART, [10] * len(_FAR_APART))
-    lengths = itertools.cycle(_CUT_WORDS)
-    return replace(full_texts, texts=tuple(first_words(text, next(lengths)) for text in full_texts.texts))
-
-
-def _styles() -> ExamCorpus:
-    rows = [
-        (text, subject, style, "en")
-        for subject, styles in _data()["styles"].items()
-        for style, texts in styles.items()
-        for text in texts
-    ]
-    return _corpus("styles", rows)
-
-
-def _languages() -> ExamCorpus:
-    by_language = _data()["languages"]
-    subjects = next(iter(by_language.values()))
-    english = [(text, subject, "plain", "en") for subject in subjects for text in _data()["english"][subject][:3]]
-    others = [
-        (text, subject, "plain", language)
-        for language, by_subject in by_language.items()
-        for subject, texts in by_subject.items()
-        for text in texts
-    ]
-    return _corpus("languages", english + others)
 
 
 @functools.cache
@@ -167,17 +132,27 @@ def exam_corpora() -> Mapping[str, ExamCorpus]:
     four subjects in five styles; lengths: the texts of subjects_6, cut to 15, 30 or 45 words or uncut; languages: six
     subjects in 13 languages. Labels are subjects throughout.
     """
-    subjects = list(_data()["english"])
-    close = [subject for pair in _data()["neighbours"][:_NEIGHBOUR_PAIRS] for subject in pair]
+    english, in_styles, by_language = _data()["english"], list(_data()["styles"]), _data()["languages"]
+    close = itertools.chain.from_iterable(_data()["neighbours"][:_NEIGHBOUR_PAIRS])
+    ranked = dict.fromkeys([in_styles[0], *english])  # with most texts first
+    far_apart = _english("subjects_6", dict.fromkeys(_FAR_APART, 10))
+    lengths = itertools.cycle(_CUT_WORDS)
+    translated = [
+        (text, subject, "plain", language)
+        for language, by_subject in by_language.items()
+        for subject, texts in by_subject.items()
+        for text in texts
+    ]
+    originals = [(text, subject, "plain", "en") for subject in by_language["de"] for text in english[subject][:3]]
     corpora = (
-        _english("subjects_24", subjects, [10] * len(subjects)),
-        _english("subjects_6", _FAR_APART, [10] * len(_FAR_APART)),
-        _english("one_subject", list(_data()["styles"])[:1], [20]),
-        _english("neighbours", close, [10] * len(close)),
-        _skewed(),
-        _styles(),
-        _lengths(),
-        _languages(),
+        _english("subjects_24", dict.fromkeys(english, 10)),
+        far_apart,
+        _english("one_subject", {in_styles[0]: 20}),
+        _english("neighbours", dict.fromkeys(close, 10)),
+        _english("skewed", {subject: max(1, round(_ZIPF_LARGEST / rank)) for rank, subject in enumerate(ranked, 1)}),
+        _corpus("styles", itertools.chain.from_iterable(map(_styled, in_styles))),
+        replace(far_apart, name="lengths", texts=tuple(first_words(text, next(lengths)) for text in far_apart.texts)),
+        _corpus("languages", originals + translated),
     )
     return {corpus.name: corpus for corpus in corpora}
 
