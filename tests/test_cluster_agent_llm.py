@@ -171,15 +171,15 @@ def test_a_replay_needs_no_server_and_gives_the_same_bytes(tmp_path):
 WORKER = """
 import sys
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, score_corpus
-from tests.simulated_corpus import LabelledCorpus, even_shares
+from tests.simulated_corpus import even_corpus
 from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
 port, folder = sys.argv[1:]
 config = EngineConfig(progress="off", ledger=f"{folder}/ledger.sqlite", max_in_flight=16)
 engine = Engine("openai:oracle", base_url=f"http://127.0.0.1:{port}/v1", config=config)
 corpus = even_corpus(20, 5000)
 agent = AgentConfig(groupings=300, proposals=2)
-card = score_corpus(corpus, LlmJudge(engine), agent, groupings_path=f"{folder}/groupings.jsonl")
-card.save(f"{folder}/scorecard.json")
+scorecard = score_corpus(corpus, LlmJudge(engine), agent, groupings_path=f"{folder}/groupings.jsonl")
+scorecard.save(f"{folder}/scorecard.json")
 """
 
 
