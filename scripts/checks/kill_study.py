@@ -5,7 +5,7 @@ study.
     python scripts/checks/kill_study.py --kills 10 --processes 2
 
 The study is configs/studies/smoke.py: generate, score, build, train, evaluate, train again and evaluate again, 22
-steps. All its processes get SIGKILL at once, at random moments within the time that the undisturbed study took, so that
+steps. All its processes get SIGKILL at once, at random moments within the time that the uninterrupted study took, so that
 they fall into all kinds of steps. A study that ends before its kill is compared, and the kills go on with a new one.
 Prints a line for each kill, and for each study whether analysis.json and the page are the same, byte for byte; the
 page's last section, with the command line, is left out.
@@ -71,12 +71,12 @@ def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str | None:
         path.name.split("-")[0] for path in steps if not (path / "done.json").exists() and (path / "log.txt").exists()
     ]
     done = sum((path / "done.json").exists() for path in steps)
-    return f"{done:2} steps done, at work: {', '.join(sorted(set(at_work))) or 'between steps'}"
+    return f"{done:2} steps done, working on: {', '.join(sorted(set(at_work))) or 'between steps'}"
 
 
-def same(undisturbed: Path, killed: Path, kills: int) -> bool:
+def same(uninterrupted: Path, killed: Path, kills: int) -> bool:
     """Prints and returns whether a killed study ended like the uninterrupted one."""
-    equal = [expected == actual for expected, actual in zip(results(undisturbed), results(killed), strict=True)]
+    equal = [expected == actual for expected, actual in zip(results(uninterrupted), results(killed), strict=True)]
     analysis, page = ("the same" if result else "DIFFERS" for result in equal)
     print(f"{kills} kills: analysis.json {analysis}, page {page}", flush=True)
     return all(equal)
@@ -92,24 +92,24 @@ def main() -> None:
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        undisturbed, killed = Path(scratch, "undisturbed"), Path(scratch, "killed")
+        uninterrupted, killed = Path(scratch, "uninterrupted"), Path(scratch, "killed")
         began = time.monotonic()
-        finish(start(undisturbed, options))
+        finish(start(uninterrupted, options))
         took = time.monotonic() - began
-        print(f"left alone: {took:.0f} s", flush=True)
+        print(f"uninterrupted: {took:.0f} s", flush=True)
         kills, before, right = 0, 0, True
         while kills < options.kills:
             # A fraction of the full time: each start after a kill repeats the start-up.
             seconds = draw.uniform(0.1 * took, 0.45 * took)
             where = kill(start(killed, options), killed, seconds)
             if where is None:
-                right &= same(undisturbed, killed, kills - before)
+                right &= same(uninterrupted, killed, kills - before)
                 before, killed = kills, Path(scratch, f"killed after {kills}")
                 continue
             kills += 1
             print(f"kill {kills:2} after {seconds:5.1f} s: {where}", flush=True)
         finish(start(killed, options))
-        right &= same(undisturbed, killed, kills - before)
+        right &= same(uninterrupted, killed, kills - before)
     sys.exit(0 if right else 1)
 
 

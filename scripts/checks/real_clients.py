@@ -106,7 +106,7 @@ def main(address: str, model: str) -> int:
             answers = ask(address, model)
             right = answers == (expected, expected)
             failed |= not right
-            print(f"{name} {version}: {'the same, whole and streamed' if right else answers}: {expected!r}")
+            print(f"{name} {version}: {'the same, complete and streamed' if right else answers}: {expected!r}")
         except importlib.metadata.PackageNotFoundError:
             print(f"{name}: not installed")
         except Exception as error:

@@ -142,7 +142,7 @@ def table_of_double_sampling(runs: int, generator: np.random.Generator) -> None:
 
 def table_of_verification() -> None:
     """The whole scorer with a judge that misplaces 5 % of the samples, and a verifier that names them."""
-    print("\neffective clusters of 4 by the whole scorer; 5 % of the samples are put with a random other one")
+    print("\neffective clusters of 4 by complete scorings; 5 % of the samples are put with a random other one")
     print(f"{'K':>3} {'groupings':>10} {'claimed':>8} {'singletons':>11} {'scorecard':>20}")
     corpus = LabelledCorpus(even_shares(4), documents=20_000)
     judge = FaultyJudge("errors", corpus.label_of, rate=0.05)
