@@ -5,9 +5,9 @@ study.
     python scripts/checks/kill_study.py --kills 10 --processes 2
 
 The study is configs/studies/smoke.py: generate, score, build, train, evaluate, train again and evaluate again, 22
-steps. All its processes get SIGKILL at once, at random moments within the time that the uninterrupted study took, so that
-they fall into all kinds of steps. A study that ends before its kill is compared, and the kills go on with a new one.
-Prints a line for each kill, and for each study whether analysis.json and the page are the same, byte for byte; the
+steps. All its processes get SIGKILL at once, at random moments within the time that the uninterrupted study took, so
+that they fall into all kinds of steps. A study that ends before its kill is compared, and the kills go on with a new
+one. Prints a line for each kill, and for each study whether analysis.json and the page are the same, byte for byte; the
 page's last section, with the command line, is left out.
 """
 
@@ -67,11 +67,11 @@ def kill(process: subprocess.Popen, folder: Path, seconds: float) -> str | None:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     steps = sorted(path for path in (folder / "steps").glob("*") if path.is_dir())
-    at_work = [
+    running = [
         path.name.split("-")[0] for path in steps if not (path / "done.json").exists() and (path / "log.txt").exists()
     ]
     done = sum((path / "done.json").exists() for path in steps)
-    return f"{done:2} steps done, working on: {', '.join(sorted(set(at_work))) or 'between steps'}"
+    return f"{done:2} steps done, running: {', '.join(sorted(set(running))) or 'none'}"
 
 
 def same(uninterrupted: Path, killed: Path, kills: int) -> bool:
