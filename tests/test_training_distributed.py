@@ -32,7 +32,7 @@ def test_a_port_in_use_is_said(coordinator):
 
 
 BY_HAND = {"coordinator": "10.0.0.1:1234", "num_processes": 4, "process_id": 2}
-PLACE = ProcessId(coordinator="10.0.0.1:1234", num_processes=4, process_id=2)
+PLACE = ProcessId(coordinator_address="10.0.0.1:1234", num_processes=4, process_id=2)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_place_comes_from_the_configuration_or_the_launcher(fields, environm
 
 def test_auto_reads_the_coordinator_of_a_slurm_step():
     environment = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_STEP_NODELIST": "n[07-10]", "SLURM_JOB_ID": "8"}
-    wanted = ProcessId(coordinator="n07:61448", num_processes=4, process_id=2)
+    wanted = ProcessId(coordinator_address="n07:61448", num_processes=4, process_id=2)
     assert find_process_id(DistributedConfig(start="auto"), environment) == wanted
     assert find_process_id(DistributedConfig(), environment) is None  # a worker of a study, for one
 

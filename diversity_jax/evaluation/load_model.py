@@ -193,17 +193,8 @@ def _tokenizer_of_run(folder: Path) -> ModelTokenizer:
     return _for_run(tokenizer, folder)
 
 
-def _reads_special_text(mixture: Path | str, kind: str) -> bool:
-    """Whether texts of special tokens in the training documents were encoded as these tokens."""
-    return any(
-        (manifest.get("special_text") or special_text_before(kind, is_chat=bool(manifest.get("chat")))) == "special"
-        for manifest in map(read_fields, _manifests(mixture))
-    )
-
-
 def _for_run(tokenizer: Tokenizer, run: Path) -> ModelTokenizer:
     """A tokenizer with the settings of a run's training."""
-    mixture = mixture_folder(run)
     boundaries = run_boundaries(run)
     if boundaries.document_start is None and boundaries.separate:
         log.warning(
@@ -211,8 +202,13 @@ def _for_run(tokenizer: Tokenizer, run: Path) -> ModelTokenizer:
             "so texts begin with nothing",
             run,
         )
-    special_text = _reads_special_text(mixture, tokenizer.kind)
-    tuned = _chat(mixture)
+    manifests = [read_fields(path, chat=Fields | None) for path in _manifests(mixture_folder(run))]
+    tuned = next((manifest["chat"] for manifest in manifests if manifest["chat"]), None)  # of fine-tuning
+    special_text = any(
+        (manifest.get("special_text") or special_text_before(tokenizer.kind, is_chat=bool(manifest["chat"])))
+        == "special"
+        for manifest in manifests
+    )
     chat = tuned or chat_of_start(run, run_settings(run))
     return for_run(tokenizer, chat, is_tuned=tuned is not None, text_ids=boundaries.text_ids, special_text=special_text)
 
@@ -246,11 +242,6 @@ def _manifests(mixture: Path | str) -> list[Path | str]:
 def _recorded(path: Path | str) -> dict[str, Any]:
     """The content of a `mixture.json`, with the types of these fields checked."""
     return read_fields(path, vocabulary=Fields | None, components=list[Fields] | None)
-
-
-def _chat(mixture: Path | str) -> Mapping[str, Any] | None:
-    """Chat template and special tokens of a fine-tuning run; None for a run on plain text."""
-    return next((chat for path in _manifests(mixture) if (chat := read_fields(path, chat=Fields | None)["chat"])), None)
 
 
 def mixture_folder(run: Path | str) -> Path | str:

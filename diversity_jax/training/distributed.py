@@ -209,7 +209,7 @@ def _integer(name: str, value: str, remedy: str = "") -> int:
 class ProcessId:
     """A process's rank, the number of processes, and the coordinator's HOST:PORT."""
 
-    coordinator: str
+    coordinator_address: str
     num_processes: int
     process_id: int
 
@@ -243,14 +243,8 @@ def start_distributed(config: DistributedConfig) -> bool:
     if own is not None:
         _check_address(own, config.timeout_seconds)
         waiting = "process %d of %d: joining the others at %s, for at most %g s"
-        log.info(waiting, own.process_id, own.num_processes, own.coordinator, config.timeout_seconds)
-        options |= {
-            "coordinator_address": own.coordinator,
-            "num_processes": own.num_processes,
-            "process_id": own.process_id,
-            "local_device_ids": choice.ids,
-            "cluster_detection_method": "deactivate",
-        }
+        log.info(waiting, own.process_id, own.num_processes, own.coordinator_address, config.timeout_seconds)
+        options |= {**vars(own), "local_device_ids": choice.ids, "cluster_detection_method": "deactivate"}
     try:
         jax.distributed.initialize(**options)
     except (ValueError, RuntimeError, KeyError) as error:
@@ -273,13 +267,13 @@ def _check_address(own: ProcessId, timeout_seconds: float) -> None:
     """Raises `InputError` where process 0 cannot listen at the coordinator's port, or another cannot reach it."""
     if own.num_processes == 1:
         return
-    host, port = coordinator_address(own.coordinator)
+    host, port = coordinator_address(own.coordinator_address)
     if own.process_id == 0:
         try:
             socket.create_server(("", port)).close()
         except OSError as error:
             reason = f"process 0 cannot listen there ({error.strerror})"
-            raise InputError(f"distributed.coordinator={own.coordinator}: {reason}") from None
+            raise InputError(f"distributed.coordinator={own.coordinator_address}: {reason}") from None
         return
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -289,8 +283,8 @@ def _check_address(own: ProcessId, timeout_seconds: float) -> None:
         except OSError as error:
             if time.monotonic() + 0.2 > deadline:
                 raise InputError(
-                    f"distributed.coordinator={own.coordinator}: process {own.process_id} could not reach process 0 "
-                    f"there within {timeout_seconds:g} s ({error.strerror or error}); check it and the port"
+                    f"distributed.coordinator={own.coordinator_address}: process {own.process_id} could not reach "
+                    f"process 0 there within {timeout_seconds:g} s ({error.strerror or error}); check it and the port"
                 ) from None
             time.sleep(0.2)
 
@@ -322,7 +316,7 @@ def find_process_id(config: DistributedConfig, environment: Mapping[str, str]) -
     number = _number(environment, names[1], "process_id") if number is None else number
     if not 0 <= number < count:
         raise InputError(f"distributed.process_id={number}: must be below num_processes={count}, counted from 0")
-    return ProcessId(coordinator=address, num_processes=count, process_id=number)
+    return ProcessId(coordinator_address=address, num_processes=count, process_id=number)
 
 
 def _number(environment: Mapping[str, str], name: str | None, field: str) -> int:

@@ -8,6 +8,7 @@ import functools
 import math
 import os
 from pathlib import Path
+import re
 import types
 from typing import Any, cast
 
@@ -228,6 +229,7 @@ _FUSED = {
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
 """Phi-3's fused matrix -> the matrices whose rows it concatenates."""
+_LAYER_WEIGHT = re.compile(r"(.*\.layers\.[^.]*\.)(.+)\.weight")
 
 
 def _fused(tensors: list[Tensor]) -> list[Tensor]:
@@ -235,13 +237,12 @@ def _fused(tensors: list[Tensor]) -> list[Tensor]:
     by_name = {tensor.name: tensor for tensor in tensors}
     result = []
     for tensor in tensors:
-        layer, _, stem = tensor.name.removesuffix(".weight").rpartition(".layers.")
-        number, _, part = stem.partition(".")
+        match = _LAYER_WEIGHT.fullmatch(tensor.name)
+        start, part = match.groups() if match else ("", "")
         fused = next((name for name, parts in _FUSED.items() if part in parts), None)
         if fused is None:
             result.append(tensor)
         elif part == _FUSED[fused][0]:
-            start = f"{layer}.layers.{number}."
             parts = [by_name[f"{start}{name}.weight"] for name in _FUSED[fused]]
             shape = (sum(matrix.shape[0] for matrix in parts), parts[0].shape[1])
             result.append(Tensor(f"{start}{fused}.weight", shape, functools.partial(_stack, parts)))
@@ -258,9 +259,9 @@ def _split(folder: Path, config: LlamaConfig, tensors: Mapping[str, Tensor]) -> 
     rows = {"self_attn.qkv_proj": (queries, keys, keys), "mlp.gate_up_proj": (F, F)}
     result = {}
     for name, tensor in tensors.items():
-        start, _, stem = name.removesuffix(".weight").rpartition(".layers.")
-        number, _, fused = stem.partition(".")
-        if fused not in _FUSED or not name.endswith(".weight"):
+        match = _LAYER_WEIGHT.fullmatch(name)
+        start, fused = match.groups() if match else ("", "")
+        if fused not in _FUSED:
             result[name] = tensor
             continue
         if len(tensor.shape) != 2 or tensor.shape[0] != sum(rows[fused]):
@@ -268,7 +269,7 @@ def _split(folder: Path, config: LlamaConfig, tensors: Mapping[str, Tensor]) -> 
             raise InputError(f"{folder}: {name} is {list(tensor.shape)}; expected {expected} by config.json")
         first = 0
         for part, count in zip(_FUSED[fused], rows[fused], strict=True):
-            own = f"{start}.layers.{number}.{part}.weight"
+            own = f"{start}{part}.weight"
             result[own] = Tensor(own, (count, tensor.shape[1]), functools.partial(_rows, tensor, first, first + count))
             first += count
     return result
