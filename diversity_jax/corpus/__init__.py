@@ -1,4 +1,4 @@
-"""Text corpora: files, SeqIO tasks, TFDS builders and installed packages, all read as documents."""
+"""Text corpora: files, SeqIO tasks, TFDS builders and installed packages, read as documents."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Apache Beam pipelines over corpora, whose failures for bad input are raised as one line."""
+"""Apache Beam pipelines whose errors of bad input are raised as one line."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -8,7 +8,7 @@ from typing import Any
 from diversity_jax.core.errors import InputError
 
 _INPUT_ERROR = re.compile(r"(?:InputError|Rejected|DiskFull): (.+?)(?: \[while running|$)", re.MULTILINE)
-_NOT_FETCHED = re.compile(r"Unable to fetch remote [^:]+:[^:\s]+")  # what Flink, Spark and Prism need beside Beam
+_NOT_FETCHED = re.compile(r"Unable to fetch remote [^:]+:[^:\s]+")  # programs that Flink, Spark and Prism need
 
 
 def pipeline_options(runner: str, options: Sequence[str]) -> Any:
@@ -29,14 +29,14 @@ def pipeline_options(runner: str, options: Sequence[str]) -> Any:
     except (ValueError, TypeError, AttributeError) as error:
         raise _not_taken(runner, error) from None
     if runner == "DirectRunner":
-        # Otherwise it downloads the Prism runner and tries that first. No pipeline here has triggers.
+        # Else Beam downloads the Prism runner and tries that first. No pipeline of this project has triggers.
         parsed.view_as(TypeOptions).allow_unsafe_triggers = True
     return parsed
 
 
 @contextlib.contextmanager
 def open_pipeline(runner: str, options: Any) -> Iterator[Any]:
-    """A pipeline that runs when the block is left; an input error of a worker is raised again as one line."""
+    """A pipeline that runs at the end of the block; an input error of a worker is raised again as one line."""
     import apache_beam as beam
 
     try:
@@ -46,7 +46,7 @@ def open_pipeline(runner: str, options: Any) -> Iterator[Any]:
     try:
         with pipeline:
             yield pipeline
-    except Exception as error:  # runners wrap what a worker raised in exceptions of their own
+    except Exception as error:  # runners wrap a worker's exception in one of their own
         message = _INPUT_ERROR.search(str(error))
         if message and not isinstance(error, InputError):
             raise InputError(message[1].strip().strip("'\"")) from error

@@ -1,14 +1,14 @@
-"""Instruction data: records in the usual published forms, read as conversations of messages with roles."""
+"""Reads instruction data in the usual published forms as conversations: lists of messages with roles."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diversity_jax.corpus.document import CONVERSATION_FORMS, Document, Rejected, is_encodable, list_fields
+from diversity_jax.corpus.document import CONVERSATION_FORMS, Document, Rejected, list_fields, refuse_lone_surrogate
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _LISTS = ("messages", "conversations")
 _PAIRS = (
-    ("inputs_pretokenized", "targets_pretokenized"),  # text that a SeqIO task kept beside its ids
+    ("inputs_pretokenized", "targets_pretokenized"),  # text of a SeqIO task that also has ids
     ("inputs", "targets"),  # FLAN
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -20,9 +20,9 @@ Message = dict[str, str]
 
 
 def as_conversation(document: Document, form: str) -> Document:
-    """A conversation out of a document whose `meta` holds all fields of its record.
+    """The conversation of a document whose `meta` has all fields of its record.
 
-    Its text is the contents of all messages, its `meta["messages"]` the messages themselves.
+    Its text is the contents of all messages joined, its `meta["messages"]` the messages themselves.
 
     Args:
       form: one of `CONVERSATION_FORMS`.
@@ -39,9 +39,9 @@ def read_messages(record: Mapping[str, Any], form: str, where: str) -> list[Mess
     """A record's turns up to the assistant's last one, each `{"role": ..., "content": ...}`.
 
     Args:
-      form: `messages` (a list of role and content, or of ShareGPT's from and value), `alpaca` (instruction, perhaps
+      form: `messages` (a list of role and content, or of ShareGPT's from and value), `alpaca` (instruction, optional
         input, output), `pairs` (inputs and targets, prompt and completion or response, question and answer), or `auto`:
-        the first of these that the record has.
+        the first of these whose fields the record has.
       where: names the record in an error.
 
     Raises:
@@ -74,7 +74,7 @@ def _message(turn: Any, name: str, where: str) -> Message:
 
 
 def _columns(record: Mapping[str, Any]) -> list[Message] | None:
-    """Messages in the form of TensorFlow Datasets: a list of roles and a list of contents."""
+    """Messages as TensorFlow Datasets stores them: a list of roles and a list of contents."""
     for name in _LISTS:
         for role_field, content_field in (("role", "content"), ("from", "value")):
             roles, contents = record.get(f"{name}.{role_field}"), record.get(f"{name}.{content_field}")
@@ -119,8 +119,7 @@ def _checked(messages: list[Message], where: str) -> list[Message]:
         role, content, name = message["role"], message["content"], f"{where}: messages[{number}]"
         if role not in ROLES:
             raise Rejected("unknown role", f"{name}.role is {role!r}; expected one of {', '.join(ROLES)}")
-        if not is_encodable(content):
-            raise Rejected("lone surrogate", f"{name} holds a lone surrogate, which UTF-8 cannot; write it again")
+        refuse_lone_surrogate(content, name)
         if not content.strip() and role in ("user", "assistant"):
             kind = "answer" if role == "assistant" else "question"
             remedy = "remove the record, or leave such ones out with max_broken_share"

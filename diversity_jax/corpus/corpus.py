@@ -1,7 +1,7 @@
-"""The one corpus behind every source: records in parts, decoded, checked, limited, sampled and fingerprinted.
+"""The corpus class of all sources: records in parts, decoded, checked, limited, sampled and fingerprinted.
 
 Samples are uniform without replacement, and the same whether records are looked up or streamed: a record's priority is
-the output of a counter-based generator (SplitMix64) for its position under the seed, and the lowest are the sample.
+the output of a counter-based generator (SplitMix64) for its position and the seed; the lowest ones are the sample.
 """
 
 from collections import Counter
@@ -24,8 +24,12 @@ from diversity_jax.corpus.document import CorpusConfig, Document, Records, Rejec
 
 T = TypeVar("T")
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_CHUNK = 1 << 20
+log = logging.getLogger(__name__)
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64
+_CHUNK = 1 << 20  # priorities computed at once
+_READING_VERSION = 1  # increase it when the same bytes and settings give other documents
+_UNIT_BYTES = 64 << 20  # large enough that starting to read costs little, small enough to spread over many processes
 
 
 def priorities(first: int, count: int, seed: int | str) -> np.ndarray:
@@ -45,7 +49,7 @@ def priorities(first: int, count: int, seed: int | str) -> np.ndarray:
 def lowest(total: int, size: int, seed: int) -> np.ndarray:
     """Positions of the `size` records of lowest priority among `total`: int64[min(size, total)], lowest first.
 
-    Takes memory for `size` positions and not for `total`.
+    Needs memory for `size` positions, not for `total`.
     """
     values, positions = np.empty(0, np.uint64), np.empty(0, np.int64)
     for first in range(0, total, max(_CHUNK, size)):
@@ -66,8 +70,8 @@ class Lowest(Generic[T]):
         self._heap: list[tuple[int, int, T]] = []  # negated, so that the highest priority comes first
 
     def wanted(self, first: int, count: int) -> Iterator[tuple[int, int]]:
-        """Those of `count` consecutive positions that could still enter, fewer as values are added meanwhile: (offset
-        from `first`, priority).
+        """(offset from `first`, priority) of those of `count` consecutive positions that can still enter; values added
+        during the iteration are considered.
         """
         values = priorities(first, count, self._seed)
         full = len(self._heap) >= self._size
@@ -78,22 +82,16 @@ class Lowest(Generic[T]):
                 yield offset, priority
 
     def add(self, priority: int, position: int, value: T) -> None:
-        """Adds a value, and drops the one of highest priority where there are more than `size`."""
-        entry = (-priority, -position, value)
+        """Adds a value, and drops the one of highest priority if there are more than `size`."""
+        item = (-priority, -position, value)
         if len(self._heap) < self._size:
-            heapq.heappush(self._heap, entry)
+            heapq.heappush(self._heap, item)
         else:
-            heapq.heappushpop(self._heap, entry)
+            heapq.heappushpop(self._heap, item)
 
     def values(self) -> list[T]:
         """The values, lowest priority first."""
-        return [value for _, _, value in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))]
-
-
-log = logging.getLogger(__name__)
-
-_READING_VERSION = 1  # raise it when the same bytes and settings begin to give other documents
-_UNIT_BYTES = 64 << 20  # large enough that starting to read costs little, small enough to spread over many processes
+        return [value for _, _, value in sorted(self._heap, key=lambda item: (-item[0], -item[1]))]
 
 
 @dataclass(kw_only=True)
@@ -102,10 +100,10 @@ class Tally:
 
     Attributes:
       records: records that were not blank; broken: those of them that are no documents.
-      taken: documents handed out.
+      taken: documents of the corpus.
       first_error: the message of the first broken record.
       rejected: records left out, by reason.
-      left_out: what records hold beside their text and a trainer of theirs would see, by kind; see `Records.left_out`.
+      left_out: what is in records but not in their text, by kind; see `Records.left_out`.
     """
 
     records: int = 0
@@ -131,7 +129,7 @@ class Unit:
 
     Attributes:
       first, end: the parts first, ..., end - 1.
-      expected_bytes: estimated size of their text; None where that is not known.
+      expected_bytes: estimated size of their text; None: not known.
     """
 
     first: int
@@ -140,12 +138,12 @@ class Unit:
 
 
 class RecordCorpus:
-    """Documents out of records, in the order of the parts. Files must not change while it is open.
+    """The documents of records, in the order of the parts. Files must not change while it is open.
 
     Attributes:
-      name: the source as it was configured, without passwords.
+      name: the configured source, without passwords.
       rejected: how many records the latest reading or sampling left out, by reason.
-      records: how many there are, documents or not; None before a sampling has counted them.
+      records: how many there are, documents or not; None before sampling has counted them.
     """
 
     def __init__(self, config: CorpusConfig, parts: Sequence[Records], kind: str):
@@ -166,17 +164,17 @@ class RecordCorpus:
         return (document for _, document in self._accepted())
 
     def sample(self, size: int, *, seed: int) -> list[Document]:
-        """Uniform sample without replacement, in random order: its beginning is the smaller sample of the same seed.
+        """Uniform sample without replacement, in random order; smaller samples of the same seed are its beginnings.
 
-        Records are looked up where the source has an index (plain local JSON Lines, Parquet, text files); elsewhere all
-        records are streamed, and only those that could be drawn are decoded.
+        Records are looked up if the source has an index (plain local JSON Lines, Parquet, text files); otherwise all
+        records are streamed, and only those that can be in the sample are decoded.
 
         Returns:
-          `size` documents, or all of them when the corpus is smaller.
+          `size` documents, or all of them if the corpus is smaller.
 
         Raises:
-          InputError: `size` is under 1; a drawn record is broken and `max_broken_share` is 0; or the corpus holds more
-            than that share.
+          InputError: `size` is under 1; a sampled record is broken and `max_broken_share` is 0; or more than that share
+            of the corpus is broken.
         """
         if size < 1:
             raise InputError(f"sample size {size}: expected at least 1")
@@ -197,14 +195,13 @@ class RecordCorpus:
         return documents
 
     def fingerprint(self, hashes: Sequence[str] | None = None) -> str:
-        """SHA-256 over content, order of the parts and the settings that decide which documents come out.
+        """SHA-256 of content, order of the parts and the settings that decide which documents there are.
 
-        Files are hashed as they lie on disk, so that moving or renaming them changes nothing unless it changes their
-        order. Documents are hashed instead where there are no files, and where `max_documents` leaves most of a file
-        unread.
+        The bytes of files are hashed, so that moving or renaming them changes nothing unless it changes their order.
+        Documents are hashed instead if there are no files, and if `max_documents` leaves most of a file unread.
 
         Args:
-          hashes: `unit_hashes` of all units in order, where they were computed before, perhaps on other machines.
+          hashes: `unit_hashes` of all units in order, if they are computed already, perhaps on other machines.
         """
         if self._fingerprint is None:
             hashes = list(hashes) if hashes is not None else self._content_hashes()
@@ -214,10 +211,10 @@ class RecordCorpus:
         return self._fingerprint
 
     def units(self) -> list[Unit]:
-        """The corpus in units that can be read in parallel; which they are depends on the files alone.
+        """The corpus in units that can be read in parallel; they depend on the files alone.
 
-        Large files are units of their own, small ones are read several at a time. Where `max_documents` counts from the
-        first record on, everything is one unit.
+        Large files are units of their own, small ones share units. With `max_documents`, which counts from the first
+        record on, everything is one unit.
         """
         if self._config.max_documents is not None:
             return [Unit(first=0, end=len(self._parts), expected_bytes=None)]
@@ -235,15 +232,15 @@ class RecordCorpus:
         return units
 
     def read(self, unit: Unit, tally: Tally) -> Iterator[Document]:
-        """Documents of one unit, counted in `tally`; once all units are read, pass the sum to `check_reading`.
+        """Documents of one unit, counted in `tally`; when all units are read, pass the sum to `check_reading`.
 
         Raises:
-          InputError: a broken record where none is tolerated.
+          InputError: a record is broken, and none is tolerated.
         """
         return (document for _, document in self._read(self._parts[unit.first : unit.end], tally))
 
     def check_reading(self, tally: Tally) -> None:
-        """Checks a reading of the whole corpus.
+        """Checks a reading of all units, and logs what it left out.
 
         Raises:
           InputError: a larger share of records than `max_broken_share` is broken, or there is no document.
@@ -262,7 +259,7 @@ class RecordCorpus:
             raise self._empty(tally.rejected)
 
     def unit_hashes(self, unit: Unit) -> list[str] | None:
-        """Hashes of the stored bytes of a unit's parts, or None where only the documents can be hashed."""
+        """Hashes of the bytes of a unit's parts; None: only the documents can be hashed."""
         if self._config.max_documents is not None:
             return None
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashing releases the interpreter lock
@@ -280,14 +277,14 @@ class RecordCorpus:
         return [digest.hexdigest()]
 
     def _accepted(self) -> Iterator[tuple[int, Document]]:
-        """(position, document) of everything that belongs to the corpus, in order."""
+        """(position, document) of all documents of the corpus, in order."""
         tally = Tally()
         self.rejected = tally.rejected
         yield from self._read(self._parts, tally)
         self.check_reading(tally)
 
     def _read(self, parts: Sequence[Records], tally: Tally) -> Iterator[tuple[int, Document]]:
-        """(position, document) of everything accepted in some parts; positions count from the first of them."""
+        """(position, document) of all documents of some parts; positions count from the first of them."""
         position = -1
         for part in parts:
             first, decode = position + 1, self._decoder(part)
@@ -337,10 +334,10 @@ class RecordCorpus:
         return InputError(f"{self.name}: holds no document{left_out}; check the source and its settings")
 
     def _draw(self, part: Records, raw: Any, position: int, rejected: Counter[str]) -> Document | None:
-        """One record of a sample, or None if it is no document.
+        """The document of one sampled record, or None if it is none.
 
-        When the first broken record is met, one pass over the whole corpus checks the share of broken ones, which the
-        few drawn would estimate only roughly.
+        At the first broken record, the whole corpus is read once to check the share of broken ones, which the sampled
+        ones would estimate only roughly.
         """
         try:
             document = self._decoder(part)(raw, position)
@@ -370,7 +367,7 @@ class RecordCorpus:
         return sample.values()
 
     def _sample_index(self, size: int, seed: int, bounds: np.ndarray) -> list[Document]:
-        """Fetches the records of lowest priority, and further ones in place of those that are no documents.
+        """Fetches the records of lowest priority, and further ones instead of those that are no documents.
 
         Args:
           bounds: position of the first record of every part, and the number of records: int[parts + 1].

@@ -1,4 +1,4 @@
-"""Documents, the settings of a corpus, and what readers share: numbered records, and the text inside a record."""
+"""Documents, the settings of a corpus, and the base classes and functions of readers."""
 
 import abc
 from collections import Counter
@@ -23,8 +23,8 @@ class Document:
     Attributes:
       id: where it comes from, stable and unique inside its corpus: `file.jsonl:17` (line 17), `shard.parquet:17` (row
         17, counted from 1), `notes.txt`, `task:3`.
-      text: the text itself, valid Unicode without lone surrogates, so that it can always be written as UTF-8.
-      meta: whatever else the source says about it: the other fields of a record, the package of a docstring.
+      text: valid Unicode without lone surrogates, so that it can always be written as UTF-8.
+      meta: metadata: the other fields of a record, the package of a docstring.
     """
 
     id: str
@@ -40,24 +40,24 @@ class CorpusConfig:
       source: a path, a glob pattern or a URL that fsspec reads (`gs://`, `hf://datasets/NAME/FILE`), of `.jsonl` (also
         `.json` and `.ndjson` with one object a line), `.csv`, `.tsv`, `.txt` and `.md` (one document a file) or
         `.tfrecord`, each also with `.gz`, `.zst`, `.bz2` or `.xz`, or `.parquet`, `.arrow`, `.feather`; a folder, which
-        stands for all such files in it, or that `Dataset.save_to_disk` wrote; `-` for standard input (`-:csv` says of
-        what kind); `hf:NAME[@REVISION][:CONFIG][:SPLIT]`, streamed from the Hugging Face hub; or `seqio:NAME`,
+        stands for all such files in it, or that `Dataset.save_to_disk` wrote; `-` for standard input (`-:csv` names its
+        format); `hf:NAME[@REVISION][:CONFIG][:SPLIT]`, streamed from the Hugging Face hub; or `seqio:NAME`,
         `seqio:NAME@MODULE` (a task or mixture; MODULE is imported first and registers it),
         `tfds:NAME[/CONFIG][:VERSION]`, `installed_docs:prose`, `installed_docs:code`.
-      text_field: the key, column or feature that holds the text; dots reach into nested records (`message.body`), and a
-        number names a column of a table whose first row does not name them. Of a SeqIO task `text` stands for its
-        `inputs` and `targets` joined; `question+context+answer` joins others.
+      text_field: the key, column or feature of the text; dots name fields of nested records (`message.body`), and a
+        number is a column of a table whose first row does not name them. Of a SeqIO task `text` is its `inputs` and
+        `targets` joined; `question+context+answer` joins others.
       conversations: read each record as instruction data and not as one text: `messages`, `alpaca`, `pairs` or `auto`
-        (see `conversations.read_messages`); `text_field` then means nothing.
-      split: which split of a hub's dataset, SeqIO task or TFDS builder; of a folder where its files' names say one.
-      max_documents: take only the first so many documents, in the corpus's own order; None takes all.
+        (see `conversations.read_messages`); `text_field` is then not used.
+      split: of a hub's dataset, SeqIO task or TFDS builder, or of a folder whose files' names contain split names.
+      max_documents: read only so many documents, the first in the corpus's own order; None: all.
       max_broken_share: share of records, from 0 up to but not 1, that may be broken (not JSON, not UTF-8, without the
         text field, ...) before reading stops with an error. Broken records are left out and counted by reason.
       min_characters: shorter texts, not counting white space around them, are left out and counted.
-      feature_length: tokens that the preprocessors of a SeqIO task find in `sequence_length` for every feature; None:
-        they find none. What they give is not cut.
-      every_task: read every task of a SeqIO mixture through once, whatever its rates, instead of drawing examples at
-        its rates until the first task ends.
+      feature_length: tokens that the preprocessors of a SeqIO task get as `sequence_length` of every feature; None:
+        they get none. What they return is not cut.
+      every_task: read every task of a SeqIO mixture once, instead of sampling examples at the mixture's rates until the
+        first task ends.
     """
 
     source: str
@@ -89,7 +89,7 @@ class CorpusConfig:
 
     @property
     def record_field(self) -> str:
-        """The field that readers take out of a record as its text; empty: none, the record stays whole."""
+        """The field that readers take out of a record as its text; empty: records keep all fields."""
         return "" if self.conversations else self.text_field
 
 
@@ -116,10 +116,10 @@ class Corpus(Protocol):
 
 
 class Rejected(InputError):
-    """A record that cannot become a document; an error where broken records are not tolerated, otherwise counted.
+    """A record that cannot become a document: an error if broken records are not tolerated, otherwise counted.
 
     Attributes:
-      reason: a few words under which the record is counted.
+      reason: by which the record is counted, a few words.
     """
 
     def __init__(self, reason: str, message: str):
@@ -130,7 +130,7 @@ class Rejected(InputError):
 class Records(abc.ABC):
     """The records of one file, task or builder, numbered from 0 in a fixed order.
 
-    This class is one that can only be streamed, and that has no file whose bytes identify it.
+    By default they can only be streamed, and have no file that identifies them.
     """
 
     @abc.abstractmethod
@@ -139,34 +139,34 @@ class Records(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, raw: Any, position: int) -> Document | None:
-        """The document of a raw record, or None where there is nothing (a blank line).
+        """The document of a raw record, or None if there is nothing (a blank line).
 
         Raises:
           Rejected: the record is broken.
         """
 
     def count(self) -> int | None:
-        """The number of records, if it can be known without decoding them."""
+        """The number of records, if it can be computed without decoding them; else None."""
         return None
 
     def fetch(self, positions: np.ndarray) -> Iterator[Any]:
-        """Raw records at these ascending positions; only for readers that can `count`."""
+        """Raw records at these ascending positions; only for readers with a `count`."""
         raise NotImplementedError("records without a count are streamed")
 
     def left_out(self, *, is_complete: bool) -> Counter[str]:
-        """What the latest reading met and did not take into any text, by kind.
+        """Counts, by kind, of what the latest reading did not put into any text.
 
         Args:
-          is_complete: whether it went to the end.
+          is_complete: whether all records were read.
         """
         return Counter()
 
     def expected_bytes(self) -> int | None:
-        """Size of the text, estimated from the size of the file; None where there is no such file."""
+        """Size of the text, estimated from the size of the file; None: there is no file."""
         return None
 
     def content_hash(self) -> str | None:
-        """Hash of the bytes that the records come from; None where only the documents themselves can be hashed."""
+        """Hash of the bytes that the records come from; None: only the documents themselves can be hashed."""
         return None
 
 
@@ -174,12 +174,12 @@ class FileRecords(Records):
     """The records of one file.
 
     Attributes:
-      may_be_compressed: whether the format is also read with `.gz` or `.zst` after its ending.
+      may_be_compressed: whether compressed files, such as `.gz`, of the format are read, too.
 
     Args:
       path: path or URL.
       label: names the file in the ids of its documents.
-      text_field: the field that holds the text; empty: records stay whole.
+      text_field: the field of the text; empty: records keep all fields.
     """
 
     may_be_compressed = True
@@ -209,7 +209,7 @@ def take_text(record: dict[str, Any], field: str, where: str) -> str:
       where: names the record in an error, such as `file.jsonl:17`.
 
     Raises:
-      Rejected: there is no such field, or it holds no text; null counts as an empty text.
+      Rejected: there is no such field, or its value is not text; null is an empty text.
     """
     if not field:
         return ""
@@ -232,7 +232,7 @@ def take_text(record: dict[str, Any], field: str, where: str) -> str:
 
 
 def check_split(source: str, split: str, splits: Iterable[str]) -> None:
-    """Raises InputError where the split that is asked for is none of these."""
+    """Raises InputError if the requested split is none of these."""
     if split not in splits:
         raise InputError(f"{source}: has no split {split!r}; set split to one of: {', '.join(splits)}")
 
@@ -260,7 +260,7 @@ def decode_utf8(data: bytes, where: str) -> str:
     """UTF-8 bytes as text.
 
     Raises:
-      Rejected: they are not UTF-8; the message says at which byte and guesses what they are.
+      Rejected: they are not UTF-8; the message says at which byte, and guesses their format.
     """
     try:
         return data.decode()
@@ -279,3 +279,10 @@ def is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def refuse_lone_surrogate(text: str, where: str) -> None:
+    """Raises Rejected if a text cannot be written as UTF-8."""
+    if not is_encodable(text):
+        message = f"{where}: holds a lone surrogate (\\ud800 to \\udfff), which UTF-8 cannot encode; write it again"
+        raise Rejected("lone surrogate", message)

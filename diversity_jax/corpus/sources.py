@@ -1,4 +1,4 @@
-"""Opening a corpus: the table of all readers, by file ending or scheme, and what of a folder is text."""
+"""Opens a corpus: finds the reader by file ending or scheme, and the files of a folder that are text."""
 
 from collections.abc import Callable, Collection, Sequence
 import logging
@@ -26,13 +26,15 @@ from diversity_jax.corpus.readers.text import (
     spooled_input,
 )
 
+log = logging.getLogger(__name__)
+
 _SPLIT_WORDS = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"},
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
-"""Word of a file's name -> the split that the datasets library takes it to be of."""
+"""Word of a file's name -> the split that the datasets library assigns it to."""
 ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-"""Names of files that the datasets library writes about data, in small letters."""
+"""Names of metadata files of the datasets library, in small letters."""
 _ABOUT_TEXT = re.compile(r"(readme|licen[cs]e|notice|changelog|citation|contributing|code_of_conduct|security)\b", re.I)
 
 
@@ -43,10 +45,10 @@ def saved_dataset(folder: str, split: str) -> list[str] | None:
       split: of a `DatasetDict`; a single `Dataset` has none.
 
     Returns:
-      None where it is no such folder.
+      None if it is no such folder.
 
     Raises:
-      InputError: there is no such split, or the folder is not whole.
+      InputError: there is no such split, or files are missing.
     """
     if exists(splits_file := join_path(folder, "dataset_dict.json")):
         splits = _member(splits_file, "splits")
@@ -58,7 +60,7 @@ def saved_dataset(folder: str, split: str) -> list[str] | None:
         return None
     if (read_json(state) or {}).get("_indices_data_files"):
         raise InputError(f"{folder}: holds its rows by an index, as datasets before 2.0 saved them; save it again")
-    names = [str(entry.get("filename")) for entry in _member(state, "_data_files") if isinstance(entry, dict)]
+    names = [str(file.get("filename")) for file in _member(state, "_data_files") if isinstance(file, dict)]
     if not names or not all(name.endswith(".arrow") and name == os.path.basename(name) for name in names):
         raise InputError(f"{state}: names no files in _data_files; save the dataset again")
     return [str(join_path(folder, name)) for name in names]
@@ -72,7 +74,7 @@ def _member(path: Any, name: str) -> list[Any]:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a path or URL is a folder; a URL with an ending or a pattern is not looked up."""
+    """Whether a path or URL is a folder; a URL with a file ending or a pattern is not looked up."""
     if not is_remote(source):
         return os.path.isdir(source)
     if re.search(r"\.\w+$|[*?\[{]", source):
@@ -96,16 +98,16 @@ def files_below(folder: str) -> list[str]:
 
 
 def is_about(path: str) -> bool:
-    """Whether a file's name says that it is about the data beside it."""
+    """Whether a file is about the data, by its name: metadata, a README, a licence."""
     name = path.replace("\\", "/").rsplit("/", 1)[-1]
     return name.lower() in ABOUT_DATA or bool(_ABOUT_TEXT.match(name))
 
 
 def of_split(folder: str, paths: Sequence[str], split: str) -> list[str]:
-    """Those files whose names say that they are of a split; all of them where not every file's name says one.
+    """The files whose names contain a split's name; all files if not every name contains one.
 
     Raises:
-      InputError: all names say a split, and none says this one.
+      InputError: all names contain a split's name, but none this one's.
     """
     own = _own_splits(folder)
     split_of = {path: _split_of(path.removeprefix(folder), own) for path in paths}
@@ -117,7 +119,7 @@ def of_split(folder: str, paths: Sequence[str], split: str) -> list[str]:
 
 
 def _own_splits(folder: str) -> set[str]:
-    """Names of splits in the `dataset_info.json` of a cache of the datasets library."""
+    """Names of splits in the `dataset_info.json` of a cache folder of the datasets library."""
     if not exists(path := join_path(folder, "dataset_info.json")):
         return set()
     splits = (read_json(path) or {}).get("splits")
@@ -130,8 +132,6 @@ def _split_of(path: str, own: Collection[str]) -> str | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-log = logging.getLogger(__name__)
-
 FILE_READERS: dict[str, tuple[str, type[FileRecords]]] = {
     "jsonl": (r"\.(jsonl|ndjson|json)$", JsonLines),
     "csv": (r"\.csv$", CommaSeparated),
@@ -141,11 +141,11 @@ FILE_READERS: dict[str, tuple[str, type[FileRecords]]] = {
     "arrow": (r"\.(arrow|feather|ipc)$", Arrow),
     "tfrecord": (r"\.tfrecords?(-\d+-of-\d+)?$", TFRecord),
 }
-"""Kind of file -> the ending of its name, without `.gz` or `.zst`, and its reader. The kind enters fingerprints."""
+"""Kind of file -> the ending of its name, without `.gz` or `.zst`, and its reader. Kinds are part of fingerprints."""
 
 
 def _open_hugging_face(config: CorpusConfig, name: str) -> RecordCorpus:
-    """A folder of this machine where `name` is one, else a dataset of the hub."""
+    """A local folder if `name` is one, else a dataset of the hub."""
     if os.path.isdir(name):
         return _open_folder(config, name)
     return open_hub_dataset(config, name)
@@ -157,7 +157,7 @@ SCHEMES: dict[str, Callable[[CorpusConfig, str], RecordCorpus]] = {
     "seqio": open_seqio_task,
     "tfds": open_tfds_builder,
 }
-"""Scheme of a source -> the function that opens it, given the settings and the part after the colon."""
+"""Scheme of a source -> the function that opens it, called with the settings and the part after the colon."""
 
 _PATTERN = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -166,17 +166,14 @@ _EXPECTED = (
     ".jsonl, .csv, .tsv, .txt, .md or .tfrecord (each also .gz, .zst, .bz2 or .xz), .parquet, .arrow or .feather"
 )
 _LISTED_FILES = 4
-_REMEDIES = {
-    r"\.(tar|tgz|zip)$": ", an archive: unpack it and name the files in it",
-}
-"""Ending of a file's name that cannot be read -> what it is and what to do."""
+_ARCHIVE = re.compile(r"\.(tar|tgz|zip)$", re.IGNORECASE)
 
 
 def open_corpus(config: CorpusConfig | str) -> Corpus:
     """Opens a corpus and reads its first document, so that wrong settings fail at once.
 
     Args:
-      config: what to open; a text alone is a source with default settings.
+      config: what to open; a string is a source with default settings.
 
     Raises:
       InputError: there is nothing there, it holds no document, the text field is wrong, or the first record is broken.
@@ -230,7 +227,7 @@ def _open_files(config: CorpusConfig, paths: list[str] | None = None) -> RecordC
 
 
 def _open_standard_input(config: CorpusConfig, kind: str) -> RecordCorpus:
-    """What is piped in: of the kind that stands behind `-:`, else JSON Lines where it begins so, else a text a line."""
+    """Standard input: of the kind after `-:`, else JSON Lines if it begins like an object, else a text a line."""
     if kind and kind not in FILE_READERS:
         raise InputError(f"{config.source}: expected one of {', '.join(f'-:{name}' for name in FILE_READERS)}")
     path = spooled_input()
@@ -240,10 +237,10 @@ def _open_standard_input(config: CorpusConfig, kind: str) -> RecordCorpus:
 
 
 def _open_folder(config: CorpusConfig, folder: str) -> RecordCorpus:
-    """Rows that the datasets library saved there; else every file of a known kind below it, or those of the split.
+    """Rows that the datasets library saved there; else all files of known kinds in it, or those of the split.
 
-    Files about the data, such as a README beside records, are left out, and it is logged what is read. The names of the
-    files enter the fingerprint.
+    Files about the data, such as a README, are left out, and a log line lists what is read. The names of the files are
+    part of the fingerprint.
 
     Raises:
       InputError: there is no such file, or a command of this project wrote the folder.
@@ -277,7 +274,7 @@ def _labelled(paths: list[str]) -> list[tuple[str, str]]:
 
 
 def _braces_expanded(source: str) -> list[str]:
-    """A path with `{a,b}` or `{00..12}`, as shells have them, as the paths it stands for."""
+    """Expands `{a,b}` and `{00..12}` in a path, as shells do."""
     braces = _BRACES.search(source)
     if braces is None or (not is_remote(source) and os.path.lexists(source)):
         return [source]
@@ -298,7 +295,7 @@ def _find(source: str) -> list[str]:
         paths = list_files(source)
     except InputError:
         raise
-    except Exception as error:  # object stores fail with whatever their library raises: no credentials, no network
+    except Exception as error:  # libraries of object stores raise exceptions of many kinds
         if not is_remote(source):
             raise
         reason = str(error).partition("\n")[0]
@@ -312,7 +309,7 @@ def _find(source: str) -> list[str]:
 
 
 def _known_kind(path: str) -> str | None:
-    """The kind of a file whose name has a known ending."""
+    """The kind of a file by the ending of its name; None: unknown."""
     name = path[: len(path) - len(compression(path) or "")]
     return next((kind for kind, (end, _) in FILE_READERS.items() if re.search(end, name, re.IGNORECASE)), None)
 
@@ -323,12 +320,12 @@ def _kind_of(path: str) -> str:
         if name != path and not FILE_READERS[kind][1].may_be_compressed:
             raise InputError(f"{path}: a compressed {kind} file cannot be read in parts; decompress it")
         return kind
-    remedy = next((remedy for ending, remedy in _REMEDIES.items() if re.search(ending, name, re.IGNORECASE)), "")
+    remedy = ", an archive: unpack it and name the files in it" if _ARCHIVE.search(name) else ""
     raise InputError(f"{path}: of no known kind{remedy}; expected a name that ends in {_EXPECTED}")
 
 
 def _labels(paths: list[str]) -> list[str]:
-    """The shortest names that tell the files apart, independent of the name of their common folder."""
+    """Names of the files relative to their common folder; of a single file its name."""
     paths = [without_secrets(path) for path in paths]
     if len(paths) == 1:
         return [paths[0].replace("\\", "/").rsplit("/", 1)[-1]]

@@ -1,4 +1,4 @@
-"""Real text on every machine: English prose and Python code out of the installed packages and Python's own library."""
+"""Demo text without a download: English prose and Python code of installed packages and Python's standard library."""
 
 import ast
 from collections.abc import Callable, Iterable, Iterator
@@ -30,16 +30,16 @@ _RULES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="u
 _PATTERNS = {name: re.compile(pattern) for name, pattern in _RULES["patterns"].items()}
 _FUNCTION_WORDS = frozenset(_RULES["function_words"].split())
 _BATCH_DOCUMENTS = 64
-_FIRST_OF_A_FILE = 8  # documents of one file before all other files had their turn: a few files hold thousands
+_FIRST_OF_A_FILE = 8  # documents of one file that come before the rest of all files: a few files have thousands
 
 
 def open_installed_docs(config: CorpusConfig, name: str) -> RecordCorpus:
     """Opens `installed_docs:prose` or `installed_docs:code`.
 
     Prose is the English paragraphs of docstrings, READMEs and other documentation files; code is functions, classes and
-    methods. Both leave out this project itself, and texts that equal an earlier one but for case, spaces and
-    punctuation. The documents and their order depend only on the installed packages and their versions; the first ones
-    are spread evenly over packages, so that `max_documents` takes a fair part in seconds.
+    methods. Both leave out this project itself, and texts that equal an earlier one up to case, spaces and punctuation.
+    The documents and their order depend only on the installed packages and their versions; the first ones are spread
+    evenly over packages, so that `max_documents` gives a representative part in seconds.
 
     Raises:
       InputError: another name than these two.
@@ -50,7 +50,7 @@ def open_installed_docs(config: CorpusConfig, name: str) -> RecordCorpus:
 
 
 class _InstalledDocs(Records):
-    """Documents, extracted as far as they are read, by any thread, and kept."""
+    """Documents that are extracted when they are first read, by any thread, and then stored."""
 
     def __init__(self, source: Iterator[Document]):
         self._source = source
@@ -72,7 +72,7 @@ class _InstalledDocs(Records):
 
 @functools.cache
 def _records(name: str) -> _InstalledDocs:
-    """Extracted once in a process."""
+    """The records of `prose` or `code`, extracted once in a process."""
     return _InstalledDocs(_EXTRACTORS[name]())
 
 
@@ -147,11 +147,11 @@ def _stable_hash(name: str) -> bytes:
 
 
 def installed_files(endings: tuple[str, ...]) -> list[InstalledFile]:
-    """Installed files whose names end so: the first of every package, then the second of every package, and so on.
+    """Installed files with these endings: the first of every package, then the second of every package, and so on.
 
-    Python's standard library counts as one package, so that even a bare environment has text. Which file of a package
-    comes first is decided by a hash of its name, so that the order depends on nothing but which packages, in which
-    versions, are installed. This project itself is left out, and so is the second owner of a shared file.
+    Python's standard library counts as one package, so that even a bare environment has text. The order of a package's
+    files is that of hashes of their names, so that it depends only on the installed packages and their versions. This
+    project itself is left out; a file of several packages counts for the first.
     """
     owned = [("python", platform.python_version(), sysconfig.get_path("stdlib"), _standard_library())]
     for package, distribution in sorted(_distributions().items()):
@@ -182,7 +182,7 @@ def _distributions() -> dict[str, "importlib.metadata.Distribution"]:
 
     distributions: dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions():
-        if name := distribution.metadata["Name"]:  # None for a damaged installation, of which there is nothing to read
+        if name := distribution.metadata["Name"]:  # None for a damaged installation
             distributions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution)
     distributions.pop(_OWN, None)
     return distributions
@@ -209,7 +209,7 @@ def _standard_library() -> list[str]:
 
 
 def _read(files: list[InstalledFile]) -> Iterator[tuple[InstalledFile, str]]:
-    """Text of every file that exists and is UTF-8: a package may list files that were removed after installation."""
+    """Text of every file that exists and is UTF-8; files may have been removed after installation."""
     for file in files:
         try:
             with open(file.path, encoding="utf-8") as opened:
@@ -225,7 +225,7 @@ def docstrings(source: str) -> Iterator[tuple[int, str]]:
     """(line number, text) of the docstrings of a Python file: of the module, its classes and functions; margins kept.
 
     They are the strings in triple quotes at the start of the file or of a line after one that ends with a colon.
-    Parsing instead takes thirty times as long, and fails on syntax of other versions of Python.
+    Parsing takes thirty times as long, and fails on syntax of other versions of Python.
     """
     line, counted_to = 1, 0
     begin = _PATTERNS["file_start"].match(source)
@@ -250,15 +250,15 @@ _FUNCTION_WORD_SHARE = 0.2
 def prose(text: str) -> list[str]:
     """Paragraphs of a docstring or a documentation file that are English prose, each on one line, without markup.
 
-    A paragraph is prose when all its lines stand at the left margin, it ends like a sentence, and its words are mostly
-    English words with the usual share of articles, prepositions and auxiliaries. The rest of a documentation file is
+    A paragraph is prose if all its lines begin at the left margin, it ends like a sentence, and its words are mostly
+    English words with the usual share of articles, prepositions and auxiliaries. Other parts of documentation are
     argument lists, tables, doctests, code, licences and links.
     """
     return [paragraph for block in _blocks(text) if (paragraph := _paragraph(block))]
 
 
 def join_paragraphs(paragraphs: list[str]) -> Iterator[str]:
-    """Documents out of consecutive paragraphs; one that stays too short to stand alone is dropped."""
+    """Joins consecutive paragraphs to documents; a last one that is too short is dropped."""
     document: list[str] = []
     size = 0
     for paragraph in paragraphs:
@@ -272,7 +272,7 @@ def join_paragraphs(paragraphs: list[str]) -> Iterator[str]:
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """Runs of lines between blank ones, without fenced code, margins taken off."""
+    """Runs of lines between blank ones, without fenced code and without their margin."""
     first, *lines = text.expandtabs().replace("\\\n", "").split("\n")
     margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     block: list[str] = []
@@ -321,10 +321,9 @@ _LONGEST_FILE_CHARACTERS = 400_000  # longer ones are mostly generated
 
 
 def functions(source: str) -> Iterator[tuple[int, str]]:
-    """(line number, code) of every function, class and method of 5 to 100 lines, decorators included, margin taken off.
+    """(line number, code) of every function, class and method of 5 to 100 lines, with decorators, without its margin.
 
-    A class that fits comes as a whole; of one that does not, its methods. Files that this Python cannot parse give
-    nothing.
+    A longer or shorter class is replaced by its methods. Files that this Python cannot parse give nothing.
     """
     if len(source) > _LONGEST_FILE_CHARACTERS:
         return

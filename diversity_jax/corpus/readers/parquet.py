@@ -1,6 +1,4 @@
-"""Records in columns: Parquet and Arrow files, and datasets of the Hugging Face hub, streamed by the `datasets`
-library.
-"""
+"""Readers of Parquet and Arrow files, and of datasets of the Hugging Face hub, streamed by the `datasets` library."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -19,10 +17,9 @@ from diversity_jax.corpus.document import (
     Document,
     FileRecords,
     Records,
-    Rejected,
     check_split,
     decode_utf8,
-    is_encodable,
+    refuse_lone_surrogate,
     take_text,
 )
 
@@ -30,11 +27,11 @@ _BATCH_ROWS = 1024
 
 
 class Parquet(FileRecords):
-    """Rows of one file. Metadata holds the top-level columns of text, numbers, truth values and dates; nested and
-    binary ones (embeddings, images) are never read. Sampling reads only the row groups that hold a drawn row.
+    """Rows of one file. Metadata are the top-level columns of text, numbers, truth values and dates; nested and binary
+    ones (embeddings, images) are never read. Sampling reads only the row groups of sampled rows.
     """
 
-    may_be_compressed = False  # row groups could not be read apart; the format compresses inside
+    may_be_compressed = False  # the format has its own compression, of row groups that can be read separately
 
     def __init__(self, path: str, label: str, text_field: str):
         super().__init__(path, label, text_field)
@@ -83,18 +80,11 @@ class Parquet(FileRecords):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
-        """The open Parquet file; what pyarrow objects to becomes one line about this file."""
-        import pyarrow
+        """The open Parquet file."""
         import pyarrow.parquet
 
-        with open_file(self._path) as source:
-            try:
-                with pyarrow.parquet.ParquetFile(source) as file:
-                    yield file
-            except (pyarrow.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0]
-                message = f"{self._path}: is not a whole Parquet file ({reason}); fetch or write it again"
-                raise InputError(message) from None
+        with _opened_source(self._path, "Parquet") as source, pyarrow.parquet.ParquetFile(source) as file:
+            yield file
 
 
 class Arrow(Parquet):
@@ -135,30 +125,35 @@ class Arrow(Parquet):
 
     @contextlib.contextmanager
     def _opened(self, columns: list[str] | None = None) -> Iterator[Any]:
-        """A reader of the file, of some columns alone; what pyarrow objects to becomes one line about this file."""
-        import pyarrow
+        """A reader of the file, perhaps of some columns alone."""
         import pyarrow.ipc
 
-        with open_file(self._path) as source:
-            try:
-                is_file = source.read(6) == b"ARROW1"
-                opened = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+        with _opened_source(self._path, "Arrow IPC") as source:
+            is_file = source.read(6) == b"ARROW1"
+            opened, options = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream, None
+            source.seek(0)
+            if columns is not None:
+                names = opened(source).schema.names
                 source.seek(0)
-                if columns is not None:
-                    names = opened(source).schema.names
-                    source.seek(0)
-                    fields = pyarrow.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
-                    yield opened(source, options=fields)
-                else:
-                    yield opened(source)
-            except (pyarrow.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0]
-                message = f"{self._path}: is not a whole Arrow IPC file ({reason}); fetch or write it again"
-                raise InputError(message) from None
+                options = pyarrow.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
+            yield opened(source, options=options)
+
+
+@contextlib.contextmanager
+def _opened_source(path: str, kind: str) -> Iterator[Any]:
+    """The open file; an error of pyarrow while it is read becomes one line that names it."""
+    import pyarrow
+
+    with open_file(path) as source:
+        try:
+            yield source
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: is not a whole {kind} file ({reason}); fetch or write it again") from None
 
 
 def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
-    """Names of the plain columns beside the text.
+    """Names of the columns that become metadata.
 
     Raises:
       InputError: there is no text column, or it does not hold text.
@@ -166,10 +161,8 @@ def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
     import pyarrow.types as types
 
     binary = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
-    single = {
-        name for name in schema.names if schema.names.count(name) == 1
-    }  # of two of a name neither can be asked for
-    if not text_field:  # the whole record, lists of messages too
+    single = {name for name in schema.names if schema.names.count(name) == 1}  # others cannot be selected by name
+    if not text_field:  # all fields, also lists of messages
         return [field.name for field in schema if field.name in single and not any(kind(field.type) for kind in binary)]
     nested = "." in text_field and text_field not in schema.names
     first, *rest = text_field.split(".") if nested else [text_field]
@@ -187,12 +180,12 @@ def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
     if not any(kind(value) for kind in texts):
         raise InputError(f"{path}: column {text_field!r} holds {column}, not text; set text_field to one that does")
     unread = (types.is_nested, *binary)
-    beside = [field for field in schema if field.name != first and field.name in single]
-    return [field.name for field in beside if not any(kind(field.type) for kind in unread)]
+    others = [field for field in schema if field.name != first and field.name in single]
+    return [field.name for field in others if not any(kind(field.type) for kind in unread)]
 
 
 def _values(column: Any) -> list[Any]:
-    """A column as Python values; None for what Python has no value for: dates past 9999, strings that are not UTF-8."""
+    """A column as Python values; None for values that Python cannot represent: dates after 9999, invalid UTF-8."""
     with contextlib.suppress(ValueError, OverflowError):  # UnicodeDecodeError and pyarrow's errors are ValueErrors
         return column.to_pylist()
     return [_value(scalar) for scalar in column]
@@ -230,9 +223,9 @@ _SAVE_IT = "save it with Dataset.save_to_disk where there is one, and name that 
 def open_hub_dataset(config: CorpusConfig, name: str) -> RecordCorpus:
     """Opens `hf:NAME[@REVISION][:CONFIG][:SPLIT]` from the hub, or from the one that `HF_ENDPOINT` names.
 
-    What stands alone behind the name is a configuration where the dataset has one of that name, else a split; the split
-    is `config.split` where none is named. `HF_TOKEN`, or what `hf auth login` left, opens gated datasets. The commit,
-    the configuration and the split are the content's identity, so that a fingerprint reads nothing.
+    A single word after the name is a configuration if the dataset has one of that name, else a split; without a split,
+    it is `config.split`. `HF_TOKEN`, or the token of `hf auth login`, gives access to gated datasets. The commit, the
+    configuration and the split identify the content, so that a fingerprint reads nothing.
 
     Raises:
       InputError: `datasets` is not installed; there is no such dataset, revision, configuration, split or column; it is
@@ -286,8 +279,7 @@ class _Shard(Records):
     def decode(self, raw: dict[str, Any], position: int) -> Document:
         where, record = f"{self._label}:{position + 1}", dict(raw)
         text = take_text(record, self._field, where)
-        if not is_encodable(text):
-            raise Rejected("lone surrogate", f"{where}: holds a lone surrogate, which UTF-8 cannot; write it again")
+        refuse_lone_surrogate(text, where)
         plain = {key: value for key, value in record.items() if not isinstance(value, bytes)}
         return Document(id=where, text=text, meta=plain)
 
@@ -308,7 +300,7 @@ def _library(source: str) -> Any:
 
 
 def _commit(source: str, repository: str, revision: str | None) -> str:
-    """The commit that a revision, or the main branch, stands for."""
+    """The commit of a revision, or of the main branch."""
     import huggingface_hub
 
     with _failures(source):
@@ -317,10 +309,10 @@ def _commit(source: str, repository: str, revision: str | None) -> str:
 
 @contextlib.contextmanager
 def _failures(source: str) -> Iterator[None]:
-    """Turns what the libraries raise into one line.
+    """Turns exceptions of the libraries into one line.
 
     Raises:
-      InputError: what was asked for is not there, may not be read, or there is no network.
+      InputError: what is requested is not there, may not be read, or there is no network.
       StoreError: the hub failed while it was read.
     """
     import datasets.exceptions

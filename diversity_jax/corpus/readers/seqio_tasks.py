@@ -1,4 +1,4 @@
-"""SeqIO tasks and mixtures of any codebase as corpora: which features make the text, and what is left out."""
+"""Reads SeqIO tasks and mixtures of any codebase as corpora: their text, and counts of what is not in it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,26 +21,26 @@ from diversity_jax.corpus.readers.tensorflow import TensorRecords, flat_features
 log = logging.getLogger(__name__)
 
 _DEFAULT_FIELD, _USUAL_FEATURES = "text", ("inputs", "targets")
-_KEPT = "_pretokenized"  # ending of the feature in which `seqio.preprocessors.tokenize` keeps the text of another
-_TASK = "diversity_jax:task"  # feature that numbers the task which an example of a mixture comes from
-_SEED = 0  # of preprocessors that draw random numbers: the same text in every run
-_MOST_COUNTED = 1_000_000  # examples of one task that are counted after a mixture has stopped reading it
+_TEXT_ENDING = "_pretokenized"  # of the feature in which `seqio.preprocessors.tokenize` puts the text of another
+_TASK = "diversity_jax:task"  # feature with the number of the task that an example of a mixture is of
+_SEED = 0  # of preprocessors that use random numbers, so that the text is the same in every run
+_MOST_COUNTED = 1_000_000  # unread examples of one task of a mixture that are counted, at most
 
 
 def open_seqio_task(config: CorpusConfig, name: str) -> RecordCorpus:
     """Opens `seqio:NAME` or `seqio:NAME@MODULE`, where importing MODULE registers the task or mixture.
 
-    A task is read unshuffled, after its preprocessors, at full length; from SeqIO's cache where it requires that. Its
-    text is its `inputs` and `targets`, as far as it has them, joined by an empty line, or else the feature `text`;
-    `text_field` names others, several joined by `+`. Token ids are decoded with the task's vocabulary, sentinels too,
-    unless they are exactly the tokens of the text that was kept beside them.
+    A task is read unshuffled, after its preprocessors, at full length; from SeqIO's cache if it requires that. Its text
+    is its `inputs` and `targets`, those that it has, joined by an empty line, or else the feature `text`; `text_field`
+    names others, several joined by `+`. Token ids are decoded with the task's vocabulary, sentinels too; if they are
+    exactly the tokens of an example's `_pretokenized` text, that is used.
 
-    A mixture is read as its own trainer would see it: examples drawn at its rates with a fixed seed, until the first
-    of its tasks has been read through; with `every_task` each of its tasks is read through once instead. What their
-    trainer sees and the text does not hold is logged and counted by reason in `RecordCorpus.left_out`.
+    A mixture is read as its own trainer would: examples sampled at its rates with a fixed seed, until the first of its
+    tasks ends; with `every_task` each of its tasks is read once instead. What their trainer would be given and the text
+    does not have is logged, and counted by kind in `Tally.left_out`.
 
     Raises:
-      InputError: no such module, task, split or feature; its features hold no text; or it cannot be read.
+      InputError: no such module, task, split or feature; its features are not text; or it cannot be read.
     """
     wanted = name.partition("@")[0]
     provider = find_provider(config.source)
@@ -96,11 +96,11 @@ def _reason(error: Exception) -> str:
 
 
 class TaskRecords(TensorRecords):
-    """Examples of a task, or of a mixture drawn at its rates.
+    """Examples of a task, or of a mixture sampled at its rates.
 
     Attributes:
-      features: that make the text, in order; empty: examples stay whole, for conversations.
-      unused_features: that a trainer of theirs is given beside these.
+      features: whose texts are joined, in order; empty: examples keep all features, for conversations.
+      unused_features: further features that their trainer would be given.
 
     Args:
       label: names the records, `label:1` and so on.
@@ -119,10 +119,10 @@ class TaskRecords(TensorRecords):
         self.features = self._chosen(specs) if config.record_field else ()
         used = self.features or _USUAL_FEATURES
         given = [name for name in specs if name.partition(".")[0] in self._output_features]
-        self.unused_features = tuple(name for name in given if name not in used and name + _KEPT not in used)
+        self.unused_features = tuple(name for name in given if name not in used and name + _TEXT_ENDING not in used)
 
     def _examples(self) -> Any:
-        """The dataset, anew and always the same."""
+        """A new dataset, always the same."""
         length = self._config.feature_length
         names = {*_USUAL_FEATURES, *self._output_features}
         options = {
@@ -145,7 +145,7 @@ class TaskRecords(TensorRecords):
             raise InputError(f"{about}{self._remedy()}") from error
 
     def _remedy(self) -> str:
-        """What may help where a dataset cannot be made."""
+        """The end of the error message if a dataset cannot be made: what may help."""
         readers = [
             getattr(step, "func", step)
             for task in self._tasks
@@ -162,11 +162,11 @@ class TaskRecords(TensorRecords):
         return ""
 
     def _chosen(self, specs: dict[str, Any]) -> tuple[str, ...]:
-        """The features that make the text."""
+        """The features whose texts are joined."""
         field = self._config.record_field
         if field == _DEFAULT_FIELD:
             usual = [name for name in _USUAL_FEATURES if name in specs and self._problem(name, specs[name]) is None]
-            pretokenized = [name + _KEPT for name in _USUAL_FEATURES if name + _KEPT in specs]
+            pretokenized = [name + _TEXT_ENDING for name in _USUAL_FEATURES if name + _TEXT_ENDING in specs]
             names = tuple(usual or pretokenized or ["text" if "text" in specs else "targets"])
         else:
             names = (field,) if field in specs else tuple(name.strip() for name in field.split("+"))
@@ -198,8 +198,8 @@ class TaskRecords(TensorRecords):
             yield batch
 
     def left_out(self, *, is_complete: bool) -> Counter[str]:
-        """Values of features and tokens without text that the latest reading met; at its end also the examples of
-        tasks that a mixture had not come to when the first of them ended.
+        """Values of unused features and tokens without text in the latest reading; if that is complete, also the
+        examples of a mixture's tasks that were not read when the first of them ended.
         """
         counts = Counter(self._counts)
         if is_complete and self._provider not in self._tasks:
@@ -227,12 +227,14 @@ class TaskRecords(TensorRecords):
                 name: self._text(name, values, where) for name in _USUAL_FEATURES if self._is_ids(name, values)
             }
             all_values = {name: self._value(value, where) for name, value in values.items()}
-            pretokenized = {name + _KEPT: text for name, text in texts_of_ids.items() if name + _KEPT in all_values}
+            pretokenized = {
+                name + _TEXT_ENDING: text for name, text in texts_of_ids.items() if name + _TEXT_ENDING in all_values
+            }
             return Document(id=where, text="", meta={**all_values, **texts_of_ids, **pretokenized})
         texts = [self._text(name, values, where) for name in self.features]
         for name in self.features:
             values.pop(name, None)
-            values.pop(name + _KEPT, None)
+            values.pop(name + _TEXT_ENDING, None)
         return Document(id=where, text="\n\n".join(filter(str.strip, texts)) or texts[0], meta=scalars(values))
 
     def _is_ids(self, name: str, values: dict[str, Any]) -> bool:
@@ -244,7 +246,7 @@ class TaskRecords(TensorRecords):
             return decode_utf8(value, where)
         vocabulary, ids = self._output_features[name].vocabulary, value.tolist()
         try:
-            pretokenized = values.get(name + _KEPT)
+            pretokenized = values.get(name + _TEXT_ENDING)
             if isinstance(pretokenized, bytes) and list(vocabulary.encode(pretokenized.decode())) == _without_end(
                 vocabulary, ids
             ):
@@ -259,8 +261,8 @@ class TaskRecords(TensorRecords):
 
 
 def _numbered(mixture: Any, tasks: Sequence[Any]) -> Any:
-    """A copy of a mixture whose examples say by number which of the tasks they come from."""
-    marked, numbers = copy.copy(mixture), {task.name: number for number, task in enumerate(tasks)}
+    """A copy of a mixture whose examples have the number of their task as a feature."""
+    numbered, numbers = copy.copy(mixture), {task.name: number for number, task in enumerate(tasks)}
 
     def get_task_dataset(task: Any, *arguments: Any, **options: Any) -> Any:
         bound = inspect.signature(mixture.get_task_dataset).bind(task, *arguments, **options)
@@ -268,12 +270,12 @@ def _numbered(mixture: Any, tasks: Sequence[Any]) -> Any:
         number = np.int32(numbers[task.name])
         return mixture.get_task_dataset(*bound.args, **bound.kwargs).map(lambda example: {**example, _TASK: number})
 
-    marked.get_task_dataset = get_task_dataset
-    return marked
+    numbered.get_task_dataset = get_task_dataset
+    return numbered
 
 
 def _without_end(vocabulary: Any, ids: list[int]) -> list[int]:
-    """Ids without the padding and the one end-of-text id behind them."""
+    """Ids without padding and one end-of-text id at their end."""
     end = len(ids)
     while end and ids[end - 1] == vocabulary.pad_id != vocabulary.eos_id:
         end -= 1
@@ -281,10 +283,10 @@ def _without_end(vocabulary: Any, ids: list[int]) -> list[int]:
 
 
 def decoded(vocabulary: Any, ids: list[int]) -> tuple[str, int]:
-    """The text of all ids, and how many of them have none (unknown, out of range, pieces of a character).
+    """The text of all ids, and how many of them have none (unknown, out of range, bytes of an incomplete character).
 
-    `Vocabulary.decode` ends at the first end-of-text id, and some vocabularies leave sentinels out: here what stands
-    between end-of-text ids is joined by an empty line, and such a sentinel is written `<extra_id_0>`, as T5 does.
+    `Vocabulary.decode` stops at the first end-of-text id, and some vocabularies drop sentinels: here the texts between
+    end-of-text ids are joined by an empty line, and such sentinels are written `<extra_id_0>`, as in T5.
     """
     seqio = import_quietly("seqio")
     ids, size = _without_end(vocabulary, ids), vocabulary.vocab_size
@@ -297,7 +299,7 @@ def decoded(vocabulary: Any, ids: list[int]) -> tuple[str, int]:
             runs = [(named, list(run)) for named, run in itertools.groupby(group, names.__contains__)]
             parts = ["".join(map(names.__getitem__, run)) if named else vocabulary.decode(run) for named, run in runs]
             texts.append("".join(parts))
-    if isinstance(vocabulary, seqio.ByteVocabulary):  # it leaves out bytes that are no whole character
+    if isinstance(vocabulary, seqio.ByteVocabulary):  # it drops bytes of incomplete characters
         written = sum(len(text.encode()) for text in texts) - sum(len(names[i]) for i in ids if i in names)
         lost += sum(vocabulary.unk_id < i < sentinels.start for i in ids) - written
     return "\n\n".join(filter(str.strip, texts)), lost

@@ -1,4 +1,4 @@
-"""Sources that TensorFlow reads: TFRecord files and prepared TensorFlow Datasets builders."""
+"""Readers of TFRecord files and prepared TensorFlow Datasets builders, by TensorFlow."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -29,7 +29,7 @@ from diversity_jax.corpus.document import (
 )
 
 _BATCH_EXAMPLES = 256
-_FRAME_BYTES = 16  # beside the data of a TFRecord: its length and two checksums
+_FRAME_BYTES = 16  # of a TFRecord besides its data: its length and two checksums
 _OFFSET = re.compile(r"record at (\d+)")
 
 
@@ -38,7 +38,7 @@ class TFRecord(FileRecords):
 
     def batches(self) -> Iterator[list[bytes]]:
         tf = import_quietly("tensorflow")
-        with open_file(self._path):  # TensorFlow's own error for a missing file is longer
+        with open_file(self._path):  # raises a shorter error for a missing file than TensorFlow
             pass
         consumed_bytes = 0
         with _plain_file(self._path) as path:
@@ -52,7 +52,7 @@ class TFRecord(FileRecords):
                     break
                 consumed_bytes += sum(map(len, batch)) + _FRAME_BYTES * len(batch)
                 yield batch
-            if consumed_bytes < file_bytes(path):  # TensorFlow takes less than a record's first 12 bytes for the end
+            if consumed_bytes < file_bytes(path):  # TensorFlow ignores an incomplete header of 12 bytes at the end
                 raise self._damaged(f"truncated record at {consumed_bytes}")
 
     def _damaged(self, message: str) -> InputError:
@@ -85,7 +85,7 @@ class TFRecord(FileRecords):
 
 @contextlib.contextmanager
 def _plain_file(path: str) -> Iterator[str]:
-    """The path of a local, decompressed file: the file itself, or a copy that is removed afterwards."""
+    """The path of a local, decompressed file: the file itself, or a temporary copy."""
     if not is_remote(path) and not compression(path):
         yield path
         return
@@ -106,7 +106,7 @@ def parse_example(data: bytes) -> dict[str, list[Any]]:
     """Features of a serialised `tf.train.Example` by name, in alphabetical order: a list of bytes, floats or ints each.
 
     Raises:
-      ValueError: the bytes are no such message.
+      ValueError: the bytes are not such a message.
     """
     try:
         features = _example_type().FromString(data).features.feature
@@ -121,11 +121,11 @@ class TensorRecords(Records):
 
     Args:
       label: names the records, `label:1` and so on.
-      dataset: makes the dataset anew, always in the same order.
-      field: the text feature; dots reach into nested ones. Empty: examples stay whole, lists kept.
+      dataset: makes a new dataset, always in the same order.
+      field: the text feature; dots name nested ones. Empty: examples keep all features, also lists.
 
     Raises:
-      InputError: there is no such feature, or it holds no text; the message names those that there are.
+      InputError: there is no such feature, or it is not text; the message names those that there are.
     """
 
     def __init__(self, label: str, dataset: Callable[[], Any], field: str):
@@ -164,12 +164,12 @@ class TensorRecords(Records):
         return Document(id=where, text=text, meta=scalars(features))
 
     def _value(self, value: Any, where: str) -> Any:
-        """A feature in the form in which other formats hold it."""
+        """A feature's value, bytes as text."""
         return decode_utf8(value, where) if isinstance(value, bytes) else plain(value)
 
 
 def scalars(features: Mapping[str, Any]) -> dict[str, Any]:
-    """Features of one value each, which are a document's metadata."""
+    """Features of a single value, which are a document's metadata."""
     return {name: plain(value) for name, value in features.items() if np.ndim(value) == 0}
 
 
@@ -182,7 +182,7 @@ def flat_features(features: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A feature's value in Python's own types, bytes as text."""
+    """A feature's value as Python's own types, bytes as text."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, list) or np.ndim(value):
@@ -195,10 +195,10 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+$")
 
 
 def open_tfds_builder(config: CorpusConfig, name: str) -> RecordCorpus:
-    """Opens `tfds:NAME[/CONFIG][:VERSION]` below `TFDS_DATA_DIR`, or `~/tensorflow_datasets` where that is not set.
+    """Opens `tfds:NAME[/CONFIG][:VERSION]` in `TFDS_DATA_DIR`, or in `~/tensorflow_datasets` if that is not set.
 
-    The newest version is taken unless one is named. The folder is opened by itself, without the code that made it, so
-    that neither that code nor a network is needed.
+    The newest version is used unless one is named. The folder is opened without the code that made it and without a
+    network.
 
     Raises:
       InputError: there is no such prepared data set, configuration, version, split or feature.
@@ -219,7 +219,7 @@ def open_tfds_builder(config: CorpusConfig, name: str) -> RecordCorpus:
 
 
 def _version_folder(root: Path, name: str, source: str) -> Path:
-    """The folder of one version, which holds the files."""
+    """The folder of one version."""
     path, _, version = name.partition(":")
     folder = root / path
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Text record by record: JSON Lines, plain text by file or line, standard input, and what a program holds in memory."""
+"""Readers of JSON Lines, CSV and plain text, by file or line, from files, standard input, or a sequence in memory."""
 
 import atexit
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,19 +28,20 @@ from diversity_jax.corpus.document import (
     decode_utf8,
     is_encodable,
     list_fields,
+    refuse_lone_surrogate,
     take_text,
 )
 
-# What it reads is what `json` reads, in a third of the time. It refuses more (NaN, lone surrogates, other white space
-# around a line), and says less about why.
+# Gives the same values as `json`, in a third of the time. It refuses more (NaN, lone surrogates, other white space
+# around a line), and its errors are less precise; `_decode_carefully` reads such lines again.
 _decode = msgspec.json.Decoder().decode
-# json.loads would search for white space at both ends of every line a second time.
+# json.loads would search for white space at both ends of every line again.
 _scan = json.JSONDecoder().raw_decode
 _ORDER_MARK = "\ufeff"
 
 
 class JsonLines(FileRecords):
-    """Lines of one file. A plain local file has an index of its lines, 8 bytes each, made by one pass for newlines."""
+    """Lines of one file. A plain local file gets an index of its lines, 8 bytes each, by one search for newlines."""
 
     _bounds: np.ndarray | None = None
 
@@ -81,9 +82,7 @@ class JsonLines(FileRecords):
             del record[self._field]
         else:
             text = take_text(record, self._field, self._where(position))
-        if not is_encodable(text):
-            message = f"{self._where(position)}: holds a lone surrogate (\\ud800 to \\udfff), which UTF-8 cannot"
-            raise Rejected("lone surrogate", f"{message}; write it again")
+        refuse_lone_surrogate(text, self._where(position))
         return Document(id=self._id(position), text=text, meta=record)
 
     def count(self) -> int | None:
@@ -121,13 +120,13 @@ class TextLines(JsonLines):
 
 
 def holds_json(path: str) -> bool:
-    """Whether the first line of a file that is not blank begins as a JSON object."""
+    """Whether the first line of a file that is not blank begins like a JSON object."""
     lines = (line.strip() for block in read_lines(path) for line in block)
     return next(filter(None, lines), b"").removeprefix(_ORDER_MARK.encode()).startswith(b"{")
 
 
 def _line_bounds(path: str) -> np.ndarray:
-    """Byte offset where every line starts, and where the last one ends: int64[lines + 1]."""
+    """Byte offset of the start of every line, and of the end of the last one: int64[lines + 1]."""
     starts, offset = [np.zeros(1, np.int64)], 0
     for block in read_blocks(path):
         starts.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (offset + 1))
@@ -164,8 +163,8 @@ class RecordsInMemory(Records):
 
     Args:
       items: texts, or mappings with a text; an iterator is read to its end.
-      name: names the sequence in errors, `name[17]`, and in the ids of its documents.
-      text_field: the key that holds the text; empty: records stay whole.
+      name: of the sequence in errors, `name[17]`, and in the ids of its documents.
+      text_field: the key of the text; empty: records keep all fields.
     """
 
     def __init__(self, items: Iterable[Any], name: str, text_field: str):
@@ -186,10 +185,7 @@ class RecordsInMemory(Records):
             kind = type(raw).__name__
             message = f"{where}: is of type {kind}; expected a text, or a mapping with the field {self._field!r}"
             raise Rejected("not a text", message)
-        if not is_encodable(text):
-            raise Rejected(
-                "lone surrogate", f"{where}: holds a lone surrogate (\\ud800 to \\udfff), which UTF-8 cannot"
-            )
+        refuse_lone_surrogate(text, where)
         return Document(id=f"{self._name}:{position + 1}", text=text, meta=meta)
 
     def count(self) -> int:
@@ -200,7 +196,7 @@ class RecordsInMemory(Records):
 
 
 def open_items(items: Iterable[Any], config: CorpusConfig) -> RecordCorpus:
-    """Items as a corpus, whose first document has been read; `config.source` is its name.
+    """Items as a corpus named `config.source`; its first document is read, to check the settings.
 
     Raises:
       InputError: there is no document, or the first item is none.
@@ -212,7 +208,7 @@ def open_items(items: Iterable[Any], config: CorpusConfig) -> RecordCorpus:
 
 @functools.cache
 def spooled_input() -> str:
-    """Path of a file with all that standard input held, removed when the process ends.
+    """Path of a temporary file with the content of standard input, removed when the process ends.
 
     Raises:
       InputError: standard input is a terminal, or there is none.
@@ -231,19 +227,19 @@ def _remove(path: str, process: int) -> None:
         os.remove(path)
 
 
-csv.field_size_limit(MOST_DOCUMENT_BYTES)  # Python's own limit, 128 kB a field, is below the length of many documents
+csv.field_size_limit(MOST_DOCUMENT_BYTES)  # Python's default, 128 kB a field, is less than many documents have
 _BATCH_ROWS = 256
 
 Row = tuple[int, list[str] | str]
-"""The line a row begins at, counted from 1, and its fields, or why it has none."""
+"""The line at which a row begins, counted from 1, and its fields, or why it cannot be read."""
 
 
 class CommaSeparated(FileRecords):
     """Rows of one file whose first row names the columns.
 
-    Fields may stand in double quotes, and then hold separators, line ends and doubled quotes (RFC 4180). A file whose
+    Fields may be in double quotes, and then contain separators, line ends and doubled quotes (RFC 4180). A file whose
     first line has no comma may be separated by semicolons, tabs or bars, as spreadsheets write it in many countries.
-    A `text_field` that is a number and no column's name counts the columns, from 1, of a file without names.
+    A `text_field` that is a number and no column's name is the number of a column, from 1, of a file without names.
     """
 
     _separators = ",;\t|"
@@ -275,7 +271,7 @@ class CommaSeparated(FileRecords):
             yield batch
 
     def _read_rows(self) -> Iterator[Row]:
-        """Every row; csv goes on behind one that it cannot read."""
+        """Every row; after one that it cannot read, csv continues with the next."""
         rows = csv.reader(self._lines(), delimiter=self._separator, strict=True)
         while True:
             begun = rows.line_num + 1
@@ -289,7 +285,7 @@ class CommaSeparated(FileRecords):
             yield begun, fields
 
     def _lines(self) -> Iterable[str]:
-        """Lines with their ends; bytes that are not UTF-8 become lone surrogates, to be refused row by row."""
+        """Lines with their ends; bytes that are not UTF-8 become lone surrogates, which `decode` refuses."""
         lines = itertools.chain.from_iterable(read_lines(self._path))
         first = next(lines, b"").decode(errors="surrogateescape").removeprefix(_ORDER_MARK)
         rest = (line.decode(errors="surrogateescape") + "\n" for line in lines)
@@ -313,6 +309,6 @@ class CommaSeparated(FileRecords):
 
 
 class TabSeparated(CommaSeparated):
-    """As `CommaSeparated`, with tabs alone between fields."""
+    """As `CommaSeparated`, with tabs as the only separator."""
 
     _separators = "\t"
