@@ -1,10 +1,16 @@
-"""Processes: an id of the machine, the start time of a process, and freed memory returned to the system."""
+"""Processes: an id of the machine, start times, ending with the parent, and freed memory returned to the system."""
 
 import contextlib
 import ctypes
 import os
 from pathlib import Path
 import socket
+import threading
+import time
+
+TERMINATED = 143
+"""Exit status of a process that SIGTERM ended, as shells report it; Slurm and Kubernetes start such a job again."""
+_PARENT_CHECK_SECONDS = 0.1
 
 
 def machine_id() -> str:
@@ -33,6 +39,17 @@ def start_time(process: int) -> str:
     except PermissionError:
         pass
     return "running"
+
+
+def end_with_parent(parent: int) -> None:
+    """Ends this process soon after its parent, whose id is given, so that it stops writing and holds no locks."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def return_free_memory() -> None:

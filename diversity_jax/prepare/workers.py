@@ -16,15 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.process import return_free_memory
+from diversity_jax.core.process import end_with_parent, return_free_memory
 
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
-_PARENT_CHECK_SECONDS = 0.1
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # the processes use all cores already
     "RAYON_NUM_THREADS": "1",
@@ -148,7 +145,7 @@ class _Worker:
 def serve(descriptor: int, parent: int) -> None:
     """The main loop of a worker: receives the job, then tasks, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent(parent)
     stream = socket.socket(fileno=descriptor).makefile("rwb")
     try:
         job = pickle.load(stream)
@@ -165,13 +162,6 @@ def serve(descriptor: int, parent: int) -> None:
             _send(stream, outcome)
     except (EOFError, OSError):
         return
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process soon after its parent, so that it stops writing and releases the lock."""
-    while os.getppid() == parent:
-        time.sleep(_PARENT_CHECK_SECONDS)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Inline SVG keeps text as text in the page's font and uses the page's CSS variabl
 light and dark mode.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass
 import functools
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.formats import clean, shortened, significant
-from diversity_jax.report.html import LIGHT, PHONE_PX, WIDE_PX, Html, html
+from diversity_jax.report.html import LIGHT, PHONE_PX, WIDE_PX, Html, Palette, html
 
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -261,6 +261,14 @@ def dodged(heights: Sequence[float], gap: float, low: float, high: float) -> lis
     for index, height in zip(order, moved, strict=True):
         result[index] = height
     return result
+
+
+def end_labels(
+    canvas: Canvas, x: float, heights: Mapping[str, float], span: tuple[float, float], palette: Palette, most: int = 20
+) -> None:
+    """Writes names at `x`, at the heights of their curves' ends, moved apart inside `span`; all in pixels."""
+    for name, y in zip(heights, dodged(list(heights.values()), 17, *span), strict=True):
+        canvas.text(x, y, label(name, most), palette.slot(name), bold=True)
 
 
 def render(name: str, alt: str, draw: Callable[[int], Canvas]) -> Plot:

@@ -13,8 +13,6 @@ import os
 from pathlib import Path
 import signal
 import sys
-import threading
-import time
 from typing import Any
 
 from diversity_jax.core import run_info
@@ -23,6 +21,7 @@ from diversity_jax.core.cli import log_to_stderr
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import local_folder, read_json, write_json
 from diversity_jax.core.formats import counted
+from diversity_jax.core.process import TERMINATED, end_with_parent
 from diversity_jax.study import config as study_config
 from diversity_jax.study import graph
 from diversity_jax.study.config import Plan, Recipe, StudyConfig
@@ -30,7 +29,6 @@ from diversity_jax.study.graph import Command, Step, StepStates, StepStore
 
 log = logging.getLogger(__name__)
 
-STOPPED = 143  # the status of a process that SIGTERM ended: Slurm and Kubernetes start it again
 _PAGE_SECONDS = 60.0  # for another process to write the analysis
 _TERMINATE_SECONDS = 60.0  # for other processes to save what they are working on
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -91,7 +89,7 @@ def _run_command(kind: _StepKind, servers: Sequence[graph.Server], config: Any) 
                 raise
             result = None
     if getattr(result, "interrupted", False):  # a training that SIGTERM stopped has saved a checkpoint and is not done
-        raise SystemExit(STOPPED)
+        raise SystemExit(TERMINATED)
 
 
 @functools.cache
@@ -221,7 +219,7 @@ def _run_steps(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) 
 def _work(study: StudyConfig, number: int) -> None:
     """Runs steps in another process of this machine, which ends when its parent does."""
     log_to_stderr()
-    _end_with_parent(os.getppid())
+    end_with_parent(os.getppid())
     store = StepStore(Path(study.output_dir) / "steps")
     with _own_cores(number, study.processes), _stoppable():
         graph.run_steps(study_config.plan(study, store).steps, store, commands(study), codes())
@@ -233,7 +231,7 @@ def _stoppable() -> Iterator[None]:
 
     def stop(*_: Any) -> None:
         log.warning("SIGTERM: stopping; the same command goes on")
-        raise SystemExit(STOPPED)
+        raise SystemExit(TERMINATED)
 
     previous = signal.signal(signal.SIGTERM, stop)
     try:
@@ -256,17 +254,6 @@ def _own_cores(number: int, processes: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, cores)
-
-
-def _end_with_parent(parent: int) -> None:
-    """Ends this process when its parent has ended, so that no process of a killed study holds locks."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _handle_stale(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) -> None:

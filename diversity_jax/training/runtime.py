@@ -27,6 +27,7 @@ from jax._src import distributed as jax_distributed  # its client has no public 
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import user_cache
+from diversity_jax.core.process import TERMINATED
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +126,6 @@ class CompileClock:
                 self.from_cache += 1
 
 
-_EXIT_UNSAVED = 143  # a shell's exit status of a process that SIGTERM ended
-
-
 class StopRequest:
     """Treats SIGTERM as a request to stop after the current step; several hosts stop at the same step.
 
@@ -160,7 +158,7 @@ class StopRequest:
         message = "SIGTERM: saving took longer than train.grace_seconds=%g and is given up; %s"
         log.error(message, self._grace_seconds, last)
         logging.shutdown()
-        os._exit(_EXIT_UNSAVED)
+        os._exit(TERMINATED)
 
     def agreed(self, step: int) -> bool:
         """Whether all hosts stop after this step."""

@@ -12,7 +12,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.formats import count, estimate, shortened, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.report.html import LIGHT, Palette
-from diversity_jax.report.plotting import Canvas, dodged, for_phone, label, label_px, log_ticks, set_ticks
+from diversity_jax.report.plotting import Canvas, end_labels, for_phone, label, label_px, log_ticks, set_ticks
 
 _ROW = 26  # pixels of a metric's row
 
@@ -284,7 +284,7 @@ def convergence(runs: Mapping[str, Mapping[str, Sequence[float | None]]], palett
     set_ticks(axes.yaxis, log_ticks(low, high, 6), significant, ruled=True)
     set_ticks(axes.xaxis, log_ticks(first, last, 4 if phone else 8), count)
     canvas.note(left, canvas.height - 8, "groupings, log scale")
-    ends = []
+    ends = {}
     for name, run in series.items():
         x, colour, bounded = run["groupings"], palette.colour(name), np.isfinite(run["high"])
         value, bound = (np.where(here, run[key], np.nan) for here, key in ((bounded, "value"), (~bounded, "low")))
@@ -292,9 +292,8 @@ def convergence(runs: Mapping[str, Mapping[str, Sequence[float | None]]], palett
         axes.plot(x, value, color=colour, linewidth=2, linestyle=palette.dash(name))
         axes.plot(x, bound, color=colour, linewidth=1.6, linestyle=(0, (1, 2)))
         end = value[-1] if bounded[-1] else bound[-1]
-        ends.append(head + height * math.log(high / end) / math.log(high / low))
-    for name, y in zip(series, dodged(ends, 17, head, head + height - 12), strict=True):
-        canvas.text(width - right + 9, y, label(name), palette.slot(name), bold=True)
+        ends[name] = head + height * math.log(high / end) / math.log(high / low)
+    end_labels(canvas, width - right + 9, ends, (head, head + height - 12), palette)
     return canvas
 
 

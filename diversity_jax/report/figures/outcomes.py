@@ -13,7 +13,7 @@ from diversity_jax.mixtures.mixture import MixtureComponent
 from diversity_jax.report.html import LIGHT, Palette
 from diversity_jax.report.plotting import (
     Canvas,
-    dodged,
+    end_labels,
     for_phone,
     label,
     label_px,
@@ -91,9 +91,7 @@ def losses(log: TrainingLog, components: Sequence[str], palette: Palette, width:
             end = _loss_line(axes, log.seen(trained), log.seen(held_out), palette.colour(name), palette.dash(name))
             ends[name] = y + head + height * (high - end) / (high - low)
         if index:
-            top = y + head
-            for name, text_y in zip(ends, dodged(list(ends.values()), 17, top, top + height - 12), strict=True):
-                canvas.text(x + across + 9, text_y, label(name), palette.slot(name), bold=True)
+            end_labels(canvas, x + across + 9, ends, (y + head, y + head + height - 12), palette)
     return canvas
 
 

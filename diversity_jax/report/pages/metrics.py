@@ -166,13 +166,18 @@ def separations(first: MetricsReport, second: MetricsReport) -> list[diversity.S
     """How far two corpora are apart in each metric whose sign is not 0."""
     return [
         diversity.Separation(
-            title=metric.title,
+            title=METRICS[name].title,
             full_length=_reach(first.metrics, second.metrics, name),
             equal_length=_reach(first.controlled, second.controlled, name),
         )
-        for name, metric in METRICS.items()
-        if metric.sign and (name in first.metrics or name in first.controlled)
+        for name in _signed(first)
     ]
+
+
+def _signed(scorecard: MetricsReport) -> list[str]:
+    """The measured metrics of which more, or less, means more diverse."""
+    measured = scorecard.metrics.keys() | scorecard.controlled.keys()
+    return [name for name, metric in METRICS.items() if metric.sign and name in measured]
 
 
 def _ratio_and_verdict(
@@ -191,12 +196,11 @@ def _apart(measured: Mapping[str, MetricsReport], pair: tuple[str, str], number:
     first, second = (measured[name] for name in pair)
     rows = [
         (
-            metric.title,
+            METRICS[name].title,
             *_ratio_and_verdict(first.metrics, second.metrics, name, pair),
             *_ratio_and_verdict(first.controlled, second.controlled, name, pair),
         )
-        for name, metric in METRICS.items()
-        if metric.sign and (name in first.metrics or name in first.controlled)
+        for name in _signed(first)
     ]
     chosen = [row for row in separations(first, second) if row.full_length is not None or row.equal_length is not None]
     plot = None

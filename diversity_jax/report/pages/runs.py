@@ -22,9 +22,8 @@ from diversity_jax.report.pages.evaluation import points
 from diversity_jax.report.plotting import (
     Canvas,
     Plot,
-    dodged,
+    end_labels,
     for_phone,
-    label,
     label_px,
     limits,
     render,
@@ -53,14 +52,13 @@ def overlaid(curves: Mapping[str, Curve], what: str, palette: Palette, width: in
     axes.set_xlim(0, last)
     set_ticks(axes.xaxis, 4, lambda tick: "step 0" if tick == 0 else f"{tick:,.0f}")
     set_ticks(axes.yaxis, 5, significant, ruled=True)
-    ends = []
+    ends = {}
     for name, (steps, values) in curves.items():
         x, y = resampled(steps, values, 400)
         axes.plot(x, y, color=palette.colour(name), linewidth=2, linestyle=palette.dash(name),
                   marker="o" if len(x) < 12 else None, markersize=4)  # fmt: skip
-        ends.append(head + height * (high - float(y[np.isfinite(y)][-1])) / (high - low))
-    for name, text_y in zip(curves, dodged(ends, 17, head, head + height - 12), strict=True):
-        canvas.text(width - right + 9, text_y, label(name), palette.slot(name), bold=True)
+        ends[name] = head + height * (high - float(y[np.isfinite(y)][-1])) / (high - low)
+    end_labels(canvas, width - right + 9, ends, (head, head + height - 12), palette)
     return canvas
 
 

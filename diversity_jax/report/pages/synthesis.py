@@ -16,7 +16,7 @@ from diversity_jax.core.run_info import Fact
 from diversity_jax.report import page
 from diversity_jax.report.html import LIGHT, Html, Palette, macro
 from diversity_jax.report.page import Page, Section
-from diversity_jax.report.plotting import Canvas, dodged, for_phone, label, label_px, render, set_ticks
+from diversity_jax.report.plotting import Canvas, end_labels, for_phone, label, label_px, render, set_ticks
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.topic_deduplication import embed
 from diversity_jax.synthesis.topics import MOST_LEVELS, Topic, read_topics
@@ -169,9 +169,8 @@ def arm_shares(rounds: Sequence[Round], arms: Sequence[str], palette: Palette, w
         for index, arm in enumerate(arms):
             canvas.text(0, head + height + 46 + 20 * index, label(arm, 44), palette.slot(arm), bold=True, size=12)
         return canvas
-    middles = list(head + height * (1 - tops[-1] + shares[-1] / 2))
-    for arm, y in zip(arms, dodged(middles, 17, head, head + height - 8), strict=True):
-        canvas.text(width - right + 8, y, label(arm, _ARM_CHARACTERS), palette.slot(arm), bold=True)
+    middles = dict(zip(arms, head + height * (1 - tops[-1] + shares[-1] / 2), strict=True))
+    end_labels(canvas, width - right + 8, middles, (head, head + height - 8), palette, _ARM_CHARACTERS)
     return canvas
 
 
