@@ -189,8 +189,11 @@ class Mirror:
 
     def pull(self) -> None:
         """Fetches the bucket's files, unless they are still those that this machine last uploaded."""
-        tree = {name: info for name, info in remote_tree(self.url).items() if not self._is_local_only(name)}
-        tree = {name: info for name, info in tree.items() if not self._skipped(name)}
+        tree = {
+            name: info
+            for name, info in remote_tree(self.url).items()
+            if not (name.endswith(_LOCAL_ONLY) or self._skipped(name))
+        }
         known = read_json(self._index_path) if self._index_path.exists() else None
         versions = {name: info.version for name, info in tree.items()}
         if known is None or {name: file["version"] for name, file in known.items()} != versions:
@@ -204,10 +207,6 @@ class Mirror:
     def _stamp(self, name: str) -> dict[str, int]:
         status = (self.folder / name).stat()
         return {"bytes": status.st_size, "changed": status.st_mtime_ns}
-
-    @staticmethod
-    def _is_local_only(name: str) -> bool:
-        return name.endswith(_LOCAL_ONLY) or name.rsplit("/", 1)[-1] == ".lock"
 
     def start(self) -> None:
         """Uploads from now on, in a thread."""
@@ -232,13 +231,14 @@ class Mirror:
             for path in self.folder.rglob("*"):
                 name = path.relative_to(self.folder).as_posix()
                 with contextlib.suppress(FileNotFoundError):  # written and renamed meanwhile
-                    if path.is_file() and not self._is_local_only(name):
+                    if path.is_file() and not name.endswith(_LOCAL_ONLY):
                         stamps[name] = self._stamp(name)
             for name, stamp in sorted(stamps.items(), key=lambda item: item[1]["changed"]):
                 known = self._index.get(name)
                 if known is None or {key: known[key] for key in stamp} != stamp:
                     self._upload(name, stamp)
-            for name in {*self._index} - {*stamps}:
+            # A folder's listing may miss a file that is being replaced, hence the second look.
+            for name in [each for each in self._index if each not in stamps and not (self.folder / each).exists()]:
                 remove_tree(str(join_path(self.url, name)))
                 del self._index[name]
                 write_json(self._index_path, self._index)
