@@ -1,5 +1,7 @@
-"""The code as a whole: imports only go down the layers, and light modules stay light."""
+"""The code as a whole: imports only go down the layers, light modules stay light, and names are standard terms."""
 
+import ast
+from collections.abc import Iterator
 import importlib
 import json
 from pathlib import Path
@@ -251,3 +253,71 @@ def test_no_configured_path_is_made_a_local_one():
             if re.search(_CONFIGURED, line) and not name.startswith(allowed):
                 lines.append(f"{name}:{number}: {line.strip()}")
     assert not lines
+
+
+# Words that the code used before for what has a usual name, and words that say nothing of what they name.
+FORMER_NAMES = {
+    *("grants", "grant", "heirs", "Standing", "Stock", "ingredients", "pieces", "tail", "marks", "workplace"),
+    *("hygiene", "Pass", "fates", "asking", "drawing", "growing", "producing", "ledger", "Entry", "claim"),
+    *("settle", "patience", "door", "ahead", "narrow", "hurried", "Outlook", "fly_pilot", "forgive", "forget"),
+    *("bring", "sitting", "sittings", "cuts", "slope", "ruler", "card", "cards", "whole", "one", "found", "place"),
+    *("said", "kept", "roof", "floor", "room"),
+}
+# Where such a word stays; docs/decisions.md says why ("Fixed bytes are kept where files depend on them").
+NAMES_THAT_STAY = {
+    "hygiene": ("diversity_jax/mixtures/config.py", "diversity_jax/prepare/", "tests/golden/"),
+    "ledger": ("diversity_jax/llm/types.py",),
+    "sittings": ("diversity_jax/training/throughput.py",),
+    "kept": ("diversity_jax/cluster_agent/canaries.py", "diversity_jax/cluster_agent/groupings.py"),
+    "place": ("diversity_jax/core/artifacts.py",),
+    "ruler": ("diversity_jax/", "scripts/checks/encoded_brackets.py"),
+    "slope": ("diversity_jax/cluster_agent/", "diversity_jax/report/"),
+    "pieces": ("diversity_jax/tokenizers/",),
+}
+
+
+def identifiers(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Names of classes, functions, arguments, imports and everything that is assigned, each with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name.rpartition(".")[2], node.lineno
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            yield node.name, node.lineno
+
+
+def former_names(path: str, text: str) -> Iterator[tuple[str, int, str]]:
+    """Every former name that a file gives to something: its path, the line and the name."""
+    for name, line in identifiers(ast.parse(text)):
+        if name.strip("_") in FORMER_NAMES:
+            yield path, line, name
+
+
+def stays(path: str, name: str) -> bool:
+    return path.startswith(NAMES_THAT_STAY.get(name.strip("_"), ("nowhere",)))
+
+
+def test_nothing_is_named_by_a_former_name():
+    folders = ("diversity_jax", "scripts", "tests")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    uses = [use for path in files for use in former_names(path.relative_to(ROOT).as_posix(), path.read_text())]
+    assert [f"{path}:{line} {name}" for path, line, name in uses if not stays(path, name)] == []
+    for word, folders in NAMES_THAT_STAY.items():
+        for folder in folders:
+            assert any(name.strip("_") == word and path.startswith(folder) for path, _, name in uses), (word, folder)
+
+
+def test_a_former_name_is_seen():
+    text = "from a.b import ledger\nclass Standing: pass\ndef settle(heirs): self._door = [one for one in heirs]\n"
+    text += "try: pass\nexcept OSError as found: place = len(_cards := ())\n"
+    names = ["ledger", "Standing", "settle", "heirs", "_door", "one", "found", "place", "_cards"]
+    assert sorted(name for _, _, name in former_names("scripts/x.py", text)) == sorted(names)
+    assert stays("diversity_jax/llm/types.py", "ledger")
+    assert not stays("diversity_jax/llm/engine.py", "ledger")
