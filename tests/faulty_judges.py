@@ -39,7 +39,7 @@ class FaultyJudge:
     ):
         self.label = f"{fault} {rate:g}, {verifier} verifier"
         self.fault, self.label_of, self.style_of, self.rate = fault, label_of, style_of, rate
-        self.place = {label: number for number, label in enumerate(labels)}
+        self.number_of = {label: number for number, label in enumerate(labels)}
         self.calls = 0
         self._verifier, self._seed = verifier, seed
 
@@ -118,7 +118,7 @@ def _merged(size: int) -> _Fault:
 
     def keys(judge: FaultyJudge, samples: Sequence[Sample], generator: random.Random) -> list[Hashable]:
         labels = _labels(judge, samples)
-        return [judge.place[label] // size if label in judge.place else label for label in labels]
+        return [judge.number_of[label] // size if label in judge.number_of else label for label in labels]
 
     return keys
 

@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_wherever_it_is_started_again(store, local, six_ste
         if name.endswith(shards.RECORD):
             folder = f"{url}/run/{name.removesuffix('/' + shards.RECORD)}"
             for shard in read_json(f"{folder}/{shards.RECORD}")["shards"]:
-                shards._read_bytes(folder, shards._Stored(**shard))
+                shards._read_bytes(folder, shards._ShardLocation(**shard))
     again = start(url, 6)
     got, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
@@ -229,7 +229,7 @@ class Requests:
 def test_a_host_asks_for_its_own_rows_once(in_bucket, local, hosts, monkeypatch):
     mixture, wanted = Mixture.load(in_bucket), Mixture.load(local).loader(batch_size=8)
     row_bytes, steps = mixture.taken[0].prepared.row_bytes, 30
-    monkeypatch.setattr("diversity_jax.mixtures.mixture._AHEAD_STEPS", 10)
+    monkeypatch.setattr("diversity_jax.mixtures.loader._PREFETCH_STEPS", 10)
     monkeypatch.setenv("DIVERSITY_JAX_CACHE", str(buckets.cache_folder() / f"own{hosts}"))
     asked = []
     for host in range(hosts):

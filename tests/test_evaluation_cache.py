@@ -22,7 +22,7 @@ GROWS = Sampling(max_tokens=90, ignore_end=True)
 
 
 @functools.lru_cache(maxsize=1)
-def _narrow():
+def _short_of_blocks():
     """Two rows on each of eight devices, and blocks for one whole context: both cannot grow at once."""
     model = byte_model()
     gigabytes = 5 * block_bytes(model.config) / 1e9
@@ -45,15 +45,15 @@ def test_answers_that_wait_for_blocks_are_the_ones_they_would_be(monkeypatch):
         Generator, "_release", lambda self, request: (given_up.append(request), release(self, request))[1]
     )
     sampling = [GROWS, Sampling(max_tokens=90, ignore_end=True, temperature=1.0, seed=5)] * (len(PROMPTS) // 2)
-    few_blocks = _narrow().generate(PROMPTS, sampling)
+    few_blocks = _short_of_blocks().generate(PROMPTS, sampling)
     assert len(given_up) > len(PROMPTS)  # each once at its end, and some before
     wide = _wide().generate(PROMPTS, sampling)
     assert [answer.tokens for answer in few_blocks] == [answer.tokens for answer in wide]
-    assert _all_free(_narrow())
+    assert _all_free(_short_of_blocks())
 
 
 def test_the_oldest_answer_is_never_the_one_that_waits():
-    generator, finished = _narrow(), []
+    generator, finished = _short_of_blocks(), []
     generator.reserve(generator.model.config.max_length)
     for number, prompt in enumerate(PROMPTS):
         tell = lambda event, number=number: finished.append(number) if event.answer else None  # noqa: E731
@@ -65,7 +65,7 @@ def test_the_oldest_answer_is_never_the_one_that_waits():
 
 
 def test_a_client_that_leaves_frees_its_blocks_and_what_waited_goes_on():
-    generator = _narrow()
+    generator = _short_of_blocks()
     requests = [generator.submit(prompt, GROWS, lambda event: None) for prompt in PROMPTS]
     generator.step()
     running = list(generator._running)

@@ -50,9 +50,9 @@ def test_blocks_in_any_cut_give_the_figures_of_one_machine(texts, monkeypatch):
                 others.setdefault(name, []).append(counts)
         logs = [{"log": float(np.log1p(sum(counts)).sum())} for counts in others.values()]
         merged = {
-            "sums": beam._added(sums),
-            "distinct": beam._added(beam.count_distinct(key, parts) for key, parts in distinct.items()),
-            "repeats": beam._added(logs),
+            "sums": beam._summed(sums),
+            "distinct": beam._summed(beam.count_distinct(key, parts) for key, parts in distinct.items()),
+            "repeats": beam._summed(logs),
         }
         assert beam._values(merged) == pytest.approx(expected(texts), rel=1e-12)
 

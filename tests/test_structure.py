@@ -270,7 +270,7 @@ NAMES_THAT_STAY = {
     "sittings": ("diversity_jax/training/throughput.py",),
     "kept": ("diversity_jax/cluster_agent/canaries.py", "diversity_jax/cluster_agent/groupings.py"),
     "place": ("diversity_jax/core/artifacts.py",),
-    "ruler": ("diversity_jax/", "scripts/checks/encoded_brackets.py"),
+    "ruler": ("diversity_jax/", "scripts/checks/encoded_brackets.py", "tests/test_cluster_agent_ruler.py"),
     "slope": ("diversity_jax/cluster_agent/", "diversity_jax/report/"),
     "pieces": ("diversity_jax/tokenizers/",),
 }

@@ -27,7 +27,7 @@ class Notes(trackers.Tracker):
     """Keeps what it is given in a file of the run's folder."""
 
     def __init__(self, run):
-        run.begun.setdefault("notes", "first")
+        run.ids.setdefault("notes", "first")
         self._file = (run.folder / "notes.jsonl").open("a")
         self._file.write(json.dumps({"settings": dict(run.settings)}) + "\n")
 
@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_is_the_same_run_for_its_trackers(finished):
 
 def test_a_tracker_that_fails_does_not_stop_the_run(finished, caplog):
     assert json.loads((finished / "summary.json").read_text())["steps"] == 6
-    tracker = trackers._Beside("mlflow", Failing())
+    tracker = trackers._ThreadedTracker("mlflow", Failing())
     tracker.write(1, {"loss": 1.0})
     tracker._thread.join(5)
     tracker.write(2, {"loss": 1.0})
