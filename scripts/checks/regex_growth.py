@@ -70,11 +70,11 @@ def made_of_arguments(*functions: str) -> Callable[[Callable[[], list[str]]], Ca
     return add
 
 
-@made_of_arguments("corpus/sources.py:_known_kind", "corpus/sources.py:_kind_of")
+@made_of_arguments("corpus/sources.py:_known_kind")
 def _endings() -> list[str]:
     from diversity_jax.corpus import sources
 
-    return [end for end, _ in sources.FILE_READERS.values()] + list(sources._REMEDIES)
+    return [end for end, _ in sources.FILE_READERS.values()]
 
 
 @made_of_arguments("tokenizers/base.py:_special_pattern")
