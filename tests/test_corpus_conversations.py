@@ -114,7 +114,7 @@ def test_parts_join_to_the_text_and_begin_where_a_model_would(template):
 def test_a_template_that_cannot_be_trained_on_is_refused_in_one_line(tmp_path):
     looks_back = "{% for m in messages %}{{ m.content if loop.last else '...' }}|{% endfor %}"
     expected = {
-        "otherwise when it is asked for or followed": looks_back,
+        "differently when it is to be answered or turns follow": looks_back,
         "leaves out the answer": "{% for m in messages %}{{ m.role }}{% endfor %}",
         "fails on these messages": "{{ messages[0].content + 3 }}",
         "no such file": str(tmp_path / "none.jinja"),

@@ -75,7 +75,7 @@ class ChunkSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRecord:
-    """A finished chunk, written as JSON beside the chunk's file.
+    """The record of a finished chunk, a JSON file.
 
     Attributes:
       documents: of the corpus, including those left out; left_out: by reason.

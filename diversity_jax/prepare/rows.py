@@ -271,12 +271,9 @@ class RowReader:
         self._bucket = BucketShards(manifest, split, cache_gb) if is_remote(manifest.folder) else None
         self._maps: dict[int, tuple[np.ndarray | LinkedRows, np.ndarray]] = {}
         self._mapped: list[np.ndarray] = []
-        if self._bucket is None:
-            self._maps = {number: self._map(shard) for number, shard in enumerate(self._shards) if self._is_here(shard)}
-
-    def _is_here(self, shard: Shard) -> bool:
-        """Whether a shard is on this disk: `mixtures.fetch` may have fetched only those for some steps."""
-        return shard.file not in self.manifest.left_out_shards
+        for number, shard in enumerate(self._shards):
+            if self._bucket is None and shard.file not in manifest.left_out_shards:
+                self._maps[number] = self._map(shard)
 
     def _mapping(self, path: Path, dtype: Any, count: int) -> np.ndarray:
         self._mapped.append(np.memmap(path, dtype, "r", shape=(count,)))

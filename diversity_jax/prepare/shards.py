@@ -122,7 +122,7 @@ def split_chunk(
 
 
 def save_shard(job: Job, shard: ShardName, keys: np.ndarray, rows: np.ndarray) -> None:
-    """Writes a shard in the order of its keys, one checksum a row beside it, and then its record."""
+    """Writes a shard in the order of its keys, a file of one checksum a row, and then its record."""
     order = np.argsort(keys, kind="stable")
     digest, checksums = hashlib.sha256(), np.empty(len(order), "<u4")
     block_rows = max(1, _BLOCK_BYTES // rows[0].nbytes)

@@ -1,1 +1,1 @@
-"""Tokenizers: text to ids and back, chat templates, and the tokenizer files beside a model."""
+"""Tokenizers: text to ids and back, chat templates, and the tokenizer files of a model."""

@@ -97,8 +97,8 @@ def answer_parts(
         message = messages[number]
         if not answered.startswith(prompt) or not text.startswith(answered) or len(prompt) < at:
             raise InputError(
-                f"chat template: writes messages[{number}] otherwise when it is asked for or followed; fix the "
-                "template, or train on single turns"
+                f"chat template: writes messages[{number}] differently when it is to be answered or turns follow; fix "
+                "the template, or train on single turns"
             )
         if message["content"].strip() not in answered[len(prompt) :]:
             raise InputError(f"chat template: leaves out the answer in messages[{number}]; fix the template")

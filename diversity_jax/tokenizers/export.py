@@ -54,7 +54,7 @@ def write_exact(
         return
     content = exact_json(vocabulary, is_chat=is_chat)
     if content is None:
-        log.warning("%s: its tokenizer has no tokenizer.json; transformers may read its files otherwise", folder)
+        log.warning("%s: its tokenizer has no tokenizer.json; transformers may read its files differently", folder)
         return
     differing = differing_texts(content, vocabulary)
     if not getattr(vocabulary, "legacy", True):

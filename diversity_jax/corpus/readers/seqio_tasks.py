@@ -86,7 +86,7 @@ def _unknown(name: str, source: str) -> InputError:
     seqio = import_quietly("seqio")
     names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     close = difflib.get_close_matches(name, names)
-    known = f"did you mean {' or '.join(close)}?" if close else f"none of {len(names)} that are is called alike;"
+    known = f"did you mean {' or '.join(close)}?" if close else f"none of {len(names)} has a similar name;"
     message = f"{source}: this SeqIO task is not registered; {known} name the module that registers it"
     return InputError(f"{message}: seqio:{name}@MODULE")
 

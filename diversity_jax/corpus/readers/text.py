@@ -249,7 +249,8 @@ class CommaSeparated(FileRecords):
         self._columns: list[str] = []  # of an empty file
         first = next(itertools.chain.from_iterable(read_lines(path)), b"")
         header = decode_utf8(first, f"{path}:1").removeprefix(_ORDER_MARK)
-        self._separator = next((mark for mark in self._separators if mark in header), self._separators[0])
+        present = (separator for separator in self._separators if separator in header)
+        self._separator = next(present, self._separators[0])
         _, fields = next(self._read_rows(), (1, []))
         if isinstance(fields, str):
             raise InputError(f"{path}:1: {fields}")

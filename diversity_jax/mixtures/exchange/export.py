@@ -154,7 +154,7 @@ def verify(folder: Path) -> tuple[int, int]:
     size = sum(part["bytes"] for shard in record["shards"] for part in shard["pieces"])
     if damaged:
         more = f", as are {len(damaged) - 1:,} others" if len(damaged) > 1 else ""
-        raise InputError(f"{folder / damaged[0]}: is damaged (checksum){more}; run the export again to write it anew")
+        raise InputError(f"{folder / damaged[0]}: is damaged (checksum){more}; run the export again to rewrite it")
     return len(record["shards"]), size
 
 
