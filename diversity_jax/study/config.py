@@ -241,15 +241,17 @@ def _selected_levels(study: StudyConfig) -> list[tuple[Level, ...]]:
         if not equals:
             raise InputError(f"only={study.only!r}: {part!r} is not of the form factor=level")
         wanted[name.strip()] = [level.strip() for level in names.split("|")]
-    known = {factor.name: [str(level.name) for level in factor.levels] for factor in study.factors}
+    level_names = {factor.name: [str(level.name) for level in factor.levels] for factor in study.factors}
     for name, levels in wanted.items():
         only = f"only={study.only!r}:"
-        if name not in known:
-            raise InputError(f"{only} study {study.name!r} has no factor {name!r}; it has {', '.join(known)}")
-        if unknown := [level for level in levels if level not in known[name]]:
-            raise InputError(f"{only} factor {name!r} has no level {unknown[0]!r}; it has {', '.join(known[name])}")
+        if name not in level_names:
+            raise InputError(f"{only} study {study.name!r} has no factor {name!r}; it has {', '.join(level_names)}")
+        if unknown := [level for level in levels if level not in level_names[name]]:
+            raise InputError(
+                f"{only} factor {name!r} has no level {unknown[0]!r}; it has {', '.join(level_names[name])}"
+            )
     return [
-        tuple(level for level in factor.levels if str(level.name) in wanted.get(factor.name, known[factor.name]))
+        tuple(level for level in factor.levels if str(level.name) in wanted.get(factor.name, level_names[factor.name]))
         for factor in study.factors
     ]
 
@@ -328,7 +330,7 @@ def _check_different(study: StudyConfig, runs: Sequence[StudyRun]) -> None:
             problem = f"seeds {other.seed} and {run.seed} come to the same {last}: {reason}"
         else:
             names = [name for name in run.levels if run.levels[name] != other.levels[name]]
-            old, new = (recipe_name({name: each.levels[name] for name in names}) for each in (other, run))
+            old, new = (recipe_name({name: levels[name] for name in names}) for levels in (other.levels, run.levels))
             problem = f"{old} and {new} make the same recipe: {_why_equal(study, names, (run, other), last)}"
         raise InputError(f"study {study.name!r}: {problem}")
 

@@ -44,8 +44,8 @@ def saturation(amounts: Sequence[float], outcomes: Sequence[float]) -> Saturatio
         """Residual sum of squares, top and gain at a scale."""
         design = np.stack([np.ones(n), -np.exp(-(x - x.min()) / math.exp(log_scale))], axis=1)
         (top, gain), *_ = np.linalg.lstsq(design, y, rcond=None)
-        rest = y - design @ [top, gain]
-        return float(rest @ rest), float(top), float(gain)
+        residuals = y - design @ [top, gain]
+        return float(residuals @ residuals), float(top), float(gain)
 
     span = math.log(float(np.ptp(x)))
     log_scales = np.linspace(span - math.log(100), span + math.log(100), 4000)

@@ -152,18 +152,18 @@ def partial_correlation(x: Values, y: Values, controls: Mapping[str, Values] | N
     controls = controls or {}
     y_values, columns = _columns(y, {"x": x, **controls})
     x_values, n, names = columns.pop("x"), len(y_values), ", ".join(controls)
-    rest_x, rest_y = (
+    residual_x, residual_y = (
         _ordinary_fit(values, columns)[0].resid if controls else values - values.mean()
         for values in (x_values, y_values)
     )
-    for name, values, rest in (("x", x_values, rest_x), ("outcome", y_values, rest_y)):
-        if rest @ rest <= 1e-18 * max(1.0 if name == "x" else 0.0, float(values @ values)):
+    for name, values, residual in (("x", x_values, residual_x), ("outcome", y_values, residual_y)):
+        if residual @ residual <= 1e-18 * max(1.0 if name == "x" else 0.0, float(values @ values)):
             raise InputError(f"{name}: follows from {names} in these recipes; leave a control out")
     if (degrees := n - len(controls) - 3) < 1:
         always = " it is always 1 or -1;" if degrees < 0 else ""
         given = f" given {names}" if controls else ""
         raise InputError(f"correlation of {n} recipes{given}:{always} an interval needs at least {n - degrees + 1}")
-    correlation = float(rest_x @ rest_y / math.sqrt((rest_x @ rest_x) * (rest_y @ rest_y)))
+    correlation = float(residual_x @ residual_y / math.sqrt((residual_x @ residual_x) * (residual_y @ residual_y)))
     return _fisher(correlation, n, degrees)
 
 

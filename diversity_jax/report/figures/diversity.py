@@ -287,7 +287,7 @@ def convergence(runs: Mapping[str, Mapping[str, Sequence[float | None]]], palett
     ends = {}
     for name, run in series.items():
         x, colour, bounded = run["groupings"], palette.colour(name), np.isfinite(run["high"])
-        value, bound = (np.where(here, run[key], np.nan) for here, key in ((bounded, "value"), (~bounded, "low")))
+        value, bound = (np.where(shown, run[key], np.nan) for shown, key in ((bounded, "value"), (~bounded, "low")))
         axes.fill_between(x, run["low"], run["high"], where=bounded, color=colour, alpha=0.16, linewidth=0)
         axes.plot(x, value, color=colour, linewidth=2, linestyle=palette.dash(name))
         axes.plot(x, bound, color=colour, linewidth=1.6, linestyle=(0, (1, 2)))

@@ -226,10 +226,10 @@ def _dependence(measured: Mapping[str, MetricsReport]) -> Section | None:
 
 
 def _range(slopes: Sequence[float | None]) -> str:
-    known = [slope for slope in slopes if slope is not None]
-    if not known:
+    values = [slope for slope in slopes if slope is not None]
+    if not values:
         return _DASH
-    low, high = (f"{round(value, 2) + 0.0:+.2f}".replace("-", "\u2212") for value in (min(known), max(known)))
+    low, high = (f"{round(value, 2) + 0.0:+.2f}".replace("-", "\u2212") for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 

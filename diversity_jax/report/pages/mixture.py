@@ -192,8 +192,10 @@ def _at_the_references_length(
     component: MixtureComponent, measured: GateFigures, scorecards: Mapping[str, Scorecard]
 ) -> Estimate | None:
     """The ratio times the reference's effective clusters, where a judge read the two corpora at different lengths."""
-    own, reference = (scorecards.get(str(name)) for name in (component.name, component.decision.get("reference")))
-    if own is None or reference is None or measured.ratio is None or own.reading_words == reference.reading_words:
+    scorecard, reference = (scorecards.get(str(name)) for name in (component.name, component.decision.get("reference")))
+    if scorecard is None or reference is None or measured.ratio is None:
+        return None
+    if scorecard.reading_words == reference.reading_words:
         return None
     low, high = measured.ratio.bounds
     if low <= 0:

@@ -116,10 +116,10 @@ def read(folder: str | os.PathLike) -> list[RunSummary]:
     runs = []
     for inside, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
-        here = Path(inside)
-        if kinds := _kinds(here, set(names) | set(folders)):
+        path = Path(inside)
+        if kinds := _kinds(path, set(names) | set(folders)):
             folders[:] = [name for name in folders if name not in ("mixture", "scorecards", "figures")]
-            runs.append(_summary(here, root, kinds))
+            runs.append(_summary(path, root, kinds))
     if not runs:
         raise InputError(f"{folder}: holds no run; name the output_dir of a run, or the folder of several")
     return sorted(runs, key=lambda run: run.changed, reverse=True)

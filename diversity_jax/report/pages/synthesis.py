@@ -281,8 +281,8 @@ def _steering(store: Store, arms: Sequence[str], palette: Palette) -> Section | 
 
 def _arm(name: str, rounds: Sequence[Round], decisions: Sequence[tuple[Round, Mapping[str, Any]]]) -> dict[str, Any]:
     """An arm's documents, dollars, latest verdict that holds a gain, and whether it was stopped."""
-    own = [pair for pair in decisions if pair[1]["arm"] == name and pair[1]["gain"] is not None]
-    summary, verdict = own[-1] if own else (None, None)
+    with_gain = [pair for pair in decisions if pair[1]["arm"] == name and pair[1]["gain"] is not None]
+    summary, verdict = with_gain[-1] if with_gain else (None, None)
     state = rounds[-1]["arms_stopped"].get(name, "not stopped")
     if summary is not None and verdict is not None and verdict["stopped"]:
         state = f"stopped in round {summary['round']}"
