@@ -45,9 +45,8 @@ class Config:
     # Start again instead: removes the output of an earlier run, except its mixture.
     overwrite: bool = field(default=False, metadata=ADDED)
     mixture: MixtureConfig | None = None  # training data; None where `prepared` is given
-    prepared: str | None = (
-        None  # folder or URL of a built mixture: nothing is scored or prepared, no corpora are needed
-    )
+    # Folder or URL of a built mixture: nothing is scored or prepared, no corpora are needed.
+    prepared: str | None = None
     # Judge that measures diversity: `offline` (no LLM), `embedding:EMBEDDER`, `openai:MODEL`, `gemini:MODEL` or
     # `google-genai:MODEL`.
     judge: str = "offline"
