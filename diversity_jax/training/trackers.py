@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json, write_json
+from diversity_jax.core.files import make_folder, read_json, write_json
 from diversity_jax.mixtures.mixture import Mixture
 
 log = logging.getLogger(__name__)
@@ -179,6 +179,7 @@ def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any
     Raises:
       InputError: a tracker cannot be opened, such as without its server or a login.
     """
+    make_folder(folder)  # trackers write into it before the run's first log line does
     record, settings = folder / "trackers.json", _flat(settings)
     run = TrackedRun(folder=folder, settings=settings, ids=dict(read_json(record)) if record.exists() else {})
     before, opened = dict(run.ids), []
