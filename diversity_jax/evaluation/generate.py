@@ -61,9 +61,8 @@ class Generator:
         self._rows = -(-slots // self._shards)  # of each shard
         self.model, self.slots, self._steps, self._memory_gb = model, self._rows * self._shards, steps, memory_gb
         # Compiled numbers of rows; the smallest that suffices runs, since time grows little up to four times the rows.
-        self._sizes = sorted(
-            {*itertools.takewhile(lambda size: size < self._rows, (4**n for n in range(16))), self._rows}
-        )
+        smaller = itertools.takewhile(lambda size: size < self._rows, (4**n for n in range(16)))
+        self._sizes = [*smaller, self._rows]
         self._on_host = mesh.devices.flat[0].platform == "cpu"
         self._prefill_sizes = (4, 8) if self._on_host else _PREFILL_ROWS
         size = model.tokenizer.vocabulary.size
@@ -295,11 +294,8 @@ class Generator:
         for index, (request, start, end) in zip(layout.indices, parts, strict=True):
             known = request.known
             tokens[:, index, : end - start] = known[start:end], known[start + 1 : end + 1]
-        arrays = (
-            layout.array([start for _, start, _ in parts]),
-            layout.written(_PREFILL_TOKENS, 1)[0],
-            self._reads(layout),
-        )
+        positions = layout.array([start for _, start, _ in parts])
+        arrays = positions, layout.written(_PREFILL_TOKENS, 1)[0], self._reads(layout)
         if kind is None:
             self._cache = self._fill_cache(self.model.params, self._cache, tokens[0], *arrays)
             return

@@ -110,14 +110,12 @@ def train(
     """Trains, from the last checkpoint in `output_dir` if there is one; the result does not depend on interruptions.
 
     Args:
-      output_dir: the local folder of logs and page.
-      checkpoints: None: in the folder `checkpoints` there.
+      output_dir: local folder of logs and page, and, where `checkpoints` is None, of checkpoints.
       anew: ignores an earlier run in `output_dir`, which `before_writing` has to remove.
       before_writing: called after all checks and restoring, before the first file is written.
 
     Raises:
-      InputError: the model does not fit the mixture, mesh or batch; the checkpoints are of other settings; there is no
-        space for a checkpoint; or too many consecutive steps are not finite.
+      InputError: settings do not fit each other or the checkpoints, or too many consecutive steps are not finite.
     """
     began, mesh = time.time(), make_mesh(mesh_config)
     model = model.for_rows(mixture.vocabulary.size, mixture.sequence_length)
@@ -133,15 +131,15 @@ def train(
         state, start = begin.state, int(begin.state.step)
         goodput_log = GoodputLog(run, began=began, start=start, anew=anew)
         evaluation, continuations = Evaluation(run), Continuations(run)
-        saved = start if begin.is_saved else None
-        saving = Saving(run, _record(run, settings, begin.changes), start=start, saved=saved)
-        report = StepReport(run, goodput_log.attempts)
-        callbacks = [StepTrace(run), goodput_log, report, evaluation, continuations, saving]
+        saving = Saving(
+            run, _record(run, settings, begin.changes), start=start, saved=start if begin.is_saved else None
+        )
+        reports = goodput_log, StepReport(run, goodput_log.attempts)
+        callbacks = [StepTrace(run), *reports, evaluation, continuations, saving]
         for callback in callbacks:
             resources.callback(callback.close)
         before_writing()
-        _begin_writing(run, settings, begin)
-        goodput_log.save(now=True)
+        _begin_writing(run, settings, begin, goodput_log)
         losses_before = losses_after = evaluation.evaluate(start, state)
         step, state = _run_steps(run, train_step, state, callbacks)
         if run.stop.asked:
@@ -173,8 +171,8 @@ def _compiled(run: TrainingRun, optimizer: OptimizerConfig) -> tuple[Callable[..
     )
 
 
-def _begin_writing(run: TrainingRun, settings: Settings, begin: "_Start") -> None:
-    """Moves damaged checkpoints away, and opens the trackers with the settings and figures of the mixture."""
+def _begin_writing(run: TrainingRun, settings: Settings, begin: "_Start", goodput_log: GoodputLog) -> None:
+    """Moves damaged checkpoints away, opens the trackers, and writes the attempt's first records."""
     start = int(begin.state.step)
     if begin.damaged:
         run.checkpoints.set_aside(begin.damaged)
@@ -184,6 +182,7 @@ def _begin_writing(run: TrainingRun, settings: Settings, begin: "_Start") -> Non
         shown = {**plain(settings), "mixture": run.mixture.asked}
         run.writer.show_on(open_trackers(run.config.all_trackers, run.output_dir, shown))
         run.writer.show(start, mixture_figures(run.mixture))
+    goodput_log.save(now=True)
 
 
 def _summary(run: TrainingRun, goodput_log: GoodputLog, changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -244,8 +244,7 @@ def make_train_step(
         in_shardings=(placed, model_shardings(model, mesh) if lora.rank else None, batch_sharding(mesh)),
         out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
     )
-    init = functools.partial(_init, model, optimizer, lora)
-    options = _options_of_one_run(mesh)
+    init, options = functools.partial(_init, model, optimizer, lora), _options_of_one_run(mesh)
     init_state = jax.jit(init, out_shardings=placed, donate_argnames="params", compiler_options=options)
     return init_state, TrainStep(mesh=mesh, gradient_accumulation=gradient_accumulation, jitted=jitted)
 
