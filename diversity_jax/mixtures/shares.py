@@ -152,8 +152,7 @@ def _limit(component: Component, gate: GateResult, train_rows: int | None) -> Fr
     epochs = component.policy.epochs
     if epochs is None or not gate.rows:
         return None
-    if train_rows is None:
-        raise InputError(f"component {component.name!r}: its policy counts epochs; set train_tokens")
+    assert train_rows is not None  # `MixtureConfig` refuses such a policy without train_tokens
     allowed = [
         max(Fraction(0), decimal_fraction(epochs) * part.rows - _SCHEDULE_DRIFT_ROWS) / part.share
         for part in gate.rows
