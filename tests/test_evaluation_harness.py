@@ -15,6 +15,7 @@ from diversity_jax.corpus import CorpusConfig
 from diversity_jax.evaluation.config import EvaluateConfig, HeldOutCorpus, ModelSource
 from diversity_jax.evaluation.lm_eval_model import HarnessModel
 from diversity_jax.evaluation.load_model import open_model
+from diversity_jax.evaluation.tasks import metrics_made_binary
 from diversity_jax.model import convert, logits
 from diversity_jax.model.convert import write_imported
 from diversity_jax.report.pages import evaluation
@@ -226,3 +227,28 @@ def test_bad_benchmark_files_and_models_are_named_before_anything_is_scored(fold
     with pytest.raises(InputError, match="its vocabulary has 64 ids, the tokenizer 259"):
         open_model(tmp_path / "small", tokenizer="bytes")
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_graded_metrics_of_answers_with_several_references_are_named():
+    """lm_eval counts any score but 0 as 1 there."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    def overlap(references, predictions):
+        return 0.25
+
+    def binary(target):
+        rows = Dataset.from_list([{"question": "?", "one": "north", "several": ["north", "south"]}])
+        metrics = [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in (overlap, "exact_match")
+        ]
+        config = {"task": target, "custom_dataset": lambda **_: {"test": rows}, "test_split": "test"}
+        config |= {"output_type": "generate_until", "generation_kwargs": {"until": ["\n"]}}
+        task = ConfigurableTask(
+            config=config | {"doc_to_text": "question", "doc_to_target": target, "metric_list": metrics}
+        )
+        figures = task.process_results(rows[0], ["south"])
+        return metrics_made_binary(task), figures["overlap"]
+
+    assert binary("several") == (["overlap"], 1.0)
+    assert binary("one") == ([], 0.25)

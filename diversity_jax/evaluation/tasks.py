@@ -307,7 +307,22 @@ def build(names: Sequence[str], folder: Path | None, *, num_fewshot: int = 0) ->
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InputError(f"task {name!r}: cannot be built ({reason}); for local files set data_dir") from error
         tasks += built["tasks"].values()
+    for task in tasks:
+        if graded := metrics_made_binary(task):
+            message = "task %r: answers have several references; lm_eval counts any %s but 0 as 1"
+            log.warning(message, task.task_name, " or ".join(graded))
     return tasks, sources
+
+
+def metrics_made_binary(task: Any) -> list[str]:
+    """Metrics of a task whose scores the harness makes 0 or 1: those of answers with a list of references."""
+    from lm_eval.api.task import ConfigurableTask
+
+    if not isinstance(task, ConfigurableTask) or type(task).process_results is not ConfigurableTask.process_results:
+        return []
+    if task.OUTPUT_TYPE != "generate_until" or not task.multiple_target or callable(task.config.process_results):
+        return []
+    return sorted(set(task.aggregation()) - {"exact_match", "bypass"})
 
 
 def write_continuations(config: ContinuationsConfig) -> None:
