@@ -332,7 +332,7 @@ def _mds_shard(path: Path, shard: Mapping[str, Any], name: str) -> _Samples:
             f"{path}: column {name!r} is {kind}:{rest[:40]}; arrays of fixed size are read, and int64 bytes"
         )
     if type(samples) is not int or samples < 1 or 4 * (samples + 2) > size:
-        raise _damaged(path, f"should hold {samples} samples, in {size:,} bytes")
+        raise _damaged(path, f"is said to hold {samples} samples in {size:,} bytes")
     data = _mapped(path, np.uint8, size)
     bounds = data[4 : 4 * (samples + 2)].view("<u4").astype(np.int64)
     varying = [i for i, width in enumerate(fixed) if not width]
