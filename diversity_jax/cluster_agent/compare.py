@@ -76,7 +76,7 @@ def _beginnings_only(a: Scorecard, b: Scorecard) -> str | None:
     fewer, more = sorted((a.reading_words, b.reading_words))
     if fewer >= _LEAST_WORDS or more <= 2 * fewer:
         return None
-    return f"documents of {more} words would be compared by their first {fewer}, which are too few"
+    return f"of documents of {more} words only the first {fewer} can be compared, which are too few"
 
 
 def clusters_at_its_look(scorecard: Scorecard, *, alpha: float = 0.05) -> Estimate:
