@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import json
 from typing import IO, Any
 
+import numpy as np
+
 from diversity_jax.cluster_agent import estimators, examination, uncertainty
 from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corrected, without_misplacement
 from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
@@ -345,6 +347,7 @@ def count_documents(corpus: Any, drawn: int | None = None) -> int | None:
 
 
 _WORDS = 100  # read of a text: more takes time and hardly explains more of T's variance
+_MOST_VECTORS = 20_000  # kept in memory: 20 MB
 
 
 class RulerFeatures:
@@ -357,12 +360,18 @@ class RulerFeatures:
 
     def __init__(self, corpus: SampledCorpus, config: AgentConfig):
         self._corpus, self._config, self._ruler = corpus, config, default_ruler()
+        self._vectors: dict[str, np.ndarray] = {}  # of documents, which are drawn into several groupings
         self._of_the_corpus: dict[str, Any] | None = None
 
     def of(self, planned: PlannedGrouping) -> list[float]:
         """Features [F] of one grouping's drawn samples."""
         texts = [sample.text for sample in drawn_samples(planned)]
-        return uncertainty.features(self._ruler.embed(texts, _WORDS)).tolist()
+        if len(self._vectors) > _MOST_VECTORS:
+            self._vectors.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors |= zip(new, self._ruler.embed(new, _WORDS), strict=True)
+        return uncertainty.features(np.stack([self._vectors[text] for text in texts])).tolist()
 
     async def of_the_corpus(self, documents: int | None) -> dict[str, Any]:
         """`feature_means` and `feature_means_covariance` of `Groupings`; computed once, in another thread."""

@@ -9,6 +9,7 @@ its subject.
 that a judge that groups by form or length puts them with samples. `planted_texts.json` has them in several forms.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 import functools
@@ -215,7 +216,7 @@ def foreign_text(samples: Sequence[str], generator: random.Random) -> str:
     """
     form = _nearest_form(samples)
     texts, start = FOREIGN_TEXTS[form], int(generator.random() * len(FOREIGN_TEXTS[form]))
-    shown = set().union(*map(_words, samples))
+    shown = set().union(*(_foreign_words(text[:_COMPARED_CHARACTERS]) for text in samples))
     turned = [(start + turn) % len(texts) for turn in range(len(texts))]
     ordered = [texts[number] for number in sorted(turned, key=lambda number: len(shown & _words(texts[number])))]
     length = max(_LEAST_CHARACTERS, int(statistics.median(map(len, samples))))
@@ -234,13 +235,24 @@ def _cut(text: str, length: int) -> str:
     return (head.group() if head and len(head.group()) >= length // 2 else text[:length]).strip()
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache
 def _words(text: str) -> frozenset[str]:
+    """The longer words of a foreign text."""
     split = words(text[:_COMPARED_CHARACTERS])
     return frozenset(word for word in split if len(word) >= _LETTERS_OF_A_WORD and word.isalpha())
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache
+def _all_foreign_words() -> frozenset[str]:
+    return frozenset().union(*(_words(text) for texts in FOREIGN_TEXTS.values() for text in texts))
+
+
+@functools.lru_cache(maxsize=32_768)  # documents are drawn into several groupings
+def _foreign_words(head: str) -> frozenset[str]:
+    """The longer words of foreign texts that a text holds, by its first `_COMPARED_CHARACTERS`."""
+    return _all_foreign_words().intersection(words(head))
+
+
 def _form(text: str) -> np.ndarray:
     """Features [6] of a text's form: question, lines, code characters, capital at the start, full stop, sentence
     length.
@@ -261,12 +273,18 @@ def _form(text: str) -> np.ndarray:
 
 
 @functools.cache
-def _mean_forms() -> Mapping[str, np.ndarray]:
-    return {form: np.mean([_form(text) for text in texts], axis=0) for form, texts in FOREIGN_TEXTS.items()}
+def _mean_forms() -> np.ndarray:
+    """[forms, 6]: the mean features of the foreign texts of each form."""
+    return np.array([np.mean([_form(text) for text in texts], axis=0) for texts in FOREIGN_TEXTS.values()])
+
+
+@functools.lru_cache(maxsize=32_768)
+def _form_number(head: str) -> int:
+    """The number of the form that is nearest to a text, by its first `_COMPARED_CHARACTERS`."""
+    return int(np.abs(_mean_forms() - _form(head)).sum(axis=1).argmin())
 
 
 def _nearest_form(samples: Sequence[str]) -> str:
     """The form that is nearest to the most samples."""
-    means = _mean_forms()
-    nearest = [min(means, key=lambda form: float(np.abs(means[form] - _form(text)).sum())) for text in samples]
-    return max(means, key=nearest.count)
+    counts = Counter(_form_number(text[:_COMPARED_CHARACTERS]) for text in samples)
+    return list(FOREIGN_TEXTS)[max(range(len(FOREIGN_TEXTS)), key=lambda number: counts[number])]

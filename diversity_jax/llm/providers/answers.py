@@ -255,8 +255,10 @@ def read_json_answer(text: str, schema: Mapping[str, Any] | None = None) -> Json
 def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a value has the types, properties and enumerated values of a JSON schema; limits are not checked."""
     kinds = schema.get("type", ())
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
-    if kinds and not any(_is_kind(value, kind) for kind in kinds):
+    if isinstance(kinds, str):
+        if not _is_kind(value, kinds):
+            return False
+    elif kinds and not any(_is_kind(value, kind) for kind in kinds):
         return False
     if "enum" in schema and value not in schema["enum"]:
         return False
