@@ -9,9 +9,9 @@ semaphore.
 The judge is a server process on loopback that gets ten samples of about 60 words per call. The plain SDK has no
 response cache and no budget, and retries nothing. The ideal wall time of the engine is calls / in_flight * latency.
 That of the whole agent (from its first request for criteria to its scorecard, groupings.jsonl and response cache on
-disk) is (3 + 2 * groupings / in_flight) * latency: proposals, summaries and guidance each wait for the ones before,
-however many may be in flight, and each grouping then takes two calls. The whole command has the same ideal; its time
-also includes the start of Python, all imports, the forecast, statistics and the page.
+disk) is (3 + calls / in_flight) * latency: proposals, summaries and guidance each wait for the ones before, however
+many may be in flight, and each grouping then takes one call, or two where it is verified. The whole command has the
+same ideal; its time also includes the start of Python, all imports, the forecast, statistics and the page.
 """
 
 import argparse
@@ -222,9 +222,9 @@ def main():
         for judge in flags.judges.split(","):
             report.line(f"engine, {judge}", *asyncio.run(engine_run(judge, server, *sizes)), flags.calls, waves)
             *times, calls = agent_run(judge, server, *sizes)
-            report.line(f"whole agent, {judge}", *times, calls, 3 + waves)
+            report.line(f"whole agent, {judge}", *times, calls, 3 + calls / flags.in_flight)
         *times, calls, peak_bytes = command_run(server, *sizes)
-        report.line("whole command, openai:m", *times, calls, 3 + waves)
+        report.line("whole command, openai:m", *times, calls, 3 + calls / flags.in_flight)
         print(f"{'':28} {peak_bytes / 2**20:8.0f} MiB at most")
         print(
             f"{'the judge itself':28} {1e3 * cpu_seconds(server.process.pid) / server.stats()['attempts']:27.2f} "
