@@ -16,13 +16,17 @@ import sys
 import tarfile
 import warnings
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "written_by_fdaef38"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 
 
-def unpack(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory) -> Path:
     """All samples; every file carries the modification time 0."""
+    folder = tmp_path_factory.mktemp("written_by_fdaef38")
     for archive in sorted(GOLDEN.glob("*.tar.gz")):
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
@@ -30,9 +34,10 @@ def unpack(folder: Path) -> Path:
     return folder
 
 
-def enter_copy(unpacked: Path, folder: Path, monkeypatch) -> Path:
+@pytest.fixture
+def world(unpacked, tmp_path, monkeypatch) -> Path:
     """A copy of all samples as the working directory, since paths in their configurations are relative."""
-    shutil.copytree(unpacked, folder)
+    folder = shutil.copytree(unpacked, tmp_path / "world")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-a-key")
     return folder

@@ -12,33 +12,23 @@ import shutil
 import numpy as np
 import pytest
 
+from tests import earlier_versions
 from tests.earlier_versions import (
     EXPECTED,
     ROOT,
     config,
-    enter_copy,
     flat,
     read,
     rewritten,
     run,
-    unpack,
 )
 from tests.json_lines import json_lines
 from tests.llm_server import serve
 from tests.synthesis_answers import subject_of, write
 
+unpacked, world = earlier_versions.unpacked, earlier_versions.world  # fixtures
+
 WEIGHTS_TOLERANCE = 2e-5  # weights are about 1; after eight steps on other devices they were seen to differ by 1e-7
-
-
-@pytest.fixture(scope="module")
-def unpacked(tmp_path_factory) -> Path:
-    return unpack(tmp_path_factory.mktemp("written_by_fdaef38"))
-
-
-@pytest.fixture
-def world(unpacked, tmp_path, monkeypatch) -> Path:
-    """A copy of all samples, which the test works in."""
-    return enter_copy(unpacked, tmp_path / "world", monkeypatch)
 
 
 # Training

@@ -12,21 +12,22 @@ import pytest
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.metrics import MetricsReport
 from diversity_jax.mixtures.mixture import Mixture
+from tests import earlier_versions
 from tests.cluster_agent_answers import by_first_word
 from tests.earlier_versions import (
     EXPECTED,
     ROOT,
     config,
-    enter_copy,
     flat,
     read,
     rewritten,
     run,
     sha256,
-    unpack,
 )
 from tests.llm_server import serve
 from tests.processes import run_python
+
+unpacked, world = earlier_versions.unpacked, earlier_versions.world  # fixtures
 
 FIGURES = ("effective_clusters", "cluster_score", "clusters_per_sample", "collision")
 SCORECARDS = (
@@ -35,17 +36,6 @@ SCORECARDS = (
     "score_llm/dull/scorecard.json",
     *(f"mixture/scorecards/{name}.json" for name in ("real", "web", "varied", "lean", "dull")),
 )
-
-
-@pytest.fixture(scope="module")
-def unpacked(tmp_path_factory) -> Path:
-    return unpack(tmp_path_factory.mktemp("written_by_fdaef38"))
-
-
-@pytest.fixture
-def world(unpacked, tmp_path, monkeypatch) -> Path:
-    """A copy of all samples, which the test works in."""
-    return enter_copy(unpacked, tmp_path / "world", monkeypatch)
 
 
 # Configuration files
