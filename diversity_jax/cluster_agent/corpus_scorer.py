@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 import json
 from typing import IO, Any
 
-import numpy as np
-
 from diversity_jax.cluster_agent import estimators, examination, uncertainty
 from diversity_jax.cluster_agent.canaries import CanaryResult, ErrorRates, corrected, without_misplacement
 from diversity_jax.cluster_agent.cluster import JudgedGrouping, judge_grouping
@@ -18,7 +16,7 @@ from diversity_jax.cluster_agent.embedding_judge import CorpusReading, Embedding
 from diversity_jax.cluster_agent.estimators import verification_share
 from diversity_jax.cluster_agent.examination import PartitionTraits, Recheck
 from diversity_jax.cluster_agent.groupings import Groupings
-from diversity_jax.cluster_agent.ruler import default_ruler
+from diversity_jax.cluster_agent.ruler import VectorCache, default_ruler
 from diversity_jax.cluster_agent.sampling import GroupingSampler, PlannedGrouping, draw_texts, drawn_samples
 from diversity_jax.cluster_agent.scorecard import STOPPED, Scorecard
 from diversity_jax.cluster_agent.text_cleaning import child_seed
@@ -347,7 +345,6 @@ def count_documents(corpus: Any, drawn: int | None = None) -> int | None:
 
 
 _WORDS = 100  # read of a text: more takes time and hardly explains more of T's variance
-_MOST_VECTORS = 20_000  # kept in memory: 20 MB
 
 
 class RulerFeatures:
@@ -360,18 +357,13 @@ class RulerFeatures:
 
     def __init__(self, corpus: SampledCorpus, config: AgentConfig):
         self._corpus, self._config, self._ruler = corpus, config, default_ruler()
-        self._vectors: dict[str, np.ndarray] = {}  # of documents, which are drawn into several groupings
+        self._vectors = VectorCache(self._ruler)
         self._of_the_corpus: dict[str, Any] | None = None
 
     def of(self, planned: PlannedGrouping) -> list[float]:
         """Features [F] of one grouping's drawn samples."""
         texts = [sample.text for sample in drawn_samples(planned)]
-        if len(self._vectors) > _MOST_VECTORS:
-            self._vectors.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        if new:
-            self._vectors |= zip(new, self._ruler.embed(new, _WORDS), strict=True)
-        return uncertainty.features(np.stack([self._vectors[text] for text in texts])).tolist()
+        return uncertainty.features(self._vectors.embed_at(texts, (_WORDS,))[:, 0]).tolist()
 
     async def of_the_corpus(self, documents: int | None) -> dict[str, Any]:
         """`feature_means` and `feature_means_covariance` of `Groupings`; computed once, in another thread."""

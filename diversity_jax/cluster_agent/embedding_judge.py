@@ -8,7 +8,7 @@ so that the expected number is exact. Copies merge first.
 """
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
@@ -19,14 +19,20 @@ import numpy as np
 
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
-from diversity_jax.cluster_agent.ruler import READING_LENGTHS, Ruler, default_ruler, is_function_word, refusal
+from diversity_jax.cluster_agent.ruler import (
+    READING_LENGTHS,
+    Ruler,
+    VectorCache,
+    default_ruler,
+    is_function_word,
+    refusal,
+)
 from diversity_jax.cluster_agent.types import OFFLINE_LABEL, Cluster, CriteriaSet, Criterion, JudgeAnswer, Sample, Task
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.words import first_words, words
 
 VERSION = "embedding-1"
 
-_CACHE_BYTES = 128 << 20
 _WARNED_FOREIGN, _MOST_FOREIGN = 0.01, 0.05  # share of documents that a ruler cannot read: for a remark, refused
 _REMEDY = (
     "take an embedder that tells them apart, such as judge=embedding:st:sentence-transformers/LaBSE "
@@ -59,8 +65,7 @@ class EmbeddingJudge:
 
     def __init__(self, ruler: Ruler | None = None, *, label: str = OFFLINE_LABEL):
         self.ruler, self.label = ruler or default_ruler(), label
-        self._cache: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
-        self._cached_bytes = 0
+        self._cache = VectorCache(self.ruler)
         self._one_thread: list[Any] = []
 
     async def __aenter__(self) -> "EmbeddingJudge":
@@ -134,16 +139,7 @@ class EmbeddingJudge:
 
     def _vectors(self, texts: Sequence[str], words: int) -> np.ndarray:
         """Vectors float32 [n, lengths up to `words`, d]; stored ones are reused."""
-        lengths = [length for length in READING_LENGTHS if length <= words]
-        vectors_of = {text: self._cache.get((text, words)) for text in texts}
-        if missing := [text for text, vectors in vectors_of.items() if vectors is None]:
-            new = dict(zip(missing, self.ruler.embed_at(missing, lengths), strict=True))
-            vectors_of |= new
-            self._cache |= {(text, words): vectors for text, vectors in new.items()}
-            self._cached_bytes += sum(vectors.nbytes for vectors in new.values())
-            while self._cached_bytes > _CACHE_BYTES:
-                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return np.concatenate([vectors_of[text] for text in texts]).reshape(len(texts), len(lengths), -1)
+        return self._cache.embed_at(texts, tuple(length for length in READING_LENGTHS if length <= words))
 
     def _cluster_samples(self, task: Task) -> Mapping[str, Any]:
         words = task.reading_words or READING_LENGTHS[-1]

@@ -9,7 +9,6 @@ its subject.
 that a judge that groups by form or length puts them with samples. `planted_texts.json` has them in several forms.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 import functools
@@ -279,12 +278,12 @@ def _mean_forms() -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=32_768)
-def _form_number(head: str) -> int:
-    """The number of the form that is nearest to a text, by its first `_COMPARED_CHARACTERS`."""
-    return int(np.abs(_mean_forms() - _form(head)).sum(axis=1).argmin())
+def _form_of(head: str) -> str:
+    """The form that is nearest to a text, by its first `_COMPARED_CHARACTERS`."""
+    return list(FOREIGN_TEXTS)[np.abs(_mean_forms() - _form(head)).sum(axis=1).argmin()]
 
 
 def _nearest_form(samples: Sequence[str]) -> str:
     """The form that is nearest to the most samples."""
-    counts = Counter(_form_number(text[:_COMPARED_CHARACTERS]) for text in samples)
-    return list(FOREIGN_TEXTS)[max(range(len(FOREIGN_TEXTS)), key=lambda number: counts[number])]
+    nearest = [_form_of(text[:_COMPARED_CHARACTERS]) for text in samples]
+    return max(FOREIGN_TEXTS, key=nearest.count)

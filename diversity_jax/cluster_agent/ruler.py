@@ -9,7 +9,7 @@ The similarity of two texts grows with the number of words read. So the same num
 one of `READING_LENGTHS`, with the threshold that was measured at that length.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import functools
@@ -123,6 +123,7 @@ _THRESHOLDS = (0.2978, 0.2861, 0.2886, 0.2937, 0.2926, 0.3169, 0.3423, 0.3465, 0
 _REACHED_BY = 0.9  # share of the documents that have at least as many words as the reading length
 _MOST_WORDS = 2_000  # read of a text where no number is given
 _MOST_WORDS_CACHED = 200_000  # whose tokens are stored
+_CACHE_BYTES = 128 << 20  # of stored vectors
 _BATCHED_WORDS = 512  # below which waking the tokenizer's threads takes longer than tokenising
 # Limits of `refusal`, which compares halves of one text and halves of two.
 _CHECKED_TEXTS, _FEWEST_CHECKED = 400, 40
@@ -162,6 +163,26 @@ class Ruler:
         counts = np.array([count_words(first_words(text, READING_LENGTHS[-1])) for text in texts])
         reached = [length for length in READING_LENGTHS if (counts >= length).mean() >= _REACHED_BY]
         return reached[-1] if reached else READING_LENGTHS[0]
+
+
+class VectorCache:
+    """Vectors of texts by a ruler, stored up to `_CACHE_BYTES`, since a document is drawn into several groupings."""
+
+    def __init__(self, ruler: Ruler):
+        self._ruler, self._stored_bytes = ruler, 0
+        self._vectors: OrderedDict[tuple[str, tuple[int, ...]], np.ndarray] = OrderedDict()
+
+    def embed_at(self, texts: Sequence[str], lengths: tuple[int, ...]) -> np.ndarray:
+        """As `Ruler.embed_at`."""
+        vectors_of = {text: self._vectors.get((text, lengths)) for text in texts}
+        if missing := [text for text, vectors in vectors_of.items() if vectors is None]:
+            new = dict(zip(missing, self._ruler.embed_at(missing, lengths), strict=True))
+            vectors_of |= new
+            self._vectors |= {(text, lengths): vectors for text, vectors in new.items()}
+            self._stored_bytes += sum(vectors.nbytes for vectors in new.values())
+            while self._stored_bytes > _CACHE_BYTES:
+                self._stored_bytes -= self._vectors.popitem(last=False)[1].nbytes
+        return np.concatenate([vectors_of[text] for text in texts]).reshape(len(texts), len(lengths), -1)
 
 
 class StaticVectors:
