@@ -230,15 +230,25 @@ def test_empty_files_are_one_line(folder):
         (folder / name).write_text(content)
 
 
-def test_the_loop_moves_to_the_arm_that_pays_and_says_so(folder):
-    def by_model(stage, samples, payload):
-        if payload["model"] != "dull":
-            return generation(stage, samples, payload)
-        return write(f"dull {random.randrange(2)}", random.Random(), persona=True, topics=False)
+def rich_and_dull(stage, samples, payload):
+    """One generator writes on the subject that is asked for, the other on one of two subjects whatever is asked."""
+    if payload["model"] != "dull":
+        return generation(stage, samples, payload)
+    return write(f"dull {random.randrange(2)}", random.Random(), persona=True, topics=False)
 
-    (folder / "topics.txt").write_text("\n".join(f"field/area {n % 9}/wide subject {n}" for n in range(150)))
-    with serve(by_model) as server:
-        two = tuple(GeneratorConfig(model=f"openai:{name}", base_url=server.openai_url) for name in ("rich", "dull"))
+
+def generators_named(url, *names):
+    return tuple(GeneratorConfig(model=f"openai:{name}", base_url=url) for name in names)
+
+
+def wide_topics(folder, count):
+    (folder / "topics.txt").write_text("\n".join(f"field/area {n % 9}/wide subject {n}" for n in range(count)))
+
+
+def test_the_loop_moves_to_the_arm_that_pays_and_says_so(folder):
+    wide_topics(folder, 150)
+    with serve(rich_and_dull) as server:
+        two = generators_named(server.openai_url, "rich", "dull")
         grid = GridConfig(
             templates=("topic_styles_persona",),
             generations_per_topic=4,
@@ -259,16 +269,24 @@ def test_the_loop_moves_to_the_arm_that_pays_and_says_so(folder):
 
 
 def test_the_judge_can_be_the_measure(folder):
-    (folder / "topics.txt").write_text("\n".join(f"field/area {n % 9}/wide subject {n}" for n in range(60)))
-    with serve(generation) as server:
+    wide_topics(folder, 60)
+    with serve(rich_and_dull) as server:
+        two = generators_named(server.openai_url, "rich", "dull")
         grid = GridConfig(
-            templates=("topic", "topic_styles"), generations_per_topic=2, documents_per_round=80, documents=160
+            templates=("topic_styles_persona",),
+            generations_per_topic=2,
+            documents_per_round=80,
+            mixed=False,
+            documents=160,
         )
         agent = AgentConfig(samples_per_grouping=10, criteria_sets=1, proposals=3)
-        steering = SteeringConfig(arms=("template",), metric="judge", groupings_per_look=12)
-        store = run(settings(folder, server.openai_url, grid=grid, steering=steering, agent=agent))
-    gains = [verdict["gain"] for generation_round in store.rounds for verdict in generation_round["verdicts"]]
-    assert any(gain is not None and gain > 0 for gain in gains)
+        steering = SteeringConfig(arms=("generator",), metric="judge", groupings_per_look=24)
+        store = run(settings(folder, server.openai_url, generators=two, grid=grid, steering=steering, agent=agent))
+    for generation_round in store.rounds:
+        gains = {verdict["arm"].split(":")[1]: verdict["gain"] for verdict in generation_round["verdicts"]}
+        assert gains["rich"] > gains["dull"]
+    made = store.rounds[-1]["arm_documents"]
+    assert made["topic_styles_persona x openai:rich"] > 5 * made["topic_styles_persona x openai:dull"]
 
 
 def test_topics_and_personas_can_come_from_the_model(folder):
