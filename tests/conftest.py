@@ -5,6 +5,7 @@ tests.
 import functools
 import gc
 import importlib.util
+import logging
 import os
 from pathlib import Path
 import re
@@ -29,6 +30,16 @@ def pytest_configure(config):
     jax.config.update("jax_num_cpu_devices", 8)
     # Tests run each program once or twice: compiling it well takes longer than running it badly.
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def log_handlers():
+    """The root logger as it was: a command that runs in the tests' process sends messages to that test's output."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @functools.cache
