@@ -14,12 +14,12 @@ class ChildTimes:
       peak_bytes: largest resident memory of any child of this process so far.
     """
 
-    cpu_seconds: float
-    seconds: float
-    peak_bytes: int
+    def __init__(self) -> None:
+        self.cpu_seconds = self.seconds = 0.0
+        self.peak_bytes = 0
+        self._before, self._began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
 
     def __enter__(self) -> Self:
-        self._before, self._began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.corpus.corpus import Lowest, lowest, priorities
+from diversity_jax.corpus.sampling import Lowest, lowest, priorities
 
 
 def write(path, texts):

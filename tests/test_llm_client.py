@@ -1,6 +1,7 @@
 """The interface between callers and the engine."""
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.llm import CallFailed, EndpointConfig, Engine, EngineConfig, Request, read_json_answer
 from diversity_jax.llm.providers.answers import fits
+from diversity_jax.llm.providers.endpoint import Endpoint
+from diversity_jax.llm.providers.registry import PROVIDERS
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,14 @@ def test_a_bad_request_names_field_and_value(field, value):
 def test_a_bad_setting_names_field_and_value(field, value):
     with pytest.raises(InputError, match=rf"engine\.{field}: .*{value}"):
         EngineConfig(**{field: value})
+
+
+def test_a_provider_without_key_variables_needs_no_key(monkeypatch):
+    monkeypatch.setitem(PROVIDERS, "local", dataclasses.replace(PROVIDERS["openai"], key_variables=()))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert Endpoint("local:small", None, "judge").key == "none"
+    with pytest.raises(InputError, match="openai:small needs an API key; set OPENAI_API_KEY"):
+        Endpoint("openai:small", None, "judge")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles of a conversation's messages, in data and in requests."""
 _MOST_LEVELS = 200  # recursion over a value takes several calls a level, of the 1,000 that Python allows
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diversity_jax.core.json_text import ROLES
 from diversity_jax.corpus.document import CONVERSATION_FORMS, Document, Rejected, list_fields, refuse_lone_surrogate
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 _LISTS = ("messages", "conversations")
 _PAIRS = (
     ("inputs_pretokenized", "targets_pretokenized"),  # text of a SeqIO task that also has ids

@@ -141,7 +141,7 @@ FILE_READERS: dict[str, tuple[str, type[FileRecords]]] = {
     "arrow": (r"\.(arrow|feather|ipc)$", Arrow),
     "tfrecord": (r"\.tfrecords?(-\d+-of-\d+)?$", TFRecord),
 }
-"""Kind of file -> the ending of its name, without `.gz` or `.zst`, and its reader. Kinds are part of fingerprints."""
+"""Kind of file -> the ending of its name without that of compression, and its class. Kinds are part of fingerprints."""
 
 
 def _open_hugging_face(config: CorpusConfig, name: str) -> RecordCorpus:

@@ -113,9 +113,11 @@ class EngineConfig:
       max_attempts: attempts a call, over failures of the server or the network.
       backoff_seconds: longest first pause between attempts; the limit doubles with every further pause.
       stall_seconds: a run whose calls have failed for so long without one answer is stopped.
-      ledger: path of the SQLite file of paid answers; None holds them in memory only, so that a second run pays again.
-      run: name under which the ledger adds up spending; runs that share a ledger but not a cap need different names.
-      offline_replay: answer from the ledger alone; a missing answer is an error.
+      ledger: path of the response cache, an SQLite file of paid answers; None holds them in memory only, so that a
+        second run pays again.
+      run: name under which the response cache adds up spending; runs that share a cache but not a cap need different
+        names.
+      offline_replay: answer from the response cache alone; a missing answer is an error.
       progress: `panel`, `lines`, `off`, or `auto` (a panel on a terminal, else a line now and then).
       batch: send all calls through the provider's batch API: about half the price, and up to a day for each step of the
         run, which may be stopped and run again at any time.

@@ -28,7 +28,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, read_json, remove_tree, write_json
 from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.beam import open_pipeline, pipeline_options
-from diversity_jax.corpus.corpus import RecordCorpus, Tally
+from diversity_jax.corpus.corpus import Tally, read_unit, units_of
 from diversity_jax.metrics import lexical
 from diversity_jax.metrics.ngrams import Ngrams, is_new
 from diversity_jax.metrics.registry import METRICS, MetricsConfig
@@ -133,18 +133,13 @@ def _summed(sums: Iterable[dict[str, float]]) -> dict[str, float]:
     return dict(total)
 
 
-def units_of(corpus: Corpus) -> Sequence[Any]:
-    """The units of a corpus that can be read independently; the single unit None where it has none."""
-    return corpus.units() if isinstance(corpus, RecordCorpus) else [None]
-
-
 def read_blocks(number: int, open_corpus: Callable[[], Corpus]) -> Iterator[Block]:
     """A unit's documents in blocks of some thousand."""
     corpus = open_corpus()
     unit = units_of(corpus)[number]
     texts: list[str] = []
     left, block = _BLOCK_CHARACTERS, 0
-    for document in corpus.read(unit, Tally()) if isinstance(corpus, RecordCorpus) else corpus:
+    for document in read_unit(corpus, unit, Tally()):
         texts.append(document.text)
         left -= len(document.text)
         if left <= 0 or len(texts) == _BLOCK_DOCUMENTS:

@@ -20,7 +20,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, open_file, read_json, remove_tree, write_json, writing
 from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
 from diversity_jax.corpus.beam import open_pipeline, pipeline_options
-from diversity_jax.corpus.corpus import RecordCorpus
+from diversity_jax.corpus.corpus import RecordCorpus, units_of
 from diversity_jax.prepare.executors import (
     Executor,
     PipelineStage,
@@ -29,7 +29,6 @@ from diversity_jax.prepare.executors import (
     unfinished_chunks,
     unfinished_shards,
     unfinished_units,
-    units_of,
 )
 from diversity_jax.prepare.packing import Chunk, Job
 from diversity_jax.prepare.shards import ChunkRows, ShardName, read_plan, save_shard, split_chunk

@@ -20,8 +20,8 @@ import numpy as np
 from diversity_jax.core.artifacts import ArtifactStore, exclusive_lock, locked_folder
 from diversity_jax.core.files import is_remote, join_path, list_files, remove_tree, write_json
 from diversity_jax.core.progress import ProgressDisplay
-from diversity_jax.corpus import Corpus, Document
-from diversity_jax.corpus.corpus import RecordCorpus, Tally, Unit
+from diversity_jax.corpus import Corpus
+from diversity_jax.corpus.corpus import Tally, Unit, read_unit, units_of
 from diversity_jax.prepare.chunks import ChunkRecord, Done, chunked, encode_chunk, first_difference
 from diversity_jax.prepare.deduplicate import SIGNATURE_VERSION, sign_chunk
 from diversity_jax.prepare.encoding import EncoderChoice
@@ -122,11 +122,6 @@ def short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-def units_of(corpus: Corpus) -> Sequence[Unit | None]:
-    """The units that can be read in parallel; for a corpus that has no units, one None, which is all of it."""
-    return corpus.units() if isinstance(corpus, RecordCorpus) else [None]
-
-
 def unfinished_chunks(
     corpus: Corpus,
     units: Sequence[Unit | None],
@@ -138,24 +133,12 @@ def unfinished_chunks(
     """Chunks of a unit that are not done; writes the record of the unit when it is read to its end."""
     tally, count = Tally(), 0
     choice = choice or EncoderChoice(job.settings, job.reference_from)
-    for chunk in chunked(_read_unit(corpus, units[number], tally), number, job.settings, choice):
+    for chunk in chunked(read_unit(corpus, units[number], tally), number, job.settings, choice):
         count += 1
         if chunk.name not in done:
             yield chunk
         del chunk  # frees its text before the next one is read
     write_json(job.staging.path(f"{number:06d}{_UNIT_RECORD}"), {"chunks": count, "tally": vars(tally)})
-
-
-def _read_unit(corpus: Corpus, unit: Unit | None, tally: Tally) -> Iterator[Document]:
-    """Documents of one unit, counted in `tally`."""
-    if unit is not None and isinstance(corpus, RecordCorpus):
-        yield from corpus.read(unit, tally)
-        return
-    for document in corpus:
-        tally.records += 1
-        tally.taken += 1
-        yield document
-    tally.rejected.update(corpus.rejected)
 
 
 def read_units(staging: ArtifactStore) -> dict[int, tuple[list[str], Tally]]:

@@ -28,7 +28,7 @@ from diversity_jax.core.buckets import cache_folder
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import join_path, make_folder, read_range
 from diversity_jax.core.stores import is_remote
-from diversity_jax.corpus.corpus import priorities
+from diversity_jax.corpus.sampling import priorities
 from diversity_jax.prepare.manifest import Manifest, Shard
 
 CACHE_GB = 8.0

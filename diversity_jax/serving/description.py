@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
 import diversity_jax
+from diversity_jax.core.json_text import ROLES
 from diversity_jax.evaluation.generation_request import GeneratedText, TokenLogprob
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.serving import constraints
 from diversity_jax.serving.requests import ApiRequest, ChatBody, CompletionBody, TokenIds
-from diversity_jax.tokenizers.chat_template import ROLES
 from diversity_jax.tokenizers.tokenizer import ModelTokenizer
 
 _SCHEMA = {"type": ["object", "boolean", "string"], "description": "a JSON schema, or its JSON as text"}

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.json_text import ROLES
 from diversity_jax.tokenizers import template_process
 from diversity_jax.tokenizers.template_process import TemplateFault, render_here
 
@@ -22,7 +23,6 @@ OWN_TEMPLATE = """\
 """
 BEGIN_WITH_BOS = "{{ bos_token }}"
 """Put before `OWN_TEMPLATE` if documents begin with the tokenizer's own begin-of-text token."""
-ROLES = ("system", "developer", "user", "assistant", "tool")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 

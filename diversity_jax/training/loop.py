@@ -131,9 +131,8 @@ def train(
         state, start = begin.state, int(begin.state.step)
         goodput_log = GoodputLog(run, began=began, start=start, anew=anew)
         evaluation, continuations = Evaluation(run), Continuations(run)
-        saving = Saving(
-            run, _record(run, settings, begin.changes), start=start, saved=start if begin.is_saved else None
-        )
+        record, saved = _record(run, settings, begin.changes), start if begin.is_saved else None
+        saving = Saving(run, record, start=start, saved=saved)
         reports = goodput_log, StepReport(run, goodput_log.attempts)
         callbacks = [StepTrace(run), *reports, evaluation, continuations, saving]
         for callback in callbacks:

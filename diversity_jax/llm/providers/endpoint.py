@@ -104,7 +104,7 @@ class Endpoint:
         self._key_variables = " or ".join(variables)
         keys = {variable: os.environ.get(variable, "").strip() for variable in variables}
         variable, self.key = next(((variable, key) for variable, key in keys.items() if key), ("", "none"))
-        if key_needed and not variable and (base_url is None or config.key_variable):
+        if key_needed and variables and not variable and (base_url is None or config.key_variable):
             raise InputError(f"{role}: {name} needs an API key; set {self._key_variables} in the environment")
         if not (self.key.isascii() and self.key.isprintable()):
             raise InputError(f"{variable}: holds characters that no API key has; set it again")

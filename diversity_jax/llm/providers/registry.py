@@ -14,7 +14,8 @@ class ProviderInfo:
 
     Attributes:
       client, batches: `module:class` in this package of its `Provider` and of its `BatchProvider`.
-      key_variables: environment variables that may hold its API key; the first one that is set counts.
+      key_variables: environment variables that may hold its API key; the first one that is set counts; empty where it
+        needs none.
       public_url: the default address.
       url_variable: environment variable that replaces `public_url`, or None.
       price_family: key of its models in the price table.
