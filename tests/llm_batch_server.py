@@ -16,6 +16,7 @@ class BatchServer:
 
     Attributes:
       ready: whether batches are done.
+      state: of OpenAI's batches once they are done.
       leave_out: answers that a batch with more requests leaves out; all of them with `lose_all`.
       refused: field of a body that lines are refused for.
     """
@@ -23,7 +24,7 @@ class BatchServer:
     def __init__(self, answer):
         self.answer, self.refused = answer, None
         self.files, self.batches, self.submitted, self.live, self.polls = {}, {}, 0, 0, 0
-        self.ready = True
+        self.ready, self.state = True, "completed"
         self.url_path = ""
         self.leave_out, self.lose_all = 0, False
         handler = type("Handler", (_Handler,), {"provider": self})
@@ -90,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
     def openai_batch(self, name):
         batch = self.provider.batches[name]
         done = (
-            {"status": "completed", "output_file_id": f"out-{batch['input_file_id']}"}
+            {"status": self.provider.state, "output_file_id": f"out-{batch['input_file_id']}"}
             if self.provider.ready
             else {"status": "in_progress"}
         )

@@ -89,6 +89,13 @@ BEHAVIOURS = [
         failed={"rejected": 1}, says="maximum context length",
     ),
     Behaviour(
+        title="a reasoning model spends its whole limit on thoughts: 400 for one document",
+        respond=sometimes(always(5), refusal(
+            400, "Could not finish the message because max_tokens or model output limit was reached.",
+            kind="invalid_request_error")),
+        failed={"truncated": 1}, says="raise max_output_tokens",
+    ),
+    Behaviour(
         title="429 for one request that alone is larger than the limit",
         respond=sometimes(
             always(5), refusal(429, "Request too large on tokens per min (TPM): Limit 30000, Requested 50000")
@@ -161,6 +168,18 @@ BEHAVIOURS = [
         title="a rate limit now and then, as a JSON list",
         respond=sometimes(lambda asked: not asked.seen and asked.document % 9 == 0, (429, _LIST_429)), attempts=45,
     ),
+    Behaviour(
+        title="`retry-after` beyond every date",
+        respond=sometimes(lambda a: a.answered >= 10, (429, {"error": "slow down"}, {"retry-after": "inf"})),
+        ends="^stalled: judge: .*slow down.*run again in 31622400 s", attempts=30,
+    ),
+    Behaviour(
+        title="a value of `max_tokens` that is too large", attempts=24,
+        respond=lambda asked: refusal(
+            400, "max_tokens is too large: 200. This model supports at most 100 completion tokens", "invalid_value",
+            "invalid_request_error", "max_tokens"),
+        ends="^judge: openai:model rejects every call.*too large: 200",
+    ),
     # What a server does not take is left out from then on.
     Behaviour(
         title="no system role", attempts=48, says="does not take system.*System role not supported",
@@ -194,6 +213,9 @@ BEHAVIOURS = [
             "content as a list of parts": chat([{"type": "text", "text": json.dumps(ANSWER)}]),
             "content as parts, thoughts before the text": chat(
                 [{"type": "thinking", "thinking": _DRAFT}, {"type": "text", "text": json.dumps(ANSWER)}]
+            ),
+            "content as parts, references after the text": chat(
+                [{"type": "text", "text": json.dumps(ANSWER)}, {"type": "reference", "reference_ids": [1]}]
             ),
             "content as an object": chat(ANSWER),
             "thoughts with a longer draft before the answer": chat(f"Perhaps {_DRAFT}? No: {json.dumps(ANSWER)}"),
@@ -243,9 +265,18 @@ BEHAVIOURS = [
         respond=lambda asked: (200, chat(usage={
             "prompt_tokens": 100, "completion_tokens": 20, "completion_tokens_details": {"reasoning_tokens": 300}})),
     ),
-    Behaviour(
-        title="the server says what it bills, which is more", dollars=0.01,
-        respond=lambda asked: (200, chat(usage={"prompt_tokens": 100, "completion_tokens": 20, "cost": 0.01})),
+    *(
+        Behaviour(
+            title=f"the server says what it bills, which is more{how}", dollars=0.01,
+            respond=lambda asked, fields=fields: (200, chat(
+                usage={"prompt_tokens": 100, "completion_tokens": 20, **fields})),
+        )
+        for how, fields in {
+            "": {"cost": 0.01},
+            ", in parts with their total": {"cost": {"request_cost": 0.006, "total_cost": 0.01}},
+            ", beside its fee": {
+                "cost": 0.0005, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.0095}},
+        }.items()
     ),
     # Addresses.
     Behaviour(

@@ -1,5 +1,6 @@
 """A judge over batch APIs: the figures of live calls at half their price, and nothing paid twice."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -11,7 +12,7 @@ import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, Scorecard, score_corpus
 from diversity_jax.core.errors import InputError
-from diversity_jax.llm import BatchConfig, BudgetConfig, Engine, EngineConfig, StillRunning
+from diversity_jax.llm import BatchConfig, BudgetConfig, Engine, EngineConfig, Request, StillRunning
 from tests.llm_answers import label_oracle, samples_in
 from tests.llm_batch_server import BatchServer
 from tests.simulated_corpus import LabelledCorpus, even_corpus
@@ -140,6 +141,37 @@ def test_lines_refused_for_no_reason_that_can_be_mended_end_the_run(provider):
         score(provider)
     assert "\n" not in str(caught.value)
     assert provider.live == 0
+
+
+def _without_three(lines):
+    return lines[3:] if len(lines) > 3 else lines
+
+
+def _three_failed(lines):
+    response = {"status_code": 500, "body": {"error": {"message": "overloaded"}}}
+    failed = [json.dumps({**json.loads(line), "response": response}) for line in lines[:3]]
+    return [*failed, *lines[3:]] if len(lines) > 3 else lines
+
+
+@pytest.mark.parametrize("fallback", ["live", "stop"])
+@pytest.mark.parametrize(("state", "returned"), [("cancelled", _without_three), ("completed", _three_failed)])
+def test_what_a_cancelled_or_partly_failed_batch_has_answered_is_kept_and_the_rest_falls_back(
+    provider, state, returned, fallback
+):
+    provider.answer = lambda system, user, schema, stage: "{}"
+    provider.state, provider.returned = state, returned
+    engine = engine_for(provider, fallback=fallback)
+    requests = [Request(stage="ask", system="", user=str(number), schema={}) for number in range(8)]
+
+    async def ask():
+        async with engine:
+            return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
+
+    outcomes = asyncio.run(ask())
+    live = 3 if fallback == "live" else 0
+    assert sum(hasattr(outcome, "text") for outcome in outcomes) == 5 + live
+    assert (provider.submitted, provider.live) == (1, live)
+    assert engine.stats.spent.dollars == pytest.approx(engine.price.cost(100, 200) * (5 + 2 * live))
 
 
 @pytest.mark.parametrize("cap", [{"max_calls": 60}, {"max_dollars": 0.005}])

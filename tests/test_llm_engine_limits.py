@@ -50,6 +50,8 @@ def test_a_server_that_wants_to_be_left_alone_for_long_ends_the_run_at_once():
         ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "1e20"}, 366 * 86_400.0),
         ({}, None),
     ],
 )

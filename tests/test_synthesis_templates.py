@@ -284,8 +284,11 @@ def test_a_template_in_plain_text_takes_the_answer_as_it_is(tmp_path):
     made = check(f"  {FIRST[0]['text']}\n", template)
     assert render(made, seed="0") == FIRST[0]["text"]
     assert made.concepts == ((),)
+    thoughtful = check(f"<think>What do they want?</think>\n\n{FIRST[0]['text']}", template)
+    assert render(thoughtful, seed="0") == FIRST[0]["text"]
     for answer, reason in (
         ("", "schema"),
+        (f"<think>{FIRST[0]['text']}", "schema"),
         ("Too short.", "short"),
         ("I'm sorry, but I can't help with that.", "refused"),
     ):

@@ -49,6 +49,7 @@ def test_written_topics_read_back(tmp_path):
         ("t.jsonl", '{"path": ["a"]}\n{"nothing": 1}\n', "t.jsonl:2: has neither"),
         ("t.jsonl", "{", "t.jsonl:1: is not valid JSON"),
         ("t.jsonl", '{"outline": [{"children": []}]}', "has no `name`"),
+        ("t.jsonl", '{"path": "a", "keywords": 5}', "t.jsonl:1: `keywords` is int"),
         ("t.csv", "a,b", "of no kind that holds topics"),
     ],
 )
@@ -129,6 +130,9 @@ def test_names_that_are_one_once_normalised_merge_in_every_script(a, b):
         ("الفصل 3: الصوت\tموجة، تردد", ("الصوت",), ("موجة", "تردد")),
         ("1.2、力学/3次元", ("力学", "3次元"), ()),
         ("Part2Whole", ("Part2Whole",), ()),
+        ("1984 Summer Olympics/3D printing", ("1984 Summer Olympics", "3D printing"), ()),
+        ("* 3. Waves/1.1a Sound", ("Waves", "Sound"), ()),
+        (" Physics/Optics", ("Physics", "Optics"), ()),
     ],
 )
 def test_headings_lose_their_numbers_and_keywords_are_split_in_every_script(tmp_path, line, path, keywords):

@@ -26,7 +26,7 @@ from diversity_jax.llm.types import BatchConfig, Outcome, Request
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _ATTEMPTS = 8
-_FIRST_PAUSE_SECONDS = 0.5
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 600.0
 # Providers' words for too much waiting in batches already: smaller ones, one after the other, may be taken.
 _TOO_MUCH = re.compile("token.?limit|enqueued|too (many|large)|quota|exceed", re.IGNORECASE)
 
@@ -197,7 +197,8 @@ class BatchQueue:
             await asyncio.sleep(config.poll_seconds)
         if batch.state == "done":
             outcomes = await self._with_retries(lambda: self._provider.collect(name, requests))
-            await self._deliver(tag, stages, outcomes, Transient("unanswered", f"batch {name} left it out"))
+            left_out = Transient("unanswered", f"batch {name} left it out ({batch.detail})")
+            await self._deliver(tag, stages, outcomes, left_out)
         elif _TOO_MUCH.search(batch.detail) and len(stages) > 1:
             self._most_requests, self._one_at_a_time = len(stages) // 2, self._one_at_a_time or asyncio.Lock()
             smaller = f"smaller ones follow, of {self._most_requests:,} requests"
@@ -219,7 +220,8 @@ class BatchQueue:
                 results[key] = stored = outcome_of(outcome, stage, self._model, spent)
                 commits.append(Commit(key, spent, stored))
             else:
-                results[key] = outcome
+                is_failure = isinstance(outcome, Transient) and outcome.kind != "adapted"
+                results[key] = Transient("unanswered", outcome.detail) if is_failure else outcome
                 commits += [Commit(key, Amount(calls=1), None)] if isinstance(outcome, Refused) else []
         await self._accounts.run(lambda file: file.close_batch(tag, commits))
         stats = self._accounts.stats
@@ -239,9 +241,8 @@ class BatchQueue:
         self._accounts.freed()
 
     def _warn_of_unanswered(self, results: Mapping[str, Outcome | Exception]) -> None:
-        unanswered = [
-            result for result in results.values() if isinstance(result, Transient) and result.kind != "adapted"
-        ]
+        failures = [result for result in results.values() if isinstance(result, Transient)]
+        unanswered = [failure for failure in failures if failure.kind == "unanswered"]
         if unanswered:
             what = {
                 "wait": "they are submitted again (batch.fallback=live asks them now, at the full price)",
@@ -267,4 +268,5 @@ class BatchQueue:
     async def _pause(self, attempt: int, error: Transient) -> None:
         if attempt + 1 == _ATTEMPTS:
             raise InputError(f"{self._role}: batch: {error.detail}; run again to go on") from None
-        await asyncio.sleep((error.retry_after_seconds or 0) + _FIRST_PAUSE_SECONDS * 2**attempt)
+        asked_for = min(error.retry_after_seconds or 0.0, _LONGEST_PAUSE_SECONDS)
+        await asyncio.sleep(asked_for + _FIRST_PAUSE_SECONDS * 2**attempt)

@@ -149,7 +149,8 @@ class LiveCalls:
         if error.kind not in ("adapted", "unanswered"):
             doublings = max(call.failures + call.rate_limits - 1, 0)
             bound = min(self._config.backoff_seconds * 2**doublings, _LONGEST_BACKOFF_SECONDS)
-            await wait(self._end.event, (error.retry_after_seconds or 0.0) + random.uniform(0, bound))
+            asked_for = min(error.retry_after_seconds or 0.0, self._config.stall_seconds)
+            await wait(self._end.event, asked_for + random.uniform(0, bound))
 
     def raise_if_never_reached(self, call: Call, error: Transient) -> None:
         tried = call.failures >= _ATTEMPTS_TO_REACH_A_SERVER or self._throttle.opened

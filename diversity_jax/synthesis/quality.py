@@ -11,6 +11,7 @@ from typing import Any
 
 from diversity_jax.core.words import count_words, first_words, words
 from diversity_jax.llm import Request, read_json_answer
+from diversity_jax.llm.providers.answers import without_thoughts
 from diversity_jax.synthesis.config import QualityConfig
 from diversity_jax.synthesis.templates import Seeds, Template
 
@@ -85,7 +86,7 @@ def read_answer(text: str, template: Template, seeds: Seeds, request: Request, q
       Flaw: `not_json`, `schema`, `refused`, `short`, `long`, `options`, `answer_not_an_option`, `copied_from_prompt`.
     """
     if template.plain_text:
-        passage = _line(text, "text")
+        passage = _line(without_thoughts(text), "text")
         generation = Generation(passages=(passage,), concepts=((),), question=None, persona=None, topics_used=(0,))
     else:
         value = read_json_answer(text, request.schema).value

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from diversity_jax.cluster_agent.text_cleaning import clean_text
-from diversity_jax.core.compression import read_lines
+from diversity_jax.core.compression import compression, read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import list_files
 from diversity_jax.core.json_text import parse_json
@@ -18,15 +18,17 @@ MOST_LEVELS = 5
 MOST_KEYWORDS = 12
 _NAME_CHARACTERS = 120
 _PERSONA_CHARACTERS = 400
-# Numbers of headings, such as "1.1a " and "Chapter 3:", are no part of the subject.
+# Numbers of headings, such as "1.1a ", "3. " and "Chapter 3:", are no part of the subject; those of "1984 Summer
+# Olympics", "2001: A Space Odyssey" and "3D printing" are.
 _NUMBERING = re.compile(
     r"^(?:(?:chapter|section|unit|part|lecture|lesson|week|module|kapitel|cap[ií]tulo|capitolo|chapitre|hoofdstuk|глава"
     r"|अध्याय|الفصل|فصل)\s+\d+\s*[:.)-]?|บทที่\s*\d+\s*[:.)-]?"
     r"|第\s*[\d一二三四五六七八九十百]+\s*[章节節课課讲講部回]\s*[:\uff1a、.]?|제\s*\d+\s*[장절과부]\s*[:.]?"
-    r"|\d+(?:\.\d+)*(?:[a-z]?[.):]?(?=\s)|、))\s*",
+    r"|(?:\d+(?:\.\d+)+[a-z]?[.):]?|\d{1,3}[a-z]?[.):])(?=\s)|\d+(?:\.\d+)*、)\s*",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"^[-*+]\s+")
+_ALSO = "each also .gz, .zst, .bz2 or .xz"
 _ABOVE_AN_OUTLINE = ("field", "subfield", "course")
 
 
@@ -91,7 +93,7 @@ def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
 
     `.txt`: slash paths, one on a line, keywords behind a tab; or an outline by indentation. `.jsonl`: objects with
     `path` or `topic` (slash path or list) and `keywords`, or with an `outline` of nested `{"name", "children"}` below
-    `field`, `subfield` and `course`. Each also `.gz` or `.zst`.
+    `field`, `subfield` and `course`. Each also `.gz`, `.zst`, `.bz2` or `.xz`.
 
     Args:
       leaves_only: of an outline, only topics without topics below them.
@@ -103,16 +105,19 @@ def read_topics(source: str, *, leaves_only: bool = True) -> Iterator[Topic]:
     if not paths:
         raise InputError(f"{source}: no such file; name a .txt or .jsonl file of topics")
     for path in paths:
-        plain = re.sub(r"\.(gz|zst)$", "", path)
+        plain = _uncompressed(path)
         if plain.endswith(".txt"):
             topics = _from_text(path, leaves_only)
         elif plain.endswith((".jsonl", ".ndjson", ".json")):
             topics = _from_json(path, leaves_only)
         else:
-            raise InputError(
-                f"{path}: is of no kind that holds topics; expected .txt or .jsonl (each also .gz or .zst)"
-            )
+            raise InputError(f"{path}: is of no kind that holds topics; expected .txt or .jsonl ({_ALSO})")
         yield from filter(None, topics)
+
+
+def _uncompressed(path: str) -> str:
+    """A file's name in lower case, without the ending of its compression."""
+    return path.lower().removesuffix(compression(path) or "")
 
 
 def write_topics(path: str | Path, topics: Iterable[Topic]) -> None:
@@ -135,14 +140,14 @@ def _numbered_lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def _from_text(path: str, leaves_only: bool) -> Iterator[Topic | None]:
-    """Slash paths where no line is indented, else an outline."""
+    """Slash paths where all lines are indented alike or all hold a slash, else an outline."""
     lines = [line for _, line in _numbered_lines(path)]
-    if not any(line[0] in " \t" for line in lines):
+    indents = [_indent(line) for line in lines]
+    if len(set(indents)) <= 1 or all("/" in line for line in lines):
         for line in lines:
-            names, _, keywords = line.partition("\t")
+            names, _, keywords = _BULLET.sub("", line.strip()).partition("\t")
             yield make_topic(split_path(names), _split_keywords(keywords))
         return
-    indents = [_indent(line) for line in lines]
     above: list[tuple[int, tuple[str, ...]]] = []  # indent and path
     for line, indent, next_indent in zip(lines, indents, [*indents[1:], 0], strict=True):
         name, _, keywords = _BULLET.sub("", line.strip()).partition("\t")
@@ -182,8 +187,14 @@ def _from_record(record: Mapping[str, Any], where: str) -> Topic | None:
         raise InputError(
             f"{where}: has neither `path`, `topic` nor `outline`; give a slash path, a list of names or nested objects"
         )
+    return make_topic(path, _keywords_of(record, where))
+
+
+def _keywords_of(record: Mapping[str, Any], where: str) -> Sequence[Any]:
     keywords = record.get("keywords") or ()
-    return make_topic(path, _split_keywords(keywords) if isinstance(keywords, str) else keywords)
+    if not isinstance(keywords, str | list | tuple):
+        raise InputError(f"{where}: `keywords` is {type(keywords).__name__}; expected a list, or a text with commas")
+    return _split_keywords(keywords) if isinstance(keywords, str) else keywords
 
 
 def _from_outline(
@@ -195,12 +206,10 @@ def _from_outline(
         if not isinstance(node, dict) or not isinstance(node.get("name"), str):
             raise InputError(f"{where}: an outline's entry has no `name`; expected objects with `name` and `children`")
         path, children = _below(above, node["name"]), node.get("children") or ()
-        keywords = node.get("keywords") or ()
-        keywords = _split_keywords(keywords) if isinstance(keywords, str) else keywords
-        if not isinstance(children, list | tuple) or not isinstance(keywords, list | tuple):
-            raise InputError(f"{where}: `children` and `keywords` of {node['name'][:80]!r} must be lists")
+        if not isinstance(children, list | tuple):
+            raise InputError(f"{where}: `children` of {node['name'][:80]!r} must be a list")
         if not (leaves_only and children):
-            yield _topic(path, keywords)
+            yield _topic(path, _keywords_of(node, where))
         pending += ((path, child) for child in reversed(children))
 
 
@@ -215,12 +224,13 @@ def read_personas(source: str, field: str) -> list[str]:
         raise InputError(f"personas.source: {source}: no such file; name a .txt or .jsonl file")
     texts: list[str] = []
     for path in paths:
-        if ".jsonl" in path:
+        plain = _uncompressed(path)
+        if plain.endswith((".jsonl", ".ndjson")):
             texts += [document.text for document in open_corpus(CorpusConfig(source=path, text_field=field))]
-        elif ".txt" in path:
-            texts += [raw.decode(errors="replace") for batch in read_lines(path) for raw in batch]
+        elif plain.endswith(".txt"):
+            texts += [line for _, line in _numbered_lines(path)]
         else:
-            raise InputError(f"personas.source: {path}: expected .txt or .jsonl (each also .gz or .zst)")
+            raise InputError(f"personas.source: {path}: expected .txt or .jsonl ({_ALSO})")
     personas = [persona for persona in map(clean_persona, texts) if persona]
     if not personas:
         raise InputError(

@@ -21,6 +21,8 @@ _INTERRUPTED = re.compile(
     "error|abort|cancel|malformed|unexpected_tool|too_many_tool|insufficient_system|unavailable|timeout|overloaded|^other$"
 )
 _SHOWN_CHARACTERS = 80
+# Parts of a content that are none of the answer's text.
+_NO_TEXT = ("thinking", "redacted_thinking", "reasoning", "refusal", "reference", "tool_use", "tool_call", "image_url")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +117,8 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(_text(part) for part in content)
     if isinstance(content, Mapping) and isinstance(content.get("type"), str | None) and "text" in content:
-        return "" if _word(content.get("type")) in ("thinking", "reasoning") else _text(content["text"])
-    if isinstance(content, Mapping) and content.get("type") in ("thinking", "reasoning", "refusal"):
+        return "" if _word(content.get("type")) in _NO_TEXT else _text(content["text"])
+    if isinstance(content, Mapping) and content.get("type") in _NO_TEXT:
         return ""
     return json.dumps(content)
 
@@ -140,16 +142,25 @@ def _chat_usage(usage: Mapping[str, Any]) -> Usage:
     details = as_mapping(usage.get("completion_tokens_details") or usage.get("output_tokens_details"))
     prompt_details = as_mapping(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
     cached = (prompt_details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cached_tokens"))
-    dollars = _number(usage.get("cost"))
     return _usage(
         _first(usage, "prompt_tokens", "input_tokens"),
         _first(usage, "completion_tokens", "output_tokens"),
         _count(usage.get("total_tokens")),
         _count(details.get("reasoning_tokens")) or _count(usage.get("reasoning_tokens")),
         max(_count(number) or 0 for number in cached),
-        dollars or 0.0,
+        _billed_dollars(usage),
         reasoning_is_separate=False,
     )
+
+
+def _billed_dollars(usage: Mapping[str, Any]) -> float:
+    """What a server says that it bills, or 0: a number, Perplexity's parts with their total, or OpenRouter's fee beside
+    what the owner of the key pays to the provider.
+    """
+    cost = usage.get("cost")
+    total = _number(as_mapping(cost).get("total_cost") if isinstance(cost, Mapping) else cost) or 0.0
+    upstream = as_mapping(usage.get("cost_details")).get("upstream_inference_cost") if usage.get("is_byok") else None
+    return total + (_number(upstream) or 0.0)
 
 
 def _gemini_usage(usage: Mapping[str, Any]) -> Usage:
@@ -207,7 +218,7 @@ def _number(value: Any) -> float | None:
 
 
 _decoder = json.JSONDecoder(strict=False)  # line breaks inside strings are common, and do not make them ambiguous
-_THOUGHTS_END = "</think>"
+_THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
 # Limits of the search for objects: braces tried, and text parsed without success, in lengths of the answer. Formulas
 # and code in thoughts are full of braces.
 _OBJECTS_TRIED, _LENGTHS_READ = 10_000, 20
@@ -236,6 +247,12 @@ class JsonAnswer(NamedTuple):
 
     value: Any
     fits_schema: bool
+
+
+def without_thoughts(text: str) -> str:
+    """An answer without the thoughts that a reasoning model has written into it; empty where they do not end."""
+    answer = text.rpartition(_THOUGHTS_END)[2]
+    return "" if answer.lstrip().startswith(_THOUGHTS_BEGIN) else answer
 
 
 def read_json_answer(text: str, schema: Mapping[str, Any] | None = None) -> JsonAnswer:

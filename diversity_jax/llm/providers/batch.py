@@ -18,11 +18,11 @@ from diversity_jax.llm.types import Request
 _BATCHES_PER_PAGE, _MOST_BATCHES = 100, 1000  # looked through for a tag
 _TIMEOUT_SECONDS = 300.0  # a batch of Gemini is one request and one response
 _STATES = {
-    **dict.fromkeys(("completed", "expired"), "done"),
-    **dict.fromkeys(("failed", "cancelled", "cancelling"), "failed"),
-    **dict.fromkeys(("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED"), "done"),
-    **dict.fromkeys(("FAILED", "CANCELLED"), "failed"),
-}  # all other states are of a running batch
+    # Also of a cancelled batch the answers that it has by then are there, and billed.
+    **dict.fromkeys(("completed", "expired", "cancelled"), "done"),
+    **dict.fromkeys(("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "CANCELLED"), "done"),
+    **dict.fromkeys(("failed", "FAILED"), "failed"),
+}  # all other states, such as `cancelling`, are of a running batch
 Result = Reply | Refused | Transient  # of one request in a batch
 # Features that a batch of another process is taken to have been sent with.
 _SENT_UNKNOWN = frozenset(FEATURES) - {"max_tokens"}
@@ -164,7 +164,7 @@ class OpenAIBatches:
         return None
 
     async def poll(self, name: str) -> BatchState:
-        """`expired` counts as done in part."""
+        """`expired` and `cancelled` count as done in part."""
         with self._explained_errors():
             batch = await self._client.batches.retrieve(name)
         errors = batch.errors.data if batch.errors and batch.errors.data else []
@@ -245,7 +245,7 @@ class GeminiBatches:
         return None
 
     async def poll(self, name: str) -> BatchState:
-        """`EXPIRED` and `PARTIALLY_SUCCEEDED` count as done in part."""
+        """`EXPIRED`, `CANCELLED` and `PARTIALLY_SUCCEEDED` count as done in part."""
         batch = await self._get(name)
         state = str(as_mapping(batch.get("metadata")).get("state") or batch.get("state") or "")
         error = as_mapping(batch.get("error")).get("message")

@@ -65,6 +65,9 @@ _REFUSES = re.compile(
     "|unexpected|invalid|unavailable|only the default|must alternate|does not (accept|take)|extra (input|field)"
     "|deprecated|no longer|response_format.{0,80}must be"
 )
+# A refusal of a field's value, not of the field.
+_OUT_OF_RANGE = re.compile(r"too (large|small|high|low)|at (most|least)|(less|greater) than|\b(between|range)\b|exceed")
+_HAS_RANGE = (*LIMITS, "temperature")
 _SEARCHED_CHARACTERS = 400  # of a refusal; further on it may quote the prompt
 _MAY_NAME_A_FEATURE = (400, 404, 415, 422, 500, 501)
 
@@ -200,7 +203,7 @@ class Endpoint:
           Refused: the server refuses the request.
         """
         value = parse_body(content) if isinstance(content, bytes | str) else content
-        if status != 200 or error_of(value):
+        if not 200 <= status < 300 or error_of(value):
             raise self.failure(read_error(status, headers, content if value is None else value), sent)
         try:
             return self._reply(request, reader(value))
@@ -220,10 +223,13 @@ class Endpoint:
 
     def _refused_features(self, error: ServerError, sent: frozenset[str]) -> frozenset[str]:
         words = f"{error.code} {error.param} {error.message[:_SEARCHED_CHARACTERS]}".lower()
+        words = words.replace("invalid_request_error", "")  # the type of every refusal
         if not _REFUSES.search(words):
             return frozenset()
         for name, feature in FEATURES.items():
             if name in sent and feature.words.search(words):
+                if name in _HAS_RANGE and _OUT_OF_RANGE.search(words):
+                    return frozenset()
                 if name in LIMITS and not set(LIMITS) - self.without - {name}:
                     return frozenset()  # an answer without a limit could exceed every cap
                 no_format = name == "json_schema" and (error.param == "response_format" or _NO_FORMAT.search(words))
@@ -290,7 +296,12 @@ def _failure(answer: ModelAnswer, completion_tokens: int) -> tuple[str, str] | N
         "cut": ("truncated", f"the answer was cut at {completion_tokens} tokens; raise max_output_tokens"),
         "refused": ("refused", f"the model refused, or ended with {answer.word}"),
         "interrupted": ("interrupted", f"the server ended it with {answer.word}"),
-    }.get(answer.ending, None if answer.text.strip() else ("empty", "the answer is empty"))
+    }.get(answer.ending, None if answer.text.strip() else ("empty", _emptiness(answer)))
+
+
+def _emptiness(answer: ModelAnswer) -> str:
+    beside = "; there are thoughts alone" if answer.thoughts.strip() else ""
+    return "the answer is empty" + beside + (f"; it ended with {answer.word}" if "call" in answer.word else "")
 
 
 def _is_address(url: str) -> bool:

@@ -5,6 +5,7 @@ import contextlib
 from dataclasses import dataclass
 import email.utils
 import json
+import math
 import re
 import time
 from typing import Any
@@ -81,12 +82,13 @@ class Refused(Exception):
 
 
 _SHOWN_BYTES = 500  # of a refusal that is no JSON
-# Statuses below 500 after which another attempt may succeed: gateway time-outs and locks.
-_TRANSIENT_STATUSES = (408, 409, 425)
+# Statuses below 500 after which another attempt may succeed: gateway time-outs, locks, Groq's lack of capacity (498).
+_TRANSIENT_STATUSES = (408, 409, 421, 423, 424, 425, 498, 499)
 _ACCESS_STATUSES = (401, 403, 404, 405, 407, *range(300, 400))
 # HTTP statuses of Google's status codes in lines of batches; all others are failures of the server.
 _RPC_STATUSES = {3: 400, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 16: 401}
 _LEAST_USED_UP_SECONDS = 60.0  # a daily quota over a sliding window may be free again sooner
+_LONGEST_HINT_SECONDS = 366 * 86_400.0  # longer ones are beyond what dates and timers can hold
 
 
 def _words(*patterns: str) -> re.Pattern[str]:
@@ -115,6 +117,8 @@ _CONTENT = _words(
     "content[_ ](filter|policy|management)", "invalid_prompt", "responsibleaipolicy", "usage polic", "moderation",
     "flagged", "data_inspection", "prohibited[_ ]content", "safety",
 )  # fmt: skip
+# OpenAI's refusal after the fact: a reasoning model has used the whole limit of tokens for its thoughts.
+_UNFINISHED = _words("could not finish the message")
 _SETTINGS = _words(
     "(unsupported|unknown|unrecognized|invalid)[_ ](parameter|field|argument|value)", "unsupported_value",
     "extra inputs", "unrecognized request argument",
@@ -135,7 +139,7 @@ class ServerError:
     """A server's report of a failure.
 
     Attributes:
-      status: HTTP status, or that in the body of a response with status 200.
+      status: HTTP status, or that in the body of a response whose own status reports success.
       message: its message.
       code: its code, type and status by name, in lower case.
       param: the field that it names, or empty.
@@ -158,7 +162,8 @@ class ServerError:
     @property
     def about_content(self) -> bool:
         """Whether it is about the text of one request: its length or its content."""
-        return self.status == 413 or bool(_LENGTH.search(self.words) or _CONTENT.search(self.words))
+        patterns = (_LENGTH, _CONTENT, _UNFINISHED)
+        return self.status == 413 or any(pattern.search(self.words) for pattern in patterns)
 
 
 def parse_body(content: bytes | str) -> Any:
@@ -170,7 +175,7 @@ def parse_body(content: bytes | str) -> Any:
 
 
 def error_of(value: Any) -> Any:
-    """The error in the body of a response with status 200, or None."""
+    """The error in the body of a response whose status reports success, or None."""
     value = value[0] if isinstance(value, list) and value else value
     return value.get("error") if isinstance(value, Mapping) else None
 
@@ -199,7 +204,7 @@ def read_error(status: int, headers: Mapping[str, str], content: Any) -> ServerE
     hints = (retry_after(headers), _retry_delay(details), _hint_in(message))
     seconds = max((hint for hint in hints if hint is not None), default=None)
     rolls = seconds is not None and seconds < _LEAST_USED_UP_SECONDS
-    if status == 200:
+    if status < 300:
         number = fields.get("code", fields.get("status"))
         number = int(number) if str(number).isdecimal() else 0
         number = _RPC_STATUSES.get(number, number)
@@ -233,6 +238,8 @@ def classify(error: ServerError, shown: str, model: str) -> Refused | Transient:
     if _KEY.search(words) and (status in (401, 403) or (status == 400 and re.search("api.?key", words))):
         return Refused("key", detail)
     if error.about_content:
+        if _UNFINISHED.search(words):
+            return Refused("content", f"{detail}; raise max_output_tokens", "truncated")
         return Refused("content", detail, "refused" if _CONTENT.search(words) else "rejected")
     if status in (400, 403, 404) and (_MODEL.search(words) or (status == 404 and f"models/{model}" in words)):
         return Refused("model", detail)
@@ -246,9 +253,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name, "")
         with contextlib.suppress(ValueError):
-            return max(float(value) / scale, 0.0)
+            return _bounded(float(value) / scale)
         with contextlib.suppress(ValueError):
-            return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+            return _bounded(email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None
 
 
@@ -269,4 +276,8 @@ def _hint_in(message: str) -> float | None:
 
 def _seconds(duration: str) -> float | None:
     parts = _DURATION.findall(duration[:100].lower())
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts) if parts else None
+    return _bounded(sum(float(number) * _SECONDS[unit] for number, unit in parts)) if parts else None
+
+
+def _bounded(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), _LONGEST_HINT_SECONDS)
