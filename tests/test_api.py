@@ -11,6 +11,8 @@ import sys
 
 import jax
 import numpy as np
+import pandas
+import pyarrow as pa
 import pytest
 
 import diversity_jax as dj
@@ -117,10 +119,24 @@ def test_data_of_all_kinds_is_the_same_corpus(tmp_path):
         assert texts_of(given) == TEXTS
     assert texts_of(paths[0]) == texts_of(str(paths[0])) == texts_of([str(paths[0])]) == TEXTS[:15]
     assert texts_of(np.array(TEXTS)) == TEXTS
+    frame = pandas.DataFrame({"text": [*TEXTS, None], 0: 1})
+    for given in (frame, frame.text, pa.table({"text": [*TEXTS, None]}), [*TEXTS, None], pa.array(TEXTS)):
+        assert texts_of(given) == TEXTS  # what is missing is an empty text
+    assert [document.text for document in scoring.open_data(frame[["text"]].set_axis([0], axis=1), "a", "0")] == TEXTS
+    with pytest.raises(InputError, match="texts: has several columns 'text'"):
+        texts_of(frame.set_axis(["text", "text"], axis=1))
+    with pytest.raises(InputError, match=r"b.jsonl is named twice; name every file once"):
+        texts_of([paths[1], paths[1]])
     drawn = scoring.open_data(TEXTS, "texts", "text").sample(5, seed=1)
     assert [document.text for document in drawn] == [
         document.text for document in scoring.open_data(tmp_path / "*.jsonl", "texts", "text").sample(5, seed=1)
     ]
+
+
+def test_records_with_nested_texts_stay_as_they_are():
+    records = [{"message": {"body": text}} for text in TEXTS]
+    corpus = scoring.open_data(records, "texts", "message.body")
+    assert [document.text for document in corpus] == [record["message"]["body"] for record in records] == TEXTS
 
 
 @pytest.mark.parametrize(

@@ -73,19 +73,23 @@ def test_remote_files_are_read_through_fsspec():
 def test_nested_text_fields_are_reached_with_dots(tmp_path, ending):
     path = tmp_path / f"nested{ending}"
     if ending == ".jsonl":
-        path.write_text('{"message": {"body": "hello", "to": "you"}, "n": 1}\n')
+        path.write_text('{"message": {"body": "hello", "to": "you"}, "n": 1}\n{"message": null, "n": 2}\n')
     else:
-        pq.write_table(pa.table({"message": [{"body": "hello", "to": "you"}], "n": [1]}), path)
-    (document,) = open_corpus(CorpusConfig(source=str(path), text_field="message.body"))
+        pq.write_table(pa.table({"message": [{"body": "hello", "to": "you"}, None], "n": [1, 2]}), path)
+    corpus = open_corpus(CorpusConfig(source=str(path), text_field="message.body"))
+    (document,) = corpus
     assert document.text == "hello"
     assert document.meta["n"] == 1
+    assert corpus.rejected == {"empty": 1}
 
 
-def test_dictionary_encoded_and_null_parquet_texts(tmp_path):
+@pytest.mark.parametrize("kind", [pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.string_view()])
+def test_kinds_of_text_columns_and_null_parquet_texts(tmp_path, kind):
     path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"text": pa.array(["a", None, "a", "b"]).dictionary_encode()}), path)
+    pq.write_table(pa.table({"text": pa.array(["a", None, "a", "b"], kind)}), path)
     corpus = open_corpus(str(path))
     assert [document.text for document in corpus] == ["a", "a", "b"]
+    assert sorted(document.text for document in corpus.sample(9, seed=0)) == ["a", "a", "b"]
     assert corpus.rejected == {"empty": 1}
 
 

@@ -49,6 +49,15 @@ def test_a_table_without_names_is_read_by_the_number_of_its_column(tmp_path):
         open_corpus(CorpusConfig(source=str(path), text_field="3"))
     with pytest.raises(InputError, match=r"has no column 'text'; .* of a file without names .* a column's number"):
         open_corpus(str(path))
+    with pytest.raises(InputError, match=r"a.tsv:1: the first row holds '1', which may be a name or a value; write"):
+        open_corpus(CorpusConfig(source=str(path), text_field="1"))
+    path.write_text("\t0\t1\n0\tx\tfirst\n")  # as pandas writes a frame without names
+    assert [d.text for d in open_corpus(CorpusConfig(source=str(path), text_field="1"))] == ["first"]
+
+
+def test_a_separator_inside_a_quoted_name_separates_nothing(tmp_path):
+    (tmp_path / "a.csv").write_text('"text";"where, and when"\n"one; two";x\n')
+    assert [document.text for document in open_corpus(str(tmp_path / "a.csv"))] == ["one; two"]
 
 
 def test_conversations_are_read_from_columns(tmp_path):

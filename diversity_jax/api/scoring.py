@@ -70,11 +70,15 @@ def open_data(data: Data, name: str, text_field: str) -> Corpus:
     config = CorpusConfig(source=name, text_field=text_field)
     if paths := _paths(data):
         return open_files(paths, config)
-    if hasattr(data, "columns") and hasattr(data, "__getitem__"):  # a table of pandas or polars
-        columns = list(map(str, data.columns))
-        if text_field not in columns:
-            raise InputError(f"{name}: has no column {text_field!r}; set text_field to one of {', '.join(columns)}")
-        data = data[text_field]
+    if hasattr(data, "columns") and hasattr(data, "__getitem__"):  # a table of pandas, polars or pyarrow
+        columns = list(getattr(data, "column_names", data.columns))
+        names = list(map(str, columns))
+        if names.count(text_field) != 1:
+            has = "several columns" if text_field in names else "no column"
+            raise InputError(f"{name}: has {has} {text_field!r}; set text_field to one of {', '.join(names)}")
+        data = data[columns[names.index(text_field)]]
+    if hasattr(data, "to_pylist"):  # an array of pyarrow
+        data = data.to_pylist()
     if isinstance(data, Mapping | bytes) or not isinstance(data, Iterable):
         kind = type(data).__name__
         raise InputError(f"{name}: is of type {kind}; give a path, or a list of texts or of mappings with a text")

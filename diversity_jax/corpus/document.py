@@ -209,14 +209,19 @@ def take_text(record: dict[str, Any], field: str, where: str) -> str:
       where: names the record in an error, such as `file.jsonl:17`.
 
     Raises:
-      Rejected: there is no such field, or its value is not text; null is an empty text.
+      Rejected: there is no such field, or its value is not text; null, also instead of a parent, is an empty text.
     """
     if not field:
         return ""
     *parents, last = [field] if field in record else field.split(".")
     owner: Any = record
     for parent in parents:
-        owner = owner.get(parent) if isinstance(owner, dict) else None
+        inner = owner.get(parent) if isinstance(owner, dict) else None
+        if isinstance(inner, dict):
+            owner[parent] = inner = dict(inner)  # the text is taken out of `record`, not out of what its maker keeps
+        elif inner is None and isinstance(owner, dict) and parent in owner:
+            return ""
+        owner = inner
     if not isinstance(owner, dict) or last not in owner:
         message = f"{where}: has no field {field!r}; set text_field to one of: {list_fields(record)}"
         raise Rejected("no text field", message)

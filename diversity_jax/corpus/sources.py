@@ -217,6 +217,9 @@ def _open_files(config: CorpusConfig, paths: list[str] | None = None) -> RecordC
     if paths is None and is_folder(config.source):
         return _open_folder(config, config.source)
     paths = paths or _find(config.source)
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise InputError(f"{config.source}: {twice} is named twice; name every file once")
     kinds = {_kind_of(path): path for path in reversed(paths)}
     if len(kinds) > 1:
         described = ", ".join(f"{kind} ({path})" for kind, path in sorted(kinds.items()))

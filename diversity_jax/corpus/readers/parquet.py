@@ -67,7 +67,7 @@ class Parquet(FileRecords):
                     here = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
                     start += len(batch)
                     if len(here):
-                        yield from self._rows(batch.take(here))
+                        yield from self._rows(_taken(batch, here))
 
     def expected_bytes(self) -> int:
         return 2 * file_bytes(self._path)
@@ -112,7 +112,7 @@ class Arrow(Parquet):
             here = positions[(positions >= start) & (positions < start + len(batch))] - start
             start += len(batch)
             if len(here):
-                yield from self._rows(batch.take(here))
+                yield from self._rows(_taken(batch, here))
 
     def _record_batches(self, columns: list[str]) -> Iterator[Any]:
         """Batches of at most `_BATCH_ROWS` rows with these columns alone."""
@@ -182,6 +182,15 @@ def _meta_columns(schema: Any, text_field: str, path: str) -> list[str]:
     unread = (types.is_nested, *binary)
     others = [field for field in schema if field.name != first and field.name in single]
     return [field.name for field in others if not any(kind(field.type) for kind in unread)]
+
+
+def _taken(batch: Any, rows: np.ndarray) -> Any:
+    """Some rows of a batch."""
+    import pyarrow
+
+    with contextlib.suppress(pyarrow.ArrowNotImplementedError):  # string views have no such function
+        return batch.take(rows)
+    return pyarrow.Table.from_batches([batch.slice(row, 1) for row in rows.tolist()]).combine_chunks().to_batches()[0]
 
 
 def _values(column: Any) -> list[Any]:

@@ -6,7 +6,9 @@ import csv
 import functools
 import itertools
 import json
+import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -162,7 +164,7 @@ class RecordsInMemory(Records):
     """Records of one Python sequence, numbered from 0.
 
     Args:
-      items: texts, or mappings with a text; an iterator is read to its end.
+      items: texts, or mappings with a text; an iterator is read to its end. Missing ones (None, NaN) are empty texts.
       name: of the sequence in errors, `name[17]`, and in the ids of its documents.
       text_field: the key of the text; empty: records keep all fields.
     """
@@ -177,7 +179,9 @@ class RecordsInMemory(Records):
     def decode(self, raw: Any, position: int) -> Document:
         where = f"{self._name}[{position}]"
         if isinstance(raw, str):
-            text, meta = raw, dict[str, Any]()
+            text, meta = str(raw), dict[str, Any]()
+        elif raw is None or type(raw).__name__ == "NAType" or (isinstance(raw, float) and math.isnan(raw)):
+            text, meta = "", {}
         elif isinstance(raw, Mapping):
             meta = dict(raw)
             text = take_text(meta, self._field, where)
@@ -229,6 +233,7 @@ def _remove(path: str, process: int) -> None:
 
 csv.field_size_limit(MOST_DOCUMENT_BYTES)  # Python's default, 128 kB a field, is less than many documents have
 _BATCH_ROWS = 256
+_QUOTED = re.compile(r'"[^"]*"?')
 
 Row = tuple[int, list[str] | str]
 """The line at which a row begins, counted from 1, and its fields, or why it cannot be read."""
@@ -239,7 +244,8 @@ class CommaSeparated(FileRecords):
 
     Fields may be in double quotes, and then contain separators, line ends and doubled quotes (RFC 4180). A file whose
     first line has no comma may be separated by semicolons, tabs or bars, as spreadsheets write it in many countries.
-    A `text_field` that is a number and no column's name is the number of a column, from 1, of a file without names.
+    A `text_field` that is a number and no column's name is the number of a column, from 1, of a file without names;
+    numbers are names only in a row of numbers, since they may be values of the first row.
     """
 
     _separators = ",;\t|"
@@ -249,11 +255,15 @@ class CommaSeparated(FileRecords):
         self._columns: list[str] = []  # of an empty file
         first = next(itertools.chain.from_iterable(read_lines(path)), b"")
         header = decode_utf8(first, f"{path}:1").removeprefix(_ORDER_MARK)
-        present = (separator for separator in self._separators if separator in header)
+        unquoted = _QUOTED.sub("", header)
+        present = (separator for separator in self._separators if separator in unquoted)
         self._separator = next(present, self._separators[0])
         _, fields = next(self._read_rows(), (1, []))
         if isinstance(fields, str):
             raise InputError(f"{path}:1: {fields}")
+        if text_field.isdecimal() and text_field in fields and not all(map(str.isdecimal, filter(None, fields))):
+            problem = f"the first row holds {text_field!r}, which may be a name or a value"
+            raise InputError(f"{path}:1: {problem}; write a row of names above it, and set text_field to one of them")
         self._has_names = text_field in fields or not text_field.isdecimal()
         self._columns = fields if self._has_names else [str(number) for number in range(1, len(fields) + 1)]
         if fields and text_field and self._columns.count(text_field) != 1:
