@@ -11,11 +11,12 @@ import tokenizers
 from tokenizers import Tokenizer as Library
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.evaluation.load_model import mixture_folder, open_model
+from diversity_jax.evaluation.load_model import language_model, mixture_folder, open_model
 from diversity_jax.model import LlamaConfig, init_params
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.convert import _adapted_model
 from diversity_jax.model.convert import main as convert
+from diversity_jax.model.sharding import MeshConfig
 from diversity_jax.prepare.config import Chat
 from diversity_jax.prepare.packing import open_format
 from diversity_jax.tokenizers.encoders import SAMPLE_TEXTS, differing_texts, special_samples
@@ -26,9 +27,11 @@ from diversity_jax.tokenizers.files import (
     named_tokenizer,
     write_tokenizer,
 )
+from diversity_jax.tokenizers.gguf_entries import tokenizer_entries
 from diversity_jax.tokenizers.tokenizer import for_folder, load_tokenizer
 from tests import tokenizer_layouts as layouts
 from tests.shared_data import shared_file
+from tests.small_llama import random_params, small_config
 from tests.test_model_gguf import train_byte_level, train_sentencepiece
 from tests.test_tokenizers_folders import TEXTS, gpt2_files
 
@@ -169,6 +172,40 @@ def test_a_tokenizer_of_more_ids_than_the_model_is_refused(tmp_path):
     path = train_byte_level(tmp_path / "tokenizer.json")
     with pytest.raises(InputError, match="more than the model's 100"):
         write_tokenizer(named_tokenizer(path), tmp_path / "out", vocab_size=100)
+
+
+@pytest.mark.parametrize("by_folder", [True, False])
+def test_special_tokens_beyond_the_model_are_letters_and_are_told(tmp_path, caplog, by_folder):
+    """As Gemma 3's text models are published: their tokenizer has a token of images, their embedding has not."""
+    library = Library.from_file(str(train_byte_level(tmp_path / "tokenizer.json")))
+    library.decoder, size = tokenizers.decoders.ByteLevel(), library.get_vocab_size()
+    library.add_special_tokens(["<image>", "[PAD]"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    layouts.write(tmp_path, tokenizer_config={"eos_token": "<|endoftext|>", "pad_token": "[PAD]"})
+    config = small_config(vocab_size=size)
+    if by_folder:
+        layouts.write(tmp_path, config={"vocab_size": size})
+        tokenizer = for_folder(load_tokenizer(str(tmp_path)), tmp_path)
+    else:  # the rows of a run do not name the model's size
+        tokenizer = for_folder(load_tokenizer(str(tmp_path)), tmp_path)
+        tokenizer = language_model("run", config, random_params(config), tokenizer, MeshConfig()).tokenizer
+    assert "no ids for these special tokens, read as letters: <image>, [PAD]" in caplog.text
+    vocabulary = tokenizer.vocabulary
+    assert (vocabulary.size, vocabulary.special) == (size, {"eos_token": "<|endoftext|>"})
+    for text in ("an <image> [PAD]", "an <image><|endoftext|>"):
+        ids = tokenizer.encode(text)
+        assert max(ids) < size
+        assert vocabulary.decode(ids) == text.removesuffix("<|endoftext|>")
+    write_tokenizer(folder_tokenizer(tmp_path), tmp_path / "out", vocab_size=size)
+    assert load_tokenizer(str(tmp_path / "out")).size == size
+    entries = dict(tokenizer_entries(tmp_path / "out", size + 4))  # an embedding with unused rows
+    assert entries["tokenizer.ggml.tokens"][size:] == [f"[PAD{size + n}]" for n in range(4)]
+    # Tokens that are no special ones occur in texts: such a tokenizer is another model's.
+    library.add_tokens(["word"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = for_folder(load_tokenizer(str(tmp_path)), tmp_path)
+    with pytest.raises(InputError, match=f"has {size} ids, the tokenizer {size + 3}"):
+        language_model("run", config, {}, tokenizer, MeshConfig())
 
 
 def test_a_chat_model_that_is_trained_on_text_keeps_its_template(tmp_path):

@@ -91,6 +91,7 @@ def language_model(
     Raises:
       InputError: the tokenizer has more ids than the model's vocabulary, or the mesh does not fit the model.
     """
+    tokenizer = dataclasses.replace(tokenizer, vocabulary=tokenizer.vocabulary.without_ids_from(config.vocab_size))
     if (size := tokenizer.vocabulary.size) > config.vocab_size:
         ids = f"its vocabulary has {config.vocab_size:,} ids, the tokenizer {size:,}"
         raise InputError(f"{name}: {ids}; give the tokenizer that the model was trained with")

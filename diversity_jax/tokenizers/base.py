@@ -85,6 +85,11 @@ class Tokenizer(abc.ABC):
         """A `tokenizer.json` for the fast encoder, whose ids are then compared; None: there is none."""
         return None
 
+    def without_ids_from(self, count: int) -> "Tokenizer":
+        """This tokenizer for a model of `count` ids: without the special tokens at and above it, whose texts are then
+        letters. Itself where there are none, or where other tokens, or the ids around a text, are above it too."""
+        return self
+
     def surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that it puts before and after every text in transformers."""
         begin = (self.bos_id,) if self.adds_bos and self.bos_id is not None else ()

@@ -35,7 +35,13 @@ _REPLACED = ("vocab.json", "merges.txt", *SETTINGS_FILES[1:])
 
 
 def write_exact(
-    folder: Path, files: Sequence[Path], end_of_text_id: int | None, *, source: Path | None, is_chat: bool
+    folder: Path,
+    files: Sequence[Path],
+    end_of_text_id: int | None,
+    *,
+    source: Path | None,
+    is_chat: bool,
+    vocab_size: int,
 ) -> None:
     """Makes the copied tokenizer files in an export give the tokenizer's ids in transformers, by a `tokenizer.json`.
 
@@ -45,10 +51,11 @@ def write_exact(
       files: that define the tokenizer; none for bytes.
       source: their folder, whose settings apply; None: the files were named without their folder.
       is_chat: there is a template, which writes special tokens into texts.
+      vocab_size: of the model; special tokens beyond it are left out.
     """
     spec = "bytes" if not files else str(source or (files[0] if len(files) == 1 else files[0].parent))
     try:
-        vocabulary = load_tokenizer(spec, end_of_text=end_of_text_id)
+        vocabulary = load_tokenizer(spec, end_of_text=end_of_text_id).without_ids_from(vocab_size)
     except InputError as error:
         log.warning("%s: the tokenizer's files are copied as they are and not tried (%s)", folder, error)
         return

@@ -212,7 +212,8 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, *, vocab_size: int)
         name = path.name if path.name in _COPIED else f"tokenizer{path.suffix}"
         shutil.copyfile(path, folder / name)
     is_chat = tokenizer.chat_template is not None or folder_template(folder) is not None
-    write_exact(folder, tokenizer.files, tokenizer.end_of_text_id, source=tokenizer.folder, is_chat=is_chat)
+    own, end_id = tokenizer.folder, tokenizer.end_of_text_id
+    write_exact(folder, tokenizer.files, end_id, source=own, is_chat=is_chat, vocab_size=vocab_size)
     tokens = _tokens(folder)
     if tokens and max(tokens) >= vocab_size:
         raise InputError(

@@ -46,7 +46,7 @@ def tokenizer_entries(folder: Path, vocab_size: int) -> Entries:
       InputError: a tokenizer that llama.cpp does not know or would apply differently, more tokens than the model has,
         or no end of text.
     """
-    vocabulary = load_tokenizer(str(folder))
+    vocabulary = load_tokenizer(str(folder)).without_ids_from(vocab_size)
     model = folder / "tokenizer.model"
     if model.exists() and len(read_model(str(model)).pieces) == vocabulary.size:
         tokens, entries = _from_sentencepiece(model)  # closer to llama.cpp than a tokenizer.json of the same ids
@@ -59,7 +59,7 @@ def tokenizer_entries(folder: Path, vocab_size: int) -> Entries:
         raise InputError(
             f"tokenizer {folder}: has {max(tokens) + 1} ids, more than the model's {vocab_size}; give the model's own"
         )
-    ids, ends = _named_ids(folder, vocabulary)
+    ids, ends = _named_ids(folder, vocabulary, tokens)
     template = folder_template(folder)
     for number in {*ids.values(), *ends}:
         text, _, kind = tokens[number]
@@ -90,9 +90,10 @@ def _begins_texts_alone(ids: Mapping[str, int], template: str | None) -> bool:
     return template is not None and "bos_token" not in template and ids["bos"] == ids["eos"]
 
 
-def _named_ids(folder: Path, vocabulary: Tokenizer) -> tuple[dict[str, int], list[int]]:
-    """Ids of the special tokens by llama.cpp's names, and further ids that end an answer."""
-    named = token_ids(folder)
+def _named_ids(folder: Path, vocabulary: Tokenizer, tokens: Mapping[int, Token]) -> tuple[dict[str, int], list[int]]:
+    """Ids of the special tokens among `tokens` by llama.cpp's names, and further ids that end an answer."""
+    listed = {name: [number for number in ids if number in tokens] for name, ids in token_ids(folder).items()}
+    named = {name: ids for name, ids in listed.items() if ids}
     ends = named.get("eos_token_id") or [vocabulary.end_of_text_id]
     bos = named.get("bos_token_id", [vocabulary.bos_id])[0]
     ids = {"bos": ends[0] if bos is None else bos, "eos": ends[0]}

@@ -2,7 +2,9 @@
 settings, as in transformers."""
 
 from collections.abc import Mapping, Sequence
+import copy
 import functools
+import itertools
 import json
 import logging
 import threading
@@ -11,11 +13,10 @@ from typing import Any
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash, open_file, read_json
 from diversity_jax.tokenizers.base import Tokenizer, has_breaks, without_breaks
-from diversity_jax.tokenizers.settings import TokenizerSettings
+from diversity_jax.tokenizers.settings import END_OF_TEXT_NAMES, TokenizerSettings, folder_end
 
 log = logging.getLogger(__name__)
 
-END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "<|im_end|>", "[SEP]")
 BEGIN_OF_TEXT_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[BOS]")
 _NONCHARACTER = "\ufdd1"  # of Unicode; does not occur in text
 # Whether special tokens are recognised is a setting of the library's tokenizer, not of a call.
@@ -105,6 +106,30 @@ class HuggingFaceTokenizer(Tokenizer):
         config = settings.bos_id if settings.bos_id is not None and settings.bos_id < self.size else None
         return before[0] if before else config if config is not None else next(usual, None)
 
+    def without_ids_from(self, count: int) -> Tokenizer:
+        if self.size <= count:
+            return self
+        added = self._tokenizer.get_added_tokens_decoder()
+        beyond = {number: token.content for number, token in added.items() if number >= count}
+        own = max(self._tokenizer.get_vocab(with_added_tokens=False).values())
+        used = {self.end_of_text_id, *itertools.chain(*self.surrounding_ids())}
+        if own >= count or used & beyond.keys() or not set(beyond.values()) <= self.special_ids.keys():
+            return self
+        texts = ", ".join(beyond.values())[:200]
+        log.warning("%s: the model has no ids for these special tokens, read as letters: %s", self.files[0], texts)
+        content = json.loads(self._tokenizer.to_str())
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < count]
+        fitted = copy.copy(self)
+        for cached in ("encoders", "_special_pattern"):
+            vars(fitted).pop(cached, None)
+        fitted._tokenizer = type(self._tokenizer).from_str(json.dumps(content))
+        fitted._content = fitted._copy = None
+        fitted.size = max(own, *(number for number in added if number < count), 0) + 1
+        fitted.bos_id = None if self.bos_id in beyond else self.bos_id
+        fitted.special_ids = {text: number for text, number in self.special_ids.items() if number < count}
+        fitted.special = {name: text for name, text in self.special.items() if text not in beyond.values()}
+        return fitted
+
     def own_surrounding_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the file's own post-processor puts before and after every text."""
         plain, extended = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
@@ -136,10 +161,10 @@ class HuggingFaceTokenizer(Tokenizer):
         """By the library, which handles spaces around special tokens; texts with breaks by `_plain_copy`."""
         if not any(map(has_breaks, texts)):
             return self._encode(texts, special=True)
-        (copy, ids), split = self._plain_copy(), self._special_pattern
+        (renamer, ids), split = self._plain_copy(), self._special_pattern
         assert split is not None  # or no text would have breaks
         renamed = [split.sub(lambda match: _hidden_name(self.special_ids[match.group()]), text) for text in texts]
-        return [[ids.get(i, i) for i in row] for row in self._ids(copy, [without_breaks(text) for text in renamed])]
+        return [[ids.get(i, i) for i in row] for row in self._ids(renamer, [without_breaks(text) for text in renamed])]
 
     def _encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         with _ENCODING:
@@ -203,36 +228,6 @@ class HuggingFaceTokenizer(Tokenizer):
 
 def _hidden_name(number: int) -> str:
     return f"{_NONCHARACTER}{number}{_NONCHARACTER}"
-
-
-def folder_end(path: str, tokenizer: Tokenizer, settings: TokenizerSettings) -> int:
-    """The end-of-text id that a folder's files name; a warning if they disagree.
-
-    Raises:
-      InputError: they name none, or one that is not in the vocabulary.
-    """
-    text = settings.special.get("eos_token")
-    end_id = tokenizer.token_id(text) if text is not None else None
-    if text is not None and end_id is None:
-        raise InputError(f"vocabulary {path}: its settings call {text!r} the end of text, which is no token of it")
-    named = {file: ids for file, ids in settings.end_ids.items() if ids[0] < tokenizer.size}
-    if end_id is None:
-        if not named:
-            end_id = next((i for i in map(tokenizer.token_id, END_OF_TEXT_NAMES) if i is not None), None)
-        else:
-            end_id = next(iter(named.values()))[0]
-        if end_id is None:
-            raise InputError(
-                f"vocabulary {path}: no file of its folder names an end of text (eos_token in tokenizer_config.json, "
-                "eos_token_id in config.json); name a token as end_of_text"
-            )
-    for file, ids in named.items():
-        if end_id not in ids:
-            log.warning(
-                "%s: its end of text is %r (id %d), but %s has eos_token_id %s; name end_of_text if that is meant",
-                *(path, tokenizer.token_text(end_id), end_id, file, ", ".join(map(str, ids))),
-            )
-    return end_id
 
 
 def _open(

@@ -11,8 +11,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash, open_file, writing
 from diversity_jax.core.stores import is_remote
 from diversity_jax.tokenizers.base import Tokenizer
-from diversity_jax.tokenizers.hugging_face import folder_end
-from diversity_jax.tokenizers.settings import TokenizerSettings
+from diversity_jax.tokenizers.settings import TokenizerSettings, folder_end
 
 _SPACE = "\u2581"
 _CLASSES = (None, "LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "T5Tokenizer")

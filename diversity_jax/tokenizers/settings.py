@@ -10,6 +10,7 @@ from typing import Any
 from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, is_remote, join_path, read_json, read_text
+from diversity_jax.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,7 @@ SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tok
 """Of the tokenizer itself; they are copied with prepared rows."""
 MODEL_FILES = ("config.json", "generation_config.json")
 """Of the model; they name end-of-text by ids."""
+END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "<|im_end|>", "[SEP]")
 _LAYOUTS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 """Files that define a tokenizer; of several, the first."""
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -81,6 +83,7 @@ class TokenizerSettings:
       prefix_space: whether a space is put before every text; None: the tokenizer's own file decides.
       legacy: of a SentencePiece model: text after a special token, too, begins with a space.
       end_ids: end-of-text ids in `config.json` and `generation_config.json`, by file.
+      model_ids: number of ids of the model, in `config.json`.
       bos_id: begin-of-text id in `config.json`; has_no_bos: the tokenizer's settings say that there is none.
       files: the tokenizer's own among the files read.
     """
@@ -93,6 +96,7 @@ class TokenizerSettings:
     prefix_space: bool | None = None
     legacy: bool = True
     end_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    model_ids: int | None = None
     bos_id: int | None = None
     has_no_bos: bool = False
     files: tuple[str, ...] = ()
@@ -120,6 +124,7 @@ def read_settings(folder: str) -> TokenizerSettings:
         if texts:
             special[name] = next(iter(texts.values()))
     begins = _ids(folder, "config.json", values["config.json"], "bos_token_id")
+    model_ids = values["config.json"].get("vocab_size")
     has_none = "bos_token" in config and "bos_token" not in special
     return TokenizerSettings(
         special=special,
@@ -130,10 +135,41 @@ def read_settings(folder: str) -> TokenizerSettings:
         prefix_space=_flag(folder, config, "add_prefix_space"),
         legacy=_flag(folder, config, "legacy") is not False,
         end_ids={file: ends for file in MODEL_FILES if (ends := _ids(folder, file, values[file], "eos_token_id"))},
+        model_ids=model_ids if isinstance(model_ids, int) else None,
         bos_id=None if has_none else next(iter(begins), None),
         has_no_bos=has_none,
         files=tuple(str(join_path(folder, name)) for name in SETTINGS_FILES if values[name]),
     )
+
+
+def folder_end(path: str, tokenizer: Tokenizer, settings: TokenizerSettings) -> int:
+    """The end-of-text id that a folder's files name; a warning if they disagree.
+
+    Raises:
+      InputError: they name none, or one that is not in the vocabulary.
+    """
+    text = settings.special.get("eos_token")
+    end_id = tokenizer.token_id(text) if text is not None else None
+    if text is not None and end_id is None:
+        raise InputError(f"vocabulary {path}: its settings call {text!r} the end of text, which is no token of it")
+    named = {file: ids for file, ids in settings.end_ids.items() if ids[0] < tokenizer.size}
+    if end_id is None:
+        if not named:
+            end_id = next((i for i in map(tokenizer.token_id, END_OF_TEXT_NAMES) if i is not None), None)
+        else:
+            end_id = next(iter(named.values()))[0]
+        if end_id is None:
+            raise InputError(
+                f"vocabulary {path}: no file of its folder names an end of text (eos_token in tokenizer_config.json, "
+                "eos_token_id in config.json); name a token as end_of_text"
+            )
+    for file, ids in named.items():
+        if end_id not in ids:
+            log.warning(
+                "%s: its end of text is %r (id %d), but %s has eos_token_id %s; name end_of_text if that is meant",
+                *(path, tokenizer.token_text(end_id), end_id, file, ", ".join(map(str, ids))),
+            )
+    return end_id
 
 
 def _class_name(config: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,8 @@ def load_tokenizer(spec: str, *, end_of_text: str | int | None = None) -> Tokeni
     Args:
       spec: `bytes`; a SentencePiece model (`.model`); a Hugging Face `tokenizer.json`; or a folder that holds, itself
         or in `tokenizer/`, one of `tokenizer.json`, `tokenizer.model`, or `vocab.json` with `merges.txt` (byte-level
-        BPE). Of a folder, `tokenizer_config.json` and the other `settings` files are read, too.
+        BPE). Of a folder, `tokenizer_config.json` and the other `settings` files are read, too; special tokens for
+        which the model in it has no ids are left out (`Tokenizer.without_ids_from`).
       end_of_text: token that ends a document, or its id, if it is not the one that the folder names.
 
     Raises:
@@ -44,11 +45,13 @@ def load_tokenizer(spec: str, *, end_of_text: str | int | None = None) -> Tokeni
         raise InputError(f"vocabulary {spec}: no such file; check the path")
     else:
         files = (spec,)
-    if not files[0].endswith(".model"):
-        return HuggingFaceTokenizer(files, end_of_text, settings)
-    if settings.added and (converted := _with_added_tokens(files[0], settings)):
-        return HuggingFaceTokenizer(files, end_of_text, settings, converted)
-    return SentencePieceTokenizer(files[0], end_of_text, settings)
+    converted = None
+    if files[0].endswith(".model"):
+        converted = _with_added_tokens(files[0], settings) if settings.added else None
+        if converted is None:
+            return SentencePieceTokenizer(files[0], end_of_text, settings)
+    tokenizer = HuggingFaceTokenizer(files, end_of_text, settings, converted)
+    return tokenizer if settings.model_ids is None else tokenizer.without_ids_from(settings.model_ids)
 
 
 def _with_added_tokens(path: str, settings: TokenizerSettings) -> Mapping[str, Any] | None:
