@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from diversity_jax.api.mixtures import load_mixture
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.mixtures import builder
@@ -306,6 +307,21 @@ def test_an_empty_component_is_named(texts, tmp_path):
     with pytest.raises(InputError, match=r"component 'hollow': .*empty.jsonl") as caught:
         build(config(texts, parts), tmp_path / "out", unscored)
     assert "\n" not in str(caught.value)
+
+
+def test_a_share_that_no_schedule_keeps_is_refused(texts, tmp_path):
+    parts = [component(texts, "web", 1 - 1e-7), component(texts, "made", 1e-7)]
+    with pytest.raises(InputError, match="component 'made': its share rounds to 0"):
+        build(config(texts, parts), tmp_path / "out", unscored)
+
+
+def test_a_split_that_a_component_lacks_is_named_when_the_mixture_is_loaded(texts, tmp_path):
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": "one document " * 50}))
+    lone = Component(name="lone", kind="synthetic", corpus=str(tmp_path / "one.jsonl"), share=0.5, policy=UNGATED)
+    settings = config(texts, [component(texts, "web", 0.5), lone], components_dir=None)
+    build(settings, tmp_path / "out", unscored)
+    with pytest.raises(InputError, match="lone has no validation rows"):
+        load_mixture(tmp_path / "out", split="validation")
 
 
 def test_a_mixture_is_a_component_in_its_own_shares(texts, tmp_path):

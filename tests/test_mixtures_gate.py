@@ -4,6 +4,7 @@ from fractions import Fraction
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
@@ -192,6 +193,12 @@ def test_parts_of_a_mixture_inside_a_mixture_sum_to_its_grant():
         ({"components": (component("a", "real", freed_share="b"),)}, "freed_share names 'b'"),
         ({"components": (component("a", "real", repeat_limit=2),)}, "repeat_limit counts epochs; set train_tokens"),
         ({"components": REAL, "train_tokens": 0}, "train_tokens 0"),
+        ({"components": REAL, "train_tokens": float("inf")}, "train_tokens=inf: must be a whole number"),
+        ({"components": REAL, "sequence_length": 0}, "sequence_length 0"),
+        ({"components": REAL, "sequence_length": 12.5}, "sequence_length=12.5: must be a whole number"),
+        ({"components": REAL, "seed": 2**63}, "seed=9223372036854775808"),
+        ({"components": REAL, "real_to_synthetic": 4}, "real_to_synthetic 4: give two parts"),
+        ({"components": REAL, "real_to_synthetic": (1, float("nan"))}, "give two parts"),
     ],
 )
 def test_impossible_mixtures_are_refused(options, words):
@@ -199,10 +206,18 @@ def test_impossible_mixtures_are_refused(options, words):
         MixtureConfig(**{"name": "m", "real_to_synthetic": (1, 0), **options})
 
 
+def test_whole_numbers_of_any_type_are_counts():
+    config = MixtureConfig(name="m", components=REAL, real_to_synthetic=(1, 0), train_tokens=5e9, seed=np.int32(3))
+    assert (config.train_tokens, config.seed) == (5_000_000_000, 3)
+    assert type(config.train_tokens) is type(config.seed) is int
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"kind": "fake"}, "kind 'fake' is unknown"),
+        ({"share": float("inf")}, "share inf"),
+        ({"share": "1/3"}, "share 1/3"),
         ({"name": "real"}, "has a meaning of its own"),
         ({"repeat_limit": 0}, "repeat_limit 0"),
         ({"downweight_power": -1}, "downweight_power -1"),

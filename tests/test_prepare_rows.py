@@ -2,6 +2,7 @@
 
 from collections import Counter
 from fractions import Fraction
+import json
 import os
 import subprocess
 from typing import ClassVar
@@ -15,7 +16,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import Document
 from diversity_jax.mixtures.loader import Loader
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.prepare.config import Preparation
+from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.prepare.rows import RowReader
@@ -88,6 +89,22 @@ def test_another_tokenizer_than_the_prepared_one_is_refused(tmp_path):
     prepare(MadeCorpus("a", 20), load_tokenizer("bytes"), tmp_path, settings_of(16))
     with pytest.raises(InputError, match="another tokenizer"):
         prepare(MadeCorpus("a", 20), tokenizer, tmp_path, settings_of(16))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"validation_share": 1 - 1e-9}, r"no document is left for training \(1 held out\)"),
+        ({"hygiene": "short.jsonl"}, r"no document is left for training \(1 contaminated\)"),
+    ],
+)
+def test_text_that_is_left_out_altogether_is_named(tmp_path, options, words):
+    text = " ".join(f"word{i}" for i in range(40))
+    if "hygiene" in options:
+        (tmp_path / "short.jsonl").write_text(json.dumps({"text": text}))
+        options = {"hygiene": Filtering(decontaminate=(str(tmp_path / "short.jsonl"),))}
+    with pytest.raises(InputError, match=words):
+        prepare(TextCorpus([text]), load_tokenizer("bytes"), tmp_path / "out", settings_of(16, **options))
 
 
 def test_too_little_text_is_refused_and_leaves_no_manifest(tmp_path):

@@ -207,8 +207,12 @@ def load_mixture(path: str | os.PathLike, *, split: str = "train") -> MixtureRow
     if split not in SPLITS:
         raise InputError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
     rows = MixtureRows(mixture=Mixture.load(_folder(path)), split=split)
-    if not len(rows):
-        raise InputError(f"{path}: holds no {split} rows; build it with validation_share above 0")
+    without = [part.name for part in rows.mixture.taken if split not in part.prepared.splits]
+    if without:
+        who = "holds" if len(without) == len(rows.components) else f"{', '.join(without)} has"
+        raise InputError(
+            f"{path}: {who} no {split} rows; build it with validation_share above 0, and text enough for it"
+        )
     return rows
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
+import numbers
 import os
 from pathlib import Path
 import sys
@@ -276,6 +277,22 @@ def check_least(config: Any, prefix: str, /, **bounds: float) -> None:
         if value is not None and not value >= bound:
             optional = ", or None" if getattr(type(config), name, bound) is None else ""
             raise InputError(f"{prefix}{name}={value}: must be at least {bound:g}{optional}")
+
+
+def check_whole(config: Any, prefix: str, /) -> None:
+    """Converts the fields of type `int` of a dataclass to it: 5e9 or a NumPy number too; None stays.
+
+    Raises:
+      InputError: one is not a whole number, or needs more than 64 bits.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name, None)
+        if value is None or int not in (hint, *typing.get_args(hint)):
+            continue
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number or value % 1 != 0 or not -(2**63) <= value < 2**63:
+            raise InputError(f"{prefix}{name}={value!r}: must be a whole number of at most 64 bits")
+        object.__setattr__(config, name, int(value))
 
 
 def fields_for_keys(config: Any) -> dict[str, Any]:

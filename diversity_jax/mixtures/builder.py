@@ -82,7 +82,7 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
             about, length = f"component {source_name!r}: its part {name!r}", config.sequence_length
             check_rows(about, manifest, tokenizer=tokenizer, sequence_length=length, document_start=start)
     _check_reachable(config, folder, sources)
-    shares = config.shares_asked()
+    shares = _asked_shares(config)
     scorecards = _score(config.components, shares, {name: source.corpus for name, source in sources.items()}, score)
     for name, scorecard in scorecards.items():
         scorecard.save(folder / "scorecards" / f"{name}.json")
@@ -100,8 +100,22 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     mixture = _compose(config, folder, gated, start)
     mixture.save()
     replay(folder)
-    _check_ratio(mixture)
+    _warn_of_shares(mixture)
     return mixture
+
+
+def _asked_shares(config: MixtureConfig) -> tuple[Fraction, ...]:
+    """The configured shares.
+
+    Raises:
+      InputError: one above 0 is too small to be kept.
+    """
+    shares, parts = config.shares_asked(), dict(zip(KINDS, config.real_to_synthetic or (1, 1), strict=True))
+    for component, share in zip(config.components, shares, strict=True):
+        if component.share and parts[component.kind] and not share:
+            problem = "rounds to 0, since a schedule keeps shares in parts of 1/100,000"
+            raise InputError(f"component {component.name!r}: its share {problem}; raise it, or set it to 0")
+    return shares
 
 
 def build_configured(config: BuildConfig) -> Mixture:
@@ -214,8 +228,12 @@ def _decision_json(gated: _GatedComponent) -> dict[str, Any]:
     }
 
 
-def _check_ratio(mixture: Mixture) -> None:
-    """Warns where freed shares went to the other kind, so that real:synthetic is not what was asked for."""
+def _warn_of_shares(mixture: Mixture) -> None:
+    """Warns where freed shares went to the other kind, so that real:synthetic is not what was asked for, and of
+    components whose share is so small that it was rounded to none."""
+    for component in mixture.components:
+        if component.manifest and not component.share_granted:
+            log.warning("shares: %s gets no tokens: its share rounds to 0 in parts of 1/100,000", component.name)
     for kind in KINDS:
         components = [component for component in mixture.components if component.kind == kind]
         asked = float(sum(component.share_asked for component in components))
@@ -285,17 +303,7 @@ def _parts(
     """The prepared rows of a component: those of its source, or prepared now."""
     if source.parts:
         return {f"{component.name}_{name}": part for name, part in source.parts.items()}
-    settings = Preparation(
-        name=component.name,
-        kind=component.kind,
-        sequence_length=config.sequence_length,
-        seed=config.seed,
-        validation_share=config.validation_share,
-        hygiene=config.hygiene,
-        chat=config.chat if component.corpus.conversations else None,
-        special_text=config.special_text,
-        document_start=start[0] or "end_of_text",
-    )
+    settings = config.preparation(component, start[0] or "end_of_text")
     output = join_path(config.components_dir or folder / "components", component.name)
     if source.tokens is not None:
         return {component.name: (Fraction(1), _imported(source.tokens, tokenizer, output, settings))}

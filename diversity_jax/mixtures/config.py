@@ -4,15 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 import math
+import numbers
 import re
+from typing import Any
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, check_least, check_whole
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.mixtures.schedule import exact_shares
-from diversity_jax.prepare.config import Chat, Filtering
+from diversity_jax.prepare.config import Chat, Filtering, Preparation
 from diversity_jax.synthesis.demo_grammar import GrammarComponent
 from diversity_jax.tokenizers.base import check_special_text
 from diversity_jax.tokenizers.document_start import check_setting
@@ -145,7 +147,7 @@ class Component:
             raise InputError(f"component name {self.name!r} has a meaning of its own in policies; give it another")
         if self.kind not in KINDS:
             raise InputError(f"component {self.name!r}: kind {self.kind!r} is unknown; choose {' or '.join(KINDS)}")
-        if not self.share >= 0:
+        if not _is_weight(self.share):
             raise InputError(f"component {self.name!r}: share {self.share}; give a number of at least 0")
         if isinstance(self.corpus, str):
             object.__setattr__(self, "corpus", CorpusConfig(source=self.corpus))
@@ -229,7 +231,25 @@ class MixtureConfig:
         check_special_text(self.special_text)
         if self.shares_of not in SHARES_OF:
             raise InputError(f"shares_of {self.shares_of!r} is unknown; choose one of {', '.join(SHARES_OF)}")
+        check_whole(self, "mixture.")
+        check_least(self, "mixture.", processes=1)
         self.shares_asked()  # refuses shares that do not sum to 1
+        for component in self.components:
+            self.preparation(component)  # refuses what could not be prepared, before anything is scored
+
+    def preparation(self, component: Component, document_start: str = "auto") -> Preparation:
+        """How the rows of a component are prepared."""
+        return Preparation(
+            name=component.name,
+            kind=component.kind,
+            sequence_length=self.sequence_length,
+            seed=self.seed,
+            validation_share=self.validation_share,
+            hygiene=self.hygiene,
+            chat=self.chat if component.corpus.conversations else None,
+            special_text=self.special_text,
+            document_start=document_start,
+        )
 
     def shares_asked(self) -> tuple[Fraction, ...]:
         """Each component's share of what `shares_of` counts, exact, summing to one."""
@@ -254,7 +274,8 @@ def token_shares(
             problem = f"shares sum to {float(sum(weights)):g} ({listed})"
             raise InputError(f"{problem}; make them sum to 1, or set real_to_synthetic")
         return exact_shares(weights)
-    if len(real_to_synthetic) != 2 or min(real_to_synthetic) < 0 or sum(real_to_synthetic) == 0:
+    is_pair = isinstance(real_to_synthetic, list | tuple) and len(real_to_synthetic) == 2
+    if not is_pair or not all(map(_is_weight, real_to_synthetic)) or not any(real_to_synthetic):
         raise InputError(f"real_to_synthetic {real_to_synthetic}: give two parts, such as (4, 1)")
     shares = [Fraction(0)] * len(components)
     for kind, part in zip(KINDS, real_to_synthetic, strict=True):
@@ -265,6 +286,11 @@ def token_shares(
         for i in members:
             shares[i] = decimal_fraction(part) * weights[i] / total if total else Fraction(0)
     return exact_shares(shares)
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether a value is a number of at least 0, and finite."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def decimal_fraction(value: float) -> Fraction:

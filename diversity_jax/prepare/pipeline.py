@@ -163,11 +163,7 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
     remainders, truncated = write_remainders(job, records)
     all_records = [*records, remainders]
     if not sum(record.splits["train"].rows for record in all_records):
-        tokens = sum(record.splits["train"].tokens for record in records)
-        problem = f"{tokens:,} tokens of training text do not fill one row of {job.row_tokens:,}"
-        if job.chat:
-            problem = f"no conversation fits into a row of {job.row_tokens:,} tokens"
-        raise InputError(f"component {job.settings.name!r}: {problem}; give it more text, or change sequence_length")
+        raise InputError(f"component {job.settings.name!r}: {_why_empty(job, records)}")
     plan_hash, shards = write_plan(job, all_records)
     executor.write_shards(job, plan_hash, shards)
     splits = {split: _split(job, all_records, shards, split) for split in SPLITS}
@@ -190,6 +186,22 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
     )
     manifest.save()
     return manifest
+
+
+def _why_empty(job: Job, records: Sequence[ChunkRecord]) -> str:
+    """Why there is no row of training text, and what to do about it."""
+    splits = {split: [record.splits[split] for record in records] for split in SPLITS}
+    left_out = sum((Counter(record.left_out) for record in records), Counter[str]())
+    held_out = sum(part.documents for part in splits["validation"])
+    if (left_out or held_out) and not sum(part.documents for part in splits["train"]):
+        counts = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items()]
+        listed = ", ".join([*counts, f"{held_out:,} held out"] if held_out else counts)
+        return f"no document is left for training ({listed}); change hygiene or validation_share, or give it more text"
+    tokens = sum(part.tokens for part in splits["train"])
+    problem = f"{tokens:,} tokens of training text do not fill one row of {job.row_tokens:,}"
+    if job.chat:
+        problem = f"no conversation fits into a row of {job.row_tokens:,} tokens"
+    return f"{problem}; give it more text, or change sequence_length"
 
 
 def _sure_records(
