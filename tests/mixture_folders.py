@@ -33,6 +33,15 @@ class MadeCorpus:
         return hashlib.sha256(f"{self.word} {self.words} {self.documents}".encode()).hexdigest()
 
 
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Hash of every file below a folder, by its name."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 def build_mixture(
     folder: Path,
     shares: Mapping[str, Fraction],

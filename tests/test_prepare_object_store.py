@@ -18,6 +18,7 @@ from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.gcs_server import BUCKET, client, serving
+from tests.mixture_folders import file_hashes
 
 SETTINGS = {"sequence_length": 32, "validation_share": 0.1, "piece_characters": 20_000, "shard_bytes": 40_000}
 
@@ -80,18 +81,10 @@ def objects(store, folder: str) -> dict[str, str]:
     }
 
 
-def files(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 def test_a_component_in_a_bucket_is_the_one_on_disk(store, source, on_disk):
     folder = f"gs://{BUCKET}/by_processes"
     prepare(open_corpus(source), load_tokenizer("bytes"), folder, asked(), processes=2)
-    assert objects(store, folder) == files(on_disk)
+    assert objects(store, folder) == file_hashes(on_disk)
     pytest.importorskip("apache_beam", reason="needs apache-beam: pip install 'diversity_jax[beam]'")
     from diversity_jax.prepare.beam import BeamExecutor
 
@@ -99,7 +92,7 @@ def test_a_component_in_a_bucket_is_the_one_on_disk(store, source, on_disk):
     prepare(
         open_corpus(config), load_tokenizer("bytes"), folder, asked(), executor=BeamExecutor(config, "DirectRunner")
     )
-    assert objects(store, folder) == files(on_disk)
+    assert objects(store, folder) == file_hashes(on_disk)
 
 
 def test_two_preparations_in_one_folder_of_a_bucket_do_not_meet(store, source):
@@ -143,7 +136,7 @@ def test_a_stopped_preparation_in_a_bucket_goes_on(store, source, on_disk, monke
     prepare(open_corpus(source), load_tokenizer("bytes"), folder, asked(), processes=1)
     assert seen.generations == before
     assert f"{chunk_files[0]}: finished before, but damaged since" in caplog.text
-    assert objects(store, folder) == files(on_disk)
+    assert objects(store, folder) == file_hashes(on_disk)
 
 
 @pytest.mark.parametrize("size_bytes", [10, 12_000_000])

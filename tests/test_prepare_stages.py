@@ -1,7 +1,6 @@
 """Preparation gives the same files for any number of processes, on Beam, and after kills; bad input is one line."""
 
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -24,6 +23,7 @@ from diversity_jax.prepare.rows import RowReader, row_keys
 from diversity_jax.prepare.shards import extent_of, shard_count
 from diversity_jax.tokenizers.tokenizer import ByteTokenizer, load_tokenizer
 from tests.kills import kills
+from tests.mixture_folders import file_hashes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,15 +46,6 @@ def asked(**options) -> Preparation:
     return Preparation(name="part", kind="real", **{**defaults, **options})
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """Hash of every file, by its name."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 FILTERING = Filtering(exact_duplicates=True, near_duplicates=0.8)
 
 
@@ -64,7 +55,7 @@ def test_the_files_are_the_same_from_one_process_from_several_and_from_beam(tmp_
     manifests = [
         prepare(open_corpus(config), tokenizer, tmp_path / str(count), settings, processes=count) for count in (1, 2)
     ]
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert file_hashes(tmp_path / "1") == file_hashes(tmp_path / "2")
     assert len(manifests[0].splits["train"].shards) > 3
     assert manifests[0].content_hash == manifests[1].content_hash
     assert not (tmp_path / "2" / ".preparing").exists()
@@ -72,7 +63,7 @@ def test_the_files_are_the_same_from_one_process_from_several_and_from_beam(tmp_
     from diversity_jax.prepare.beam import BeamExecutor
 
     prepare(open_corpus(config), tokenizer, tmp_path / "beam", settings, executor=BeamExecutor(config, "DirectRunner"))
-    assert contents(tmp_path / "1") == contents(tmp_path / "beam")
+    assert file_hashes(tmp_path / "1") == file_hashes(tmp_path / "beam")
 
 
 def test_beam_writes_to_a_remote_folder_and_names_bad_input_in_one_line(tmp_path):
@@ -192,7 +183,7 @@ def test_finished_work_is_kept_and_damaged_work_is_made_again(tmp_path, monkeypa
     assert {path: path.stat().st_mtime_ns for path in written_at} == written_at
     prepare(corpus, tokenizer, tmp_path / "part", asked(), processes=1)
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [str(chunks[0]), str(shard)]
-    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+    assert file_hashes(tmp_path / "part") == file_hashes(tmp_path / "whole")
 
 
 def test_an_unfinished_preparation_of_something_else_starts_afresh_and_says_so(tmp_path, monkeypatch, caplog):
@@ -204,7 +195,7 @@ def test_an_unfinished_preparation_of_something_else_starts_afresh_and_says_so(t
     prepare(corpus, tokenizer, tmp_path / "part", asked(sequence_length=32, seed=5), processes=1)
     assert "another sequence_length (64, now 32), seed (0, now 5); starting afresh" in caplog.text
     prepare(corpus, tokenizer, tmp_path / "whole", asked(sequence_length=32, seed=5), processes=1)
-    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+    assert file_hashes(tmp_path / "part") == file_hashes(tmp_path / "whole")
 
 
 def test_two_cannot_prepare_one_folder_and_a_dead_holder_does_not_matter(tmp_path, monkeypatch):
@@ -318,8 +309,8 @@ def test_what_a_kill_left_after_the_manifest_is_tidied_up(tmp_path):
     source = write_text(tmp_path / "text", documents=60)
     corpus, folder = open_corpus(CorpusConfig(source=source)), tmp_path / "part"
     manifest = prepare(corpus, ByteTokenizer(), folder, asked())
-    files = contents(folder)
+    files = file_hashes(folder)
     (folder / ".preparing").mkdir()
     (folder / ".preparing" / "000000-000000.rows").write_bytes(b"left behind")
     assert prepare(corpus, ByteTokenizer(), folder, asked()) == manifest
-    assert contents(folder) == files
+    assert file_hashes(folder) == files

@@ -113,10 +113,10 @@ def run_score(config: ScoreConfig, corpora: Mapping[str, Corpus] | None = None) 
         log.info("scored before with these settings: %s", ", ".join(corpora))
         return None
     expected = None if kind.open is None else ScoringForecast(config, list(corpora.values()))
+    if config.forecast_only:  # its caller prints the forecast
+        return ScoreResult(forecast=expected)
     if expected:
         log.info("%s", expected)
-    if config.forecast_only:
-        return ScoreResult(forecast=expected)
     if expected and expected.planned:
         require_cap(expected.costs["before"], config.budget, [config.judge_base_url])
     with exclusive_lock(output_dir / ".score.lock", f"config.output_dir: {{holder}} is scoring in {output_dir}; wait"):
