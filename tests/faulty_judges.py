@@ -114,7 +114,7 @@ def _other(judge: FaultyJudge, samples: Sequence[Sample], generator: random.Rand
 
 
 def _merged(size: int) -> _Fault:
-    """Labels that follow each other are one."""
+    """Merges clusters whose labels are consecutive numbers, `size` at a time."""
 
     def keys(judge: FaultyJudge, samples: Sequence[Sample], generator: random.Random) -> list[Hashable]:
         labels = _labels(judge, samples)

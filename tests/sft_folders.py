@@ -15,7 +15,7 @@ WORDS = ("oak", "elm", "ash", "fir", "yew", "bay", "fig", "box")
 
 
 def write_examples(path: Path, count: int, *, seed: int = 0, longest: int = 6) -> Path:
-    """Alpaca records: say some words again, the other way round."""
+    """Writes Alpaca records that ask for words in reverse order."""
     draw = random.Random(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -27,7 +27,7 @@ def write_examples(path: Path, count: int, *, seed: int = 0, longest: int = 6) -
 
 
 def write_text(path: Path, count: int, *, seed: int = 0) -> Path:
-    """Documents of the same words, for training before."""
+    """Writes documents of the same words, for pre-training."""
     draw = random.Random(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": " ".join(draw.choices(WORDS, k=20))}) + "\n" for _ in range(count)))

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
 
 
 def act(case: str, own: int, count: int, folder: Path) -> None:
-    """What a case does in process `own`."""
+    """Runs the part of a case that belongs to process `own`."""
 
     def fail() -> None:
         raise InputError("prepared=/data/mixture: no such folder")

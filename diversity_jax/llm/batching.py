@@ -1,6 +1,6 @@
 """Calls in batches: waiting calls are submitted together, and answered within a day at a lower price.
 
-A batch is written into the ledger before it is submitted, and holds its reservations itself. So when a process is
+A batch is written into the cache before it is submitted, and holds its reservations itself. So when a process is
 killed the batch keeps running; the next process finds it by its tag, collects it, and pays nothing twice.
 """
 
@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.llm.budget import Amount, Price, sum_of
+from diversity_jax.llm.cache_file import OpenBatch
 from diversity_jax.llm.calls import Call, CallAccounts, outcome_of, used_by
-from diversity_jax.llm.ledger_file import OpenBatch
 from diversity_jax.llm.providers.batch import BatchProvider
 from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
 from diversity_jax.llm.rate_limit import wait
@@ -43,7 +43,7 @@ class BatchQueue:
       accounts: of the engine.
       price: of a token in a batch.
       model, role: the model's name without its provider, and what it is used as.
-      subject: the model at its address, under which the ledger stores its batches.
+      subject: the model at its address, under which the cache stores its batches.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.2
 
 
 class ServerNotes:
-    """What runs have learnt of one model at one address, stored in the ledger for later ones.
+    """What runs have learnt of one model at one address, stored in the response cache for later ones.
 
     Args:
       name: `provider:model`.
@@ -61,7 +61,7 @@ class ServerNotes:
 
     def served_by(self, kind: str, models: Iterable[str]) -> None:
         """Records the models that a server names in answers (`answered by`) or in its list of models (`listed as`).
-        Warns once where the ledger has answers of another model, or of another version (fingerprint) of the same model
+        Warns once where the cache has answers of another model, or of another version (fingerprint) of the same model
         and this version is new.
         """
         for model in models:
@@ -80,7 +80,7 @@ class ServerNotes:
 
     def _note(self, subject: str, kind: str, value: str) -> None:
         written = self._cache.run(lambda file: file.note(subject, kind, value))
-        written.add_done_callback(asyncio.Future.exception)  # retrieved; a failing ledger shows at the next call
+        written.add_done_callback(asyncio.Future.exception)  # retrieved; a failing cache shows at the next call
 
 
 # Refusals of these scopes count although an earlier process got answers: a key may have been withdrawn since.

@@ -62,7 +62,7 @@ class Engine:
       role: what the model is used as, `judge` or `generator`; messages begin with it.
 
     Raises:
-      InputError: a bad name, no price, and on entering: no API key, an unusable ledger.
+      InputError: a bad name, no price, and on entering: no API key, an unusable cache.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Engine:
         return self
 
     async def _begin(self, cache: ResponseCache) -> None:
-        """Reads what the ledger knows of the server, and resumes batches that are under way."""
+        """Reads what the cache knows of the server, and resumes batches that are under way."""
         endpoint, config = self._endpoint, self.config
         url = endpoint.url if endpoint else self._base_url or ""
         notes = ServerNotes(cache, self.name, url, self.role)
@@ -246,7 +246,7 @@ class Engine:
 
         Raises:
           CallFailed: this call has no usable answer; see its `reason` and `ends_run`.
-          InputError: no call can succeed: a wrong key, an unknown model, an unreachable server, an unusable ledger; or
+          InputError: no call can succeed: a wrong key, an unknown model, an unreachable server, an unusable cache; or
             in replay the answer is missing.
         """
         await self._admission_semaphore.enter(first=request.urgent)

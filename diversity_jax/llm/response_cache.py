@@ -23,7 +23,7 @@ import uuid
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.process import machine_id, start_time
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, Reservation, sum_of
-from diversity_jax.llm.ledger_file import KEYS, LedgerFile, batch_owner
+from diversity_jax.llm.cache_file import KEYS, CacheFile, batch_owner
 from diversity_jax.llm.types import CachedFailure, CachedResponse, Outcome
 
 _DEAD_AFTER_SECONDS = 60.0
@@ -63,7 +63,7 @@ class Commit(NamedTuple):
 Job = str | Reserve | Commit | Callable[["ResponseCacheFile"], Any] | None
 
 
-class ResponseCacheFile(LedgerFile):
+class ResponseCacheFile(CacheFile):
     """The file, for one thread of one process; see `ResponseCache` for arguments, attributes and errors."""
 
     def __init__(self, path: str | None, *, run: str, caps: BudgetConfig, replay: bool):

@@ -63,7 +63,7 @@ class OpenBatch:
     stages: Mapping[str, str]
 
 
-class LedgerFile:
+class CacheFile:
     """The file, for one thread of one process.
 
     Args:
@@ -71,7 +71,7 @@ class LedgerFile:
       replay: open it read-only.
 
     Raises:
-      InputError: the file is no ledger, damaged, full, or may not be written; also from every method.
+      InputError: the file is no response cache, damaged, full, or may not be written; also from every method.
     """
 
     def __init__(self, path: str | None, *, replay: bool):
