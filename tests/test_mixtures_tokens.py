@@ -146,6 +146,18 @@ def test_held_out_documents_are_whole(tmp_path):
     assert sum(begin in held for begin in of) > 100
 
 
+@pytest.mark.parametrize(("count", "share"), [(1000, 0.05), (1000, 0.5), (50, 0.005)])
+def test_documents_shorter_than_a_row_are_held_out_and_few_tokens_are_lost(tmp_path, count, share):
+    sequences = documents(count)[1]
+    manifest = imported(
+        megatron(tmp_path / "set", sequences), tmp_path / "component", validation_share=share, length=255
+    )
+    tokens = {split: part.tokens for split, part in manifest.splits.items()}
+    total = sum(map(len, sequences))
+    assert sum(tokens.values()) > total * 0.93
+    assert tokens.get("validation", 0) / total == pytest.approx(share, rel=0.3, abs=0.005)
+
+
 @pytest.mark.parametrize("to", ["megatron", "mds", "array_record", "levanter"])
 def test_what_was_exported_comes_back(tmp_path, to):
     mixture = Mixture.load(build_mixture(tmp_path / "m", {"oak": Fraction(1)}, sequence_length=LENGTH, documents=60))

@@ -343,7 +343,8 @@ class RowReader:
             stored, checksums = self._stored(shard, numbers)
             damaged = np.flatnonzero(row_checksums(stored) != checksums)
             if len(damaged):
-                where = f"{join_path(self.manifest.folder, self._shards[shard].file)}: row {numbers[damaged[0]]}"
+                path = join_path(self.manifest.folder, self._shards[shard].file)
+                where = f"{self.manifest.linked.get('file', path)}: row {numbers[damaged[0]]}"
                 raise InputError(f"{where} is damaged (checksum); prepare component {self.manifest.name!r} again")
             out[positions] = stored
         if not self.manifest.chat:

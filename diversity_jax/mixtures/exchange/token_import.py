@@ -35,7 +35,8 @@ from diversity_jax.tokenizers.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 _BLOCK_TOKENS = 4 << 20  # read at once
-_SPANS = 64  # stretches of the set, from each of which some documents are held out
+_SPANS = 64  # stretches of the set at most, from each of which some documents are held out
+_ROWS_OF_SPAN = 8  # held out of each, and left, on average: of either half a row is lost
 _MOST_LISTED = 1000  # different last ids of sequences that are counted, to guess what their end-of-text is
 _PADDED, _MOST_PADDED = 4, 0.2  # four equal last ids are padding, where more than this share of sequences end so
 _SAMPLED_ROWS = 256  # decoded to estimate how many bytes of text a token is
@@ -204,11 +205,14 @@ def _completed(ids: np.ndarray, lengths: np.ndarray, end: int, begin: int | None
 def _intervals(lengths: np.ndarray, settings: Preparation) -> dict[str, list[tuple[int, int]]]:
     """(first, end) in tokens of the stretches of each split; held-out sequences are taken from all over the set."""
     bounds, share = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), settings.validation_share
-    spans = max(1, min(_SPANS, int(len(lengths) * share))) if share else 0
+    spans_with_rows = int(bounds[-1] * min(share, 1 - share) / (_ROWS_OF_SPAN * (settings.sequence_length + 1)))
+    spans = max(1, min(_SPANS, int(len(lengths) * share), spans_with_rows)) if share else 0
     draw, train, held, at = random.Random(f"{settings.seed}/{settings.name}/tokens"), [], [], 0
     for span in range(spans):
         first, end = span * len(lengths) // spans, (span + 1) * len(lengths) // spans
         count = round((end - first) * share)
+        if not count:
+            continue
         begin = first + draw.randint(0, end - first - count)
         train.append((at, int(bounds[begin])))
         held.append((int(bounds[begin]), int(bounds[begin + count])))
