@@ -8,6 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.model.checkpoint_io.hugging_face import (
@@ -156,6 +157,16 @@ def test_what_does_not_fit_is_named(tmp_path, fields, message):
         import_hugging_face(tmp_path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_tied_matrix_is_read_under_either_name(tmp_path):
+    config, params = model(tie_embeddings=True)
+    path = export_hugging_face(config, params, tmp_path) / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    safetensors.numpy.save_file(tensors, path)
+    edit_config(tmp_path, is_causal=True)
+    assert_same(import_hugging_face(tmp_path)[1], params)
 
 
 def test_a_tied_model_whose_head_differs_is_refused(tmp_path):

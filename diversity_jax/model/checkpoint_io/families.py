@@ -249,7 +249,8 @@ def rope_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[s
       InputError: a kind of scaling that is not computed here, an unknown entry, or entries that contradict each other.
     """
     rope, local = _dictionary(path, theirs, family)
-    theta = _agreed(path, "rope_theta", rope, theirs, family.defaults.get("rope_theta", 10000.0))
+    missing = theirs.get("rope_theta", family.defaults.get("rope_theta", 10000.0))  # None, an error, where it is null
+    theta = number(path, "rope_theta", _agreed(path, "rope_theta", rope, theirs, missing))
     share = _agreed(path, "partial_rotary_factor", rope, theirs, 1.0)
     if share != 1 and family.model_type != "phi3":
         raise InputError(f"{path}: partial_rotary_factor is {share:g}; transformers' {family.model_type} has only 1.0")
@@ -262,22 +263,17 @@ def rope_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict[s
 
 def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
     """Rotary settings of layers with full attention, and of layers with a window where these have their own."""
-    entries = {name: theirs.get(name) or {} for name in ("rope_scaling", "rope_parameters")}
-    for name, value in entries.items():
-        if not isinstance(value, dict):
-            raise InputError(f"{path}: {name} is {value!r}; expected an object with rope_type and its settings")
-    old, new = entries["rope_scaling"], entries["rope_parameters"]
+    old, new = (_object(path, theirs, name) for name in ("rope_scaling", "rope_parameters"))
     local: dict[str, Any] = {}
     if family.model_type in _OWN_BASE_IN_WINDOWS:
-        parts = [new.get(kind) or {} for kind in (FULL, SLIDING)]
-        if new and not (set(new) <= {FULL, SLIDING} and all(isinstance(part, dict) for part in parts)):
+        if not set(new) <= {FULL, SLIDING}:
             raise InputError(f"{path}: rope_parameters of {family.model_type} are by kind of layer, {FULL}, {SLIDING}")
         if not new and family.model_type == "olmo3" and "rope_theta" in theirs and theirs["rope_theta"] != 500000.0:
             raise InputError(
                 f"{path}: rope_theta of olmo3 is read differently by transformers 4 and 5; write rope_parameters with "
                 f"{FULL} and {SLIDING}"
             )
-        new, local = parts
+        new, local = (_object(path, new, kind) for kind in (FULL, SLIDING))
         if (kind := _kind(path, local)) != "default":
             raise InputError(f"{path}: rope_type of {SLIDING} is {kind!r}; only 'default' can be read")
     both = {name: value for name, value in old.items() if name in new and name != "type" and new[name] != value}
@@ -293,6 +289,14 @@ def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[
     return {**beside, **old} if old else new, local
 
 
+def _object(path: Path, entries: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The rotary settings of an entry; empty where it is missing or null."""
+    value = entries.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"{path}: {name} is {value!r}; expected an object with rope_type and its settings")
+    return value or {}
+
+
 def _kind(path: Path, rope: Mapping[str, Any]) -> str:
     kinds = {str(rope[name]) for name in ("rope_type", "type") if rope.get(name) is not None}
     if len(kinds) > 1:
@@ -300,7 +304,7 @@ def _kind(path: Path, rope: Mapping[str, Any]) -> str:
     return next(iter(kinds), "default")
 
 
-def _agreed(path: Path, name: str, rope: Mapping[str, Any], theirs: Mapping[str, Any], default: float) -> float:
+def _agreed(path: Path, name: str, rope: Mapping[str, Any], theirs: Mapping[str, Any], default: Any) -> Any:
     """A number from the object of rotary settings or beside it; where both have it, they must agree."""
     values = {number(path, name, entries[name]) for entries in (rope, theirs) if entries.get(name) is not None}
     if len(values) > 1:

@@ -201,8 +201,8 @@ def params_from_tensors(folder: Path, config: LlamaConfig, tensors: dict[str, Te
       InputError: a tensor is missing, of another shape or not part of this model.
     """
     if config.tie_embeddings and (head := tensors.pop(_TOP["head"], None)) is not None:
-        embed = tensors.get(_TOP["embed"])
-        if embed is None or not np.array_equal(head.values(), embed.values()):
+        embed = tensors.setdefault(_TOP["embed"], head)  # a file may hold the matrix under either name
+        if not np.array_equal(head.values(), embed.values()):
             raise InputError(f"{folder}: lm_head.weight differs from the embedding, which config.json says it is")
     shapes = _shapes(config)
     expected = {theirs: _their_shape(name, shapes[name]) for name, _, theirs in _names(config)}

@@ -37,7 +37,7 @@ _READ = {
     *_COUNTS.values(),
     *ENTRIES,
     *("architectures", "model_type", "hidden_act", "head_dim", "rms_norm_eps", "initializer_range"),
-    *("tie_word_embeddings", "quantization_config"),
+    *("tie_word_embeddings", "quantization_config", "is_causal"),
 }
 # Entries without effect on the logits: of training, generation, files and devices.
 _HARMLESS_NAMES = """
@@ -120,13 +120,17 @@ def _refuse_others(path: Path, theirs: Mapping[str, Any], family: Family) -> Non
         raise InputError(f"{path}: has no {missing[0]}; expected the configuration of a {family.architecture}")
     if theirs.get("quantization_config"):
         raise InputError(f"{path}: the weights are quantised (quantization_config); dequantise them with transformers")
+    if theirs.get("is_causal", True) is not True:  # transformers 5 then lets tokens attend to those after them
+        raise InputError(f"{path}: is_causal is {theirs['is_causal']!r}; only true can be read")
     allowed: tuple[str, ...] = ("silu", "swish")
     if family.fixed.get("activation") == "gelu_tanh":  # the first Gemma's files call it gelu
         allowed = ("gelu_pytorch_tanh", "gelu")[: 2 if family.model_type == "gemma" else 1]
     for name in ("hidden_act", "hidden_activation"):
-        if theirs.get(name) not in (None, *allowed):
+        value = theirs.get(name, allowed[0])
+        is_null = value is None and (name == "hidden_activation" or "hidden_activation" in family.others)
+        if value not in allowed and not is_null:
             only = f"of {family.model_type} only {allowed[0]!r} can be read"
-            raise InputError(f"{path}: {name} is {theirs[name]!r}; {only}")
+            raise InputError(f"{path}: {name} is {value!r}; {only}")
     is_listing = "layer_types" in theirs and family.windows != "listed"
     known = _READ | _HARMLESS | family.known() | ({"layer_types"} if is_listing else set())
     for name, value in theirs.items():
