@@ -285,7 +285,7 @@ def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[
             f"{path}: with rope_scaling, transformers ignores rope_parameters and its rope_theta={new['rope_theta']}; "
             "move its settings into rope_parameters"
         )
-    beside = {name: new[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
+    beside: dict[str, Any] = {name: new[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
     return {**beside, **old} if old else new, local
 
 
