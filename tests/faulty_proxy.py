@@ -58,6 +58,17 @@ class Proxy:
             self.faults = []
 
 
+def _read_chunked(request: http.server.BaseHTTPRequestHandler) -> bytes:
+    """The body of a request in chunks; empty where it has none."""
+    data = b""
+    if "chunked" in request.headers.get("Transfer-Encoding", ""):
+        while size := int(request.rfile.readline(), 16):
+            data += request.rfile.read(size)
+            request.rfile.readline()
+        request.rfile.readline()
+    return data
+
+
 @contextlib.contextmanager
 def proxying(port: int, server_port: int) -> Iterator[Proxy]:
     """Listens at `port` for a server of this machine at `server_port`."""
@@ -71,7 +82,7 @@ def proxying(port: int, server_port: int) -> Iterator[Proxy]:
 
         def answer(self):
             length = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(length) if length else self._chunked()
+            body = self.rfile.read(length) if length else _read_chunked(self)
             path = urllib.parse.unquote(self.path)
             with proxy.lock:
                 proxy.requests.append((self.command, path, self.headers.get("Range") or ""))
@@ -89,15 +100,6 @@ def proxying(port: int, server_port: int) -> Iterator[Proxy]:
             passed_on = [pair for pair in response.getheaders() if pair[0].lower() not in _REPLACED]
             self._send(response.status, passed_on, data, length=response.getheader("Content-Length"))
             upstream.close()
-
-        def _chunked(self):
-            data = b""
-            if "chunked" in self.headers.get("Transfer-Encoding", ""):
-                while size := int(self.rfile.readline(), 16):
-                    data += self.rfile.read(size)
-                    self.rfile.readline()
-                self.rfile.readline()
-            return data
 
         def _send(self, status, headers, data, length=None):
             self.send_response(status)

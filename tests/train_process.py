@@ -12,25 +12,16 @@ import jax
 from diversity_jax.core.errors import InputError
 
 
-def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", port: str = "") -> None:
-    devices = 2
-    jax.config.update("jax_num_cpu_devices", devices // int(processes))
-    from diversity_jax.core.buckets import published
-    from diversity_jax.core.files import join_path
-    from diversity_jax.core.stores import is_remote
-    from diversity_jax.mixtures.mixture import Mixture
-    from diversity_jax.model import LLAMA, MeshConfig
-    from diversity_jax.training.bucket_checkpoints import open_checkpoints
-    from diversity_jax.training.checkpoint import read_info
+def _settings(steps: int):
+    """Model, optimizer and training of the attempt, by the environment."""
+    from diversity_jax.model import LLAMA
     from diversity_jax.training.config import OptimizerConfig, TrainConfig
-    from diversity_jax.training.distributed import DistributedConfig, start_distributed
-    from diversity_jax.training.loop import train
 
     model = LLAMA["llama_tiny"](
         num_layers=1, hidden_size=32, intermediate_size=64, num_heads=2, dropout=0.1, attention="xla"
     )
     config = TrainConfig(
-        steps=int(steps),
+        steps=steps,
         batch_size=4,
         log_every=1,  # a line a step, so that lines can be compared whatever step an attempt began at
         eval_batches=1,
@@ -48,6 +39,23 @@ def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", p
         decay_share=0.4,
         learning_rate=float(os.environ.get("LEARNING_RATE", "1e-2")),
     )
+    return model, optimizer, config
+
+
+def main(folder: str, steps: str, process_id: str = "0", processes: str = "1", port: str = "") -> None:
+    devices = 2
+    jax.config.update("jax_num_cpu_devices", devices // int(processes))
+    from diversity_jax.core.buckets import published
+    from diversity_jax.core.files import join_path
+    from diversity_jax.core.stores import is_remote
+    from diversity_jax.mixtures.mixture import Mixture
+    from diversity_jax.model import MeshConfig
+    from diversity_jax.training.bucket_checkpoints import open_checkpoints
+    from diversity_jax.training.checkpoint import read_info
+    from diversity_jax.training.distributed import DistributedConfig, start_distributed
+    from diversity_jax.training.loop import train
+
+    model, optimizer, config = _settings(int(steps))
     output = join_path(folder, os.environ.get("RUN", "run"))
     try:
         if int(processes) > 1:
