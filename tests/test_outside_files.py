@@ -18,9 +18,9 @@ import zstandard
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.cluster_agent.text_cleaning import clean_text
 from diversity_jax.core import compression
-from diversity_jax.core.config import Fields, from_json, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, read_json
+from diversity_jax.core.json_fields import Fields, from_json, read_fields
 from diversity_jax.core.run_info import RunInfo
 from diversity_jax.core.words import count_words
 from diversity_jax.corpus import open_corpus

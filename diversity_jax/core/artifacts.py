@@ -16,7 +16,6 @@ import time
 from typing import Any, Self
 import uuid
 
-from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     canonical_json,
@@ -33,6 +32,7 @@ from diversity_jax.core.files import (
     write_json,
     writing,
 )
+from diversity_jax.core.json_fields import from_json
 from diversity_jax.core.process import machine_id, start_time
 
 _THREADS = 8  # hashing and remote reads release the interpreter lock

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import writing
+from diversity_jax.core.json_fields import Fields, read_fields
 
 __all__ = [
     "Embedder",

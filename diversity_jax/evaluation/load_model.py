@@ -15,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from diversity_jax.core.buckets import local_copy
-from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     join_path,
@@ -23,6 +22,7 @@ from diversity_jax.core.files import (
     path_inside,
     resolve_path,
 )
+from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.evaluation.loglikelihood import Scored, Scorer
 from diversity_jax.model.cache import for_inference
 from diversity_jax.model.config import LlamaConfig

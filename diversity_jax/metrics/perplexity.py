@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.json_fields import read_fields
 from diversity_jax.embedders import batches
 from diversity_jax.metrics.registry import DocumentFeatures, Figures, Nats, StageSettings, stage
 

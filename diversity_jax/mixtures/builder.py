@@ -12,9 +12,9 @@ from typing import Any
 import diversity_jax
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.buckets import public_name
-from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, exists, file_hash, join_path
+from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.core.run_info import plain
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus

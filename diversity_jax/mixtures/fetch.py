@@ -19,7 +19,6 @@ from typing import Any
 
 from diversity_jax.core import cli
 from diversity_jax.core.artifacts import locked_folder
-from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import (
     exists,
@@ -34,6 +33,7 @@ from diversity_jax.core.files import (
     write_json,
     writing,
 )
+from diversity_jax.core.json_fields import read_fields
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.core.stores import StoreError
 from diversity_jax.mixtures.mixture import Mixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import re
 from typing import Any, Self
 
-from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     content_hash,
@@ -20,6 +19,7 @@ from diversity_jax.core.files import (
     resolve_path,
     write_json,
 )
+from diversity_jax.core.json_fields import from_json
 from diversity_jax.core.stores import is_remote
 from diversity_jax.mixtures.loader import Loader
 from diversity_jax.mixtures.schedule import read_share

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.cluster_agent import Scorecard
-from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path, parent_folder, read_json
+from diversity_jax.core.json_fields import from_json
 from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
 from diversity_jax.mixtures.mixture import Mixture, mixture_file

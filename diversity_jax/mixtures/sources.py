@@ -10,9 +10,10 @@ import random
 
 import numpy as np
 
-from diversity_jax.core.config import Fields, plain_for_keys, read_fields
+from diversity_jax.core.config import plain_for_keys
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_path, content_hash, exists, join_path, read_json, write_json
+from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus, Document, open_corpus
 from diversity_jax.corpus.readers.seqio_tasks import find_provider

@@ -28,9 +28,9 @@ import numpy as np
 
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.buckets import local_copy, published, published_file, remote_tree
-from diversity_jax.core.config import Fields, from_json, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path, read_json, write_json
+from diversity_jax.core.json_fields import Fields, from_json, read_fields
 from diversity_jax.core.run_info import folders_read
 from diversity_jax.core.stores import check_store, is_remote, refuse_other_than_model
 from diversity_jax.model.checkpoint_io.gguf_file import DTYPES

@@ -11,7 +11,6 @@ from typing import Any, Self
 import numpy as np
 
 from diversity_jax.core.buckets import remote_tree
-from diversity_jax.core.config import from_json, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     content_hash,
@@ -23,6 +22,7 @@ from diversity_jax.core.files import (
     read_json,
     write_json,
 )
+from diversity_jax.core.json_fields import from_json, read_fields
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 2

@@ -26,10 +26,10 @@ from diversity_jax.cluster_agent import (
     score_until_decided,
 )
 from diversity_jax.core.artifacts import exclusive_lock
-from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, file_hash, read_json, write_json
 from diversity_jax.core.formats import counted, estimate
+from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.llm import BudgetConfig, EngineConfig, require_cap
 from diversity_jax.metrics import MetricsReport

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.cluster_agent import Scorecard
-from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
 from diversity_jax.core.formats import counted
+from diversity_jax.core.json_fields import read_fields
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.study import statistics
 from diversity_jax.study.config import StudyConfig, StudyRun, recipe_name

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
+from diversity_jax.core.json_fields import read_fields
 from diversity_jax.tokenizers.base import ByteTokenizer, Tokenizer
 from diversity_jax.tokenizers.encoders import differing_texts, sample_texts
 from diversity_jax.tokenizers.hugging_face import HuggingFaceTokenizer

@@ -8,7 +8,6 @@ import shutil
 from typing import Any
 
 from diversity_jax.core.buckets import local_copy
-from diversity_jax.core.config import Fields, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     exists,
@@ -20,6 +19,7 @@ from diversity_jax.core.files import (
     write_json,
     writing,
 )
+from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.core.run_info import folders_read
 from diversity_jax.tokenizers.chat_template import SPECIAL_TOKENS
 from diversity_jax.tokenizers.document_start import Boundaries

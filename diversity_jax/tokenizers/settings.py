@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diversity_jax.core.config import read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, is_remote, join_path, read_json, read_text
+from diversity_jax.core.json_fields import read_fields
 from diversity_jax.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)

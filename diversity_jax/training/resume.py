@@ -17,9 +17,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diversity_jax.core.config import Fields, from_json, read_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, exists, join_path
+from diversity_jax.core.json_fields import Fields, from_json, read_fields
 from diversity_jax.core.run_info import Change, changes, plain
 from diversity_jax.mixtures.config import MixtureConfig
 from diversity_jax.model import LlamaConfig, MeshConfig

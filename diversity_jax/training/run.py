@@ -14,9 +14,10 @@ from diversity_jax.cluster_agent import AgentConfig
 from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.buckets import Mirror, published
-from diversity_jax.core.config import ADDED, read_fields
+from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path, local_folder, remove_tree
+from diversity_jax.core.json_fields import read_fields
 from diversity_jax.core.stores import check_store, is_remote, refuse_other_than_model
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.mixtures.config import TRAINED, MixtureConfig

@@ -16,7 +16,7 @@ import jax
 
 from diversity_jax.core import formats
 from diversity_jax.core.chips import peak_flops
-from diversity_jax.core.config import read_fields
+from diversity_jax.core.json_fields import read_fields
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.training.runtime import CompileClock
 from diversity_jax.training.step import Metrics, TrainState

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from diversity_jax.core.buckets import local_copy
-from diversity_jax.core.config import from_json
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     exists,
@@ -33,6 +32,7 @@ from diversity_jax.core.files import (
     read_range,
     writing,
 )
+from diversity_jax.core.json_fields import from_json
 from diversity_jax.core.stores import StoreError, is_remote
 from diversity_jax.model.sharding import path_name
 
