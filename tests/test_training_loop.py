@@ -5,7 +5,10 @@ waits.
 from fractions import Fraction
 import json
 import logging
+import math
+from pathlib import Path
 import threading
+import types
 
 import jax
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LLAMA, MeshConfig
-from diversity_jax.training import loop, runtime, throughput
+from diversity_jax.training import callbacks, loop, runtime, throughput
 from diversity_jax.training.checkpoint import Checkpoints
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.data import prepare
@@ -177,6 +180,10 @@ def test_retention_by_time(mixture, tmp_path):
         ({"sample_prompts": "abc"}, "sample_prompts='abc': must be a tuple"),
         ({"sample_temperature": -1.0}, "sample_temperature=-1.0"),
         ({"profile_steps": -1}, "profile_steps=-1"),
+        ({"grace_seconds": math.inf}, "grace_seconds=inf: must be above 0 and finite"),
+        ({"keep_every_minutes": math.inf}, "keep_every_minutes=inf: must be finite and at least 0"),
+        ({"seed": 2**70}, "must be a whole number of at most 64 bits"),
+        ({"steps": 2.5}, "train.steps=2.5: must be a whole number"),
     ],
     ids=str,
 )
@@ -184,6 +191,39 @@ def test_impossible_settings_are_refused(fields, message):
     with pytest.raises(InputError) as error:
         TrainConfig(**fields)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"clip_norm": math.inf}, {"epsilon": 1e-50}, {"learning_rate": 1e39}], ids=str)
+def test_optimizers_that_float32_cannot_hold_are_refused(fields):
+    with pytest.raises(InputError, match=f"optimizer.{next(iter(fields))}=.* finite"):
+        OptimizerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "warned"),
+    [({"total_steps": 4}, True), ({"total_steps": 4, "final_ratio": 0.1}, False), ({}, False)],
+    ids=str,
+)
+def test_steps_after_the_end_of_the_decay_are_named(fields, warned, caplog):
+    loop._warn_of_idle_steps(OptimizerConfig(**fields).for_run(6), 6)
+    assert ("steps 5 to 6 have a learning rate of 0" in caplog.text) == warned
+
+
+def test_a_trace_that_was_never_begun_is_named(caplog):
+    settings = TrainConfig(profile_start=10, profile_steps=2)
+    trace = callbacks.StepTrace(types.SimpleNamespace(output_dir=Path("run"), config=settings))
+    trace.before_step(5)
+    trace.on_end(6, None)
+    assert "train.profile_start=10, and the run ended at step 6" in caplog.text
+
+
+def test_in_another_thread_sigterm_is_left_as_it_is():
+    entered = []
+    thread = threading.Thread(target=lambda: entered.append(runtime.StopRequest(1, lambda: None).__enter__()))
+    thread.start()
+    thread.join()
+    assert not entered[0].asked
+    entered[0].__exit__()
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(mixture, tmp_path):

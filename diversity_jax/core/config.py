@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.util
 import inspect
+import math
 import numbers
 import os
 from pathlib import Path
@@ -263,19 +264,20 @@ def _from_twin(twin: Any) -> Any:
 
 
 def check_least(config: Any, prefix: str, /, **bounds: float) -> None:
-    """Checks that fields are not below a bound; None is no value and passes.
+    """Checks that fields are finite and not below a bound; None is no value and passes.
 
     Args:
       prefix: of the fields' names in messages, such as `train.`.
 
     Raises:
-      InputError: a field is below its bound, or not a number.
+      InputError: a field is below its bound, or not a finite number.
     """
     for name, bound in bounds.items():
         value = getattr(config, name)
-        if value is not None and not value >= bound:
+        if value is not None and not bound <= value < math.inf:
+            finite = "" if value != math.inf else "finite and "
             optional = ", or None" if getattr(type(config), name, bound) is None else ""
-            raise InputError(f"{prefix}{name}={value}: must be at least {bound:g}{optional}")
+            raise InputError(f"{prefix}{name}={value}: must be {finite}at least {bound:g}{optional}")
 
 
 def check_whole(config: Any, prefix: str, /) -> None:

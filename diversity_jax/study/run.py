@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 import signal
 import sys
+import threading
 from typing import Any
 
 from diversity_jax.core import run_info
@@ -233,6 +234,9 @@ def _stoppable() -> Iterator[None]:
         log.warning("SIGTERM: stopping; the same command goes on")
         raise SystemExit(TERMINATED)
 
+    if threading.current_thread() is not threading.main_thread():  # the only one that handles signals in Python
+        yield
+        return
     previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield

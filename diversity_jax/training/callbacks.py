@@ -138,6 +138,12 @@ class StepTrace(Callback):
                 jax.block_until_ready(result.metrics)
                 self.close()
 
+    def on_end(self, step: int, state: TrainState) -> None:
+        jax.block_until_ready(state)
+        self.close()  # the last evaluation would make the trace a hundred times as large
+        if self._steps_left:
+            log.warning("no profiler trace: train.profile_start=%d, and the run ended at step %d", self._start, step)
+
     def close(self) -> None:
         if self._running:
             jax.profiler.stop_trace()

@@ -3,14 +3,16 @@
 import dataclasses
 from dataclasses import dataclass, field
 import math
+import threading
 
-from diversity_jax.core.config import ADDED, check_least
+from diversity_jax.core.config import ADDED, check_least, check_whole
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.stores import check_store
 from diversity_jax.model.config import LoraConfig
 
 SCHEDULES = ("linear", "cosine", "warmup_stable_decay", "constant")
 _STARTS = ("off", "auto")
+_LEAST_FLOAT32, _MOST_FLOAT32 = 2.0**-126, 3.4e38  # normal numbers of float32
 _AT_LEAST_ONE = ["steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints"]
 _AT_LEAST_ONE += ["max_skipped_steps", "sample_tokens"]
 _NOT_NEGATIVE = ["eval_every", "eval_batches", "z_loss", "sample_every", "sample_temperature", "keep_every_steps"]
@@ -47,7 +49,7 @@ class TrainConfig:
     # Rank above 0: adapters are trained, the parameters of init_from stay as they are.
     lora: LoraConfig = field(default_factory=LoraConfig)
     batch_size: int = 8  # rows of the global batch
-    seed: int = 0  # of initial parameters and dropout
+    seed: int = 0  # of initial parameters and dropout; its lowest 32 bits count
     gradient_accumulation: int = 1  # equal parts of a batch that are computed one after another
     z_loss: float = 0.0  # weight of log(Z)^2
     attend_across_documents: bool = True  # False keeps attention and positions inside each document
@@ -72,6 +74,7 @@ class TrainConfig:
     trackers: tuple[str, ...] = field(default=(), metadata=ADDED)
 
     def __post_init__(self):
+        check_whole(self, "train.")
         check_least(self, "train.", **dict.fromkeys(_AT_LEAST_ONE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0))
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise InputError(f"train.epochs={self.epochs}: must be above 0, or None to count steps")
@@ -89,8 +92,8 @@ class TrainConfig:
         if self.lora.rank and self.init_from is None:
             why = "adapters are added to a trained model; name it as train.init_from"
             raise InputError(f"train.lora.rank={self.lora.rank}: {why}")
-        if not self.grace_seconds > 0:
-            raise InputError(f"train.grace_seconds={self.grace_seconds}: must be above 0")
+        if not 0 < self.grace_seconds <= threading.TIMEOUT_MAX:
+            raise InputError(f"train.grace_seconds={self.grace_seconds}: must be above 0 and finite")
         if self.keep_every_steps % self.checkpoint_every:
             raise InputError(
                 f"train.keep_every_steps={self.keep_every_steps}: must be a multiple of "
@@ -133,11 +136,14 @@ class OptimizerConfig:
     epsilon: float = 1e-8  # of Adam, added to the root of the second moment
 
     def __post_init__(self):
+        check_whole(self, "optimizer.")
         for fields, is_allowed, must in (
-            (("learning_rate", "epsilon"), lambda x: 0 < x < math.inf, "above 0"),
+            (("learning_rate",), lambda x: 0 < x < _MOST_FLOAT32, "above 0 and finite"),
+            # 0 in float32 would make a NaN of the update of a parameter that has had no gradient.
+            (("epsilon",), lambda x: _LEAST_FLOAT32 <= x < math.inf, f"at least {_LEAST_FLOAT32:.3g} and finite"),
             (("beta1", "beta2"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
             (("decay_share", "final_ratio"), lambda x: 0 <= x <= 1, "between 0 and 1"),
-            (("weight_decay", "clip_norm", "warmup_steps"), lambda x: x >= 0, "at least 0"),
+            (("weight_decay", "clip_norm", "warmup_steps"), lambda x: 0 <= x < math.inf, "at least 0 and finite"),
         ):
             for name in fields:
                 if not is_allowed(getattr(self, name)):
@@ -177,8 +183,8 @@ class DistributedConfig:
             raise InputError(f"distributed.num_processes={self.num_processes}: must be at least 1")
         if self.process_id is not None and self.process_id < 0:
             raise InputError(f"distributed.process_id={self.process_id}: must be at least 0")
-        if not self.timeout_seconds > 0:
-            raise InputError(f"distributed.timeout_seconds={self.timeout_seconds}: must be above 0")
+        if not 0 < self.timeout_seconds < math.inf:
+            raise InputError(f"distributed.timeout_seconds={self.timeout_seconds}: must be above 0 and finite")
         if self.coordinator is not None:
             coordinator_address(self.coordinator)
 

@@ -122,6 +122,7 @@ def train(
     settings = Settings(model=model, optimizer=optimizer, train=config, mesh=mesh_config)
     optimizer = optimizer.for_run(config.steps)
     check_fit(model, config, mesh_config, mixture.vocabulary.size, mixture.sequence_length)
+    _warn_of_idle_steps(optimizer, config.steps)
     if cache := keep_programs(config.compilation_cache):
         log.info("compiled programs are kept in %s", cache)
     with contextlib.ExitStack() as resources:
@@ -153,6 +154,17 @@ def train(
             held_out={n: (losses_before[n], loss) for n, loss in losses_after.items() if n in losses_before},
             skipped_steps=int(state.skipped),
             summary=_summary(run, goodput_log, begin.changes) if step > start else None,
+        )
+
+
+def _warn_of_idle_steps(optimizer: OptimizerConfig, steps: int) -> None:
+    """Warns where the schedule reaches a learning rate of zero before the last step."""
+    last = optimizer.total_steps
+    if optimizer.schedule != "constant" and not optimizer.final_ratio and last is not None and last < steps:
+        log.warning(
+            "optimizer.total_steps=%d: steps %d to %d have a learning rate of 0 and change nothing; set "
+            "optimizer.final_ratio, or fewer train.steps",
+            *(last, last + 1, steps),
         )
 
 

@@ -129,6 +129,8 @@ class CompileClock:
 class StopRequest:
     """Treats SIGTERM as a request to stop after the current step; several hosts stop at the same step.
 
+    Python handles signals in the main thread only: training in another thread leaves SIGTERM as it is.
+
     Args:
       grace_seconds: time from SIGTERM after which the process exits with status 143, saved or not.
       last_saved: returns the last step with a complete checkpoint, or None, for the message on such an exit.
@@ -143,7 +145,8 @@ class StopRequest:
         self._previous: Any = None
 
     def __enter__(self) -> "StopRequest":
-        if not self._several:  # on several hosts JAX's preemption service listens for the signal
+        # On several hosts JAX's preemption service listens for the signal.
+        if not self._several and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._ask)
         return self
 
@@ -171,7 +174,7 @@ class StopRequest:
 
     def __exit__(self, *_: Any) -> None:
         self._deadline.cancel()
-        if not self._several:
+        if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
 
