@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,8 @@ from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.generation_request import TokenLogprob
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model.convert import write_imported
-from diversity_jax.serving.description import token_text
+from diversity_jax.serving.constraints import Grammars
+from diversity_jax.serving.description import ChoiceWriter, token_text
 from diversity_jax.serving.requests import chat_prompt
 from diversity_jax.tokenizers.chat_template import render_chat
 from diversity_jax.tokenizers.tokenizer import for_run, load_tokenizer
@@ -218,6 +220,18 @@ def test_token_texts_beside_log_probabilities_join_to_the_text(client, tmp_path)
         if index >= len(before)
     ]
     assert "".join(token_text(tokenizer, scored.before, scored.token) for scored in logprobs) == text
+
+
+def test_bytes_beside_log_probabilities_join_to_the_text_where_a_token_is_a_part_of_a_character():
+    tokenizer, text = byte_model().tokenizer, "a \U0001f99c \u4f60"
+    ids = tokenizer.encode(f" {text}")
+    scored = [
+        TokenLogprob(token=ids[i], before=ids[i - 1], logprob=-1.0, top=((ids[i], -1.0),)) for i in range(1, len(ids))
+    ]
+    request = SimpleNamespace(chat=True, sampling=[Sampling(top_logprobs=1)])
+    written = ChoiceWriter(tokenizer, request, 0, Grammars(tokenizer).token_bytes).write(text, scored, None)
+    for given in (written["logprobs"]["content"], [each["top_logprobs"][0] for each in written["logprobs"]["content"]]):
+        assert b"".join(bytes(token["bytes"]) for token in given).decode() == text
 
 
 def test_another_method_and_the_health_of_a_server_that_met_all_that(served):

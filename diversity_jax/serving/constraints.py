@@ -199,7 +199,7 @@ class Constraint:
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer, which is loaded with the first. Safe from any thread."""
+    """Compiles grammars for one tokenizer, which is loaded at the first use. Safe from any thread."""
 
     def __init__(self, tokenizer: ModelTokenizer):
         self._model_tokenizer, self._lock = tokenizer, threading.Lock()
@@ -213,15 +213,26 @@ class Grammars:
         """
         import llguidance
 
-        with self._lock:
-            self._tokenizer = self._tokenizer or _library_tokenizer(self._model_tokenizer)
         limits = llguidance.LLParserLimits(**_LIMITS)
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        matcher = llguidance.LLMatcher(self._library_tokenizer(), grammar, log_level=0, limits=limits)
         constraint = Constraint(matcher)
         if matcher.is_error():
             raise InputError(_line(matcher.get_error()))
         constraint.fill(np.zeros(-(-self._model_tokenizer.vocabulary.size // 32), np.uint32))
         return constraint
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """The bytes that an id adds to a text; None for special ids, and for tokenizers that cannot be read."""
+        try:
+            tokenizer = self._library_tokenizer()
+        except InputError:
+            return None
+        return None if tokenizer.is_special_token(token) else tokenizer.decode_bytes([token])
+
+    def _library_tokenizer(self) -> Any:
+        with self._lock:
+            self._tokenizer = self._tokenizer or _library_tokenizer(self._model_tokenizer)
+            return self._tokenizer
 
 
 class _VocabularyBytes:

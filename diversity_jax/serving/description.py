@@ -1,6 +1,6 @@
 """The server's OpenAPI 3.1 document, from the models that read requests, and its answers in OpenAI's format."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -179,10 +179,21 @@ def usage(request: ApiRequest, answers: Sequence[GeneratedText | None]) -> dict[
 
 
 class ChoiceWriter:
-    """Formats one choice, complete or in chunks of a stream."""
+    """Formats one choice, complete or in chunks of a stream.
 
-    def __init__(self, tokenizer: ModelTokenizer, request: ApiRequest, index: int):
+    Args:
+      token_bytes: the bytes of an id, for tokens that are a part of a character; None for special ids.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ModelTokenizer,
+        request: ApiRequest,
+        index: int,
+        token_bytes: Callable[[int], bytes | None] = lambda token: None,
+    ):
         self._tokenizer, self._request, self._index = tokenizer, request, index
+        self._token_bytes = token_bytes
         self.begun = False
         self._offset = 0  # characters of the tokens whose log-probabilities were written
 
@@ -205,16 +216,17 @@ class ChoiceWriter:
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob], first: bool) -> dict[str, Any]:
         tokenizer, sampling = self._tokenizer, self._request.sampling[0]
+        if self._request.chat:
+            content = [
+                self._chat_logprob(chosen.before, chosen.token, chosen.logprob)
+                | {"top_logprobs": [self._chat_logprob(chosen.before, *pair) for pair in chosen.top]}
+                for chosen in logprobs
+            ]
+            return {"content": content, "refusal": None}
         texts = [token_text(tokenizer, chosen.before, chosen.token) for chosen in logprobs]
         tops = [
             [(token_text(tokenizer, chosen.before, token), nats) for token, nats in chosen.top] for chosen in logprobs
         ]
-        if self._request.chat:
-            content = [
-                _chat_logprob(text, chosen.logprob) | {"top_logprobs": [_chat_logprob(*pair) for pair in top]}
-                for text, chosen, top in zip(texts, logprobs, tops, strict=True)
-            ]
-            return {"content": content, "refusal": None}
         # Of tokens with equal text the likeliest counts. The chosen token is always included.
         likeliest: list[dict[str, float] | None] = [
             {text: chosen.logprob, **dict(reversed(top))}
@@ -232,9 +244,15 @@ class ChoiceWriter:
         top = likeliest if sampling.top_logprobs else None
         return {"tokens": texts, "token_logprobs": values, "top_logprobs": top, "text_offset": offsets}
 
-
-def _chat_logprob(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode(errors="replace"))}
+    def _chat_logprob(self, before: int, token: int, logprob: float) -> dict[str, Any]:
+        text = token_text(self._tokenizer, before, token)
+        # Of a part of a character the text is empty or a replacement character; clients join the bytes.
+        part = self._token_bytes(token) if not text or "\ufffd" in text else None
+        return {
+            "token": text,
+            "logprob": logprob,
+            "bytes": list(text.encode(errors="replace") if part is None else part),
+        }
 
 
 def token_text(tokenizer: ModelTokenizer, before: int, token: int) -> str:

@@ -153,7 +153,8 @@ class Service:
             )
         choices = RunningChoices(self.worker, api_request, self._config.max_waiting)
         tokenizer = self.model.tokenizer
-        writers = [ChoiceWriter(tokenizer, api_request, index) for index in range(len(choices.generations))]
+        read_bytes = self._grammars.token_bytes
+        writers = [ChoiceWriter(tokenizer, api_request, index, read_bytes) for index in range(len(choices.generations))]
         try:
             if api_request.body.stream:
                 return await self._stream(request, choices, writers)
