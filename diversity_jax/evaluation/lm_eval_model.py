@@ -240,7 +240,7 @@ class HarnessModel(TemplateLM):
         """
         sequences, owners, prefix = [], list[int](), self.prefix_token_id
         if prefix is None:
-            log.warning("nothing begins a text of this model: the first token of each is given, and not counted")
+            log.warning("this model has no token that begins a text: the first token of each text is given, not scored")
         for number, (text,) in enumerate(request.args for request in requests):
             ids = self.tok_encode(text, add_special_tokens=False)
             first, ids = (prefix, ids) if prefix is not None else (ids[0] if ids else None, ids[1:])
