@@ -141,6 +141,8 @@ DAMAGE = {
     ),
     "unknown part": (replaced(b"llama.block_count", b"llama.expert_coun"), "llama.expert_coun is 2"),
     "a missing size": (replaced(b"llama.block_count", b"other.block_count"), "has no num_hidden_layers"),
+    "no length": (replaced(b"llama.context_length", b"other.context_length"), "has no llama.context_length"),
+    "no epsilon": (replaced(b"llama.attention.layer_norm_r", b"other.attention.layer_norm_r"), "_rms_epsilon; fetch"),
     "fewer layers": (replaced(b"block_count\x04\0\0\0\x02", b"block_count\x04\0\0\0\x01"), "holds blk.1.attn_norm"),
     "more layers": (replaced(b"block_count\x04\0\0\0\x02", b"block_count\x04\0\0\0\x03"), "lacks blk.2.attn_norm"),
     "another width": (
@@ -165,6 +167,22 @@ def _first_type(data, number):
     at = data.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 16
     data[at : at + 4] = struct.pack("<I", number)
     return data
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"llama.attention.causal": False}, "attention.causal is False; only true"),
+        ({"llama.rope.scaling.attn_factor": 1.7}, "attn_factor is 1.7; only yarn's"),
+    ],
+    ids=str,
+)
+def test_entries_that_llama_cpp_obeys_in_any_model_are_not_overlooked(tmp_path, monkeypatch, entry, message):
+    file = read_gguf(write(tmp_path)[2])
+    changed = dataclasses.replace(file, entries={**file.entries, **entry})
+    monkeypatch.setattr("diversity_jax.model.checkpoint_io.gguf.read_gguf", lambda path: changed)
+    with pytest.raises(InputError, match=message):
+        import_gguf(file.path)
 
 
 @pytest.mark.parametrize("name", DAMAGE)

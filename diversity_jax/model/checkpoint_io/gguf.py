@@ -57,6 +57,8 @@ _NUMBERS = {
     "attention_multiplier": "attention.scale",
     "logits_scaling": "logit_scale",
 }
+# Required by llama.cpp; a config.json may lack them, since the classes of transformers have defaults.
+_WITHOUT_DEFAULT = (_SIZES["max_position_embeddings"], _NUMBERS["rms_norm_eps"])
 _HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 _SCALING = ("factor", "original_context_length", "attn_factor", "yarn_attn_factor", *_YARN.values())
@@ -301,6 +303,8 @@ def _config_entries(file: GgufFile) -> dict[str, Any]:
             raise InputError(f"{path}: {family}.{key} is {_shown(value)}; a part that this model does not have")
         if not isinstance(value, str if key == "rope.scaling.type" else int | float):
             raise InputError(f"{path}: {family}.{key} is {_shown(value)}; only one number for all layers can be read")
+    if not entries.get("attention.causal", True):
+        raise InputError(f"{path}: {family}.attention.causal is False; only true can be read")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise InputError(f"{path}: holds no token_embd.weight matrix; is it a vocabulary or an adapter alone?")
@@ -309,6 +313,8 @@ def _config_entries(file: GgufFile) -> dict[str, Any]:
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": _is_tied(file.tensors),
     }
+    if missing := [key for key in _WITHOUT_DEFAULT if key not in entries]:
+        raise InputError(f"{path}: has no {family}.{missing[0]}; fetch or convert the model again")
     theirs |= {name: entries[key] for name, key in _SIZES.items() if key in entries}
     theirs |= {name: _decimal(entries[key]) for name, key in _NUMBERS.items() if key in entries}
     theirs.setdefault("num_key_value_heads", theirs.get("num_attention_heads"))
@@ -345,11 +351,13 @@ def _rope(file: GgufFile, entries: Mapping[str, Any], theirs: Mapping[str, Any])
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theirs.get("rope_theta", 10000.0)}
     keys = {name: f"rope.scaling.{name}" for name in _SCALING}
     numbers = {name: _decimal(entries[key]) for name, key in keys.items() if key in entries}
+    kind = entries.get("rope.scaling.type", "linear")
+    if kind != "yarn" and numbers.get("attn_factor", 1.0) != 1.0:  # llama.cpp applies it to any kind
+        raise InputError(f"{file.path}: rope.scaling.attn_factor is {numbers['attn_factor']}; only yarn's can be read")
     if _ROPE_FREQS in file.tensors:
         keys = {name: f"rope.llama3.{name}" for name in _LLAMA3}
         own = [_decimal(entries[key]) for key in keys.values() if key in entries]
         return rope | _llama3(file, rope["rope_theta"], own)
-    kind = entries.get("rope.scaling.type", "linear")
     if kind == "none" or (kind == "linear" and numbers.get("factor", 1.0) == 1.0):
         return rope
     if kind not in ("linear", "yarn"):
