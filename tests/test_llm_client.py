@@ -41,6 +41,7 @@ def test_a_bad_request_names_field_and_value(field, value):
         ("deadline_seconds", 0.0),
         ("stall_seconds", -1.0),
         ("progress", "loud"),
+        ("ledger", "gs://bucket/ledger.sqlite"),
     ],
 )
 def test_a_bad_setting_names_field_and_value(field, value):

@@ -1,5 +1,6 @@
 """Complete synthesis runs with a server on loopback: files are complete, checked, resumable and ready for a mixture."""
 
+import asyncio
 from collections import Counter
 import json
 import logging
@@ -8,6 +9,7 @@ import random
 import re
 import sqlite3
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +33,7 @@ from diversity_jax.synthesis.config import (
 from diversity_jax.synthesis.run import run
 from diversity_jax.synthesis.store import Store
 from diversity_jax.synthesis.templates import TEMPLATES
+from diversity_jax.synthesis.topic_expansion import load_topics
 from tests.kills import kills
 from tests.llm_server import Faults, serve, serve_process
 from tests.synthesis_answers import generation, refusing, write
@@ -214,11 +217,22 @@ def test_other_settings_in_the_same_folder_are_refused_and_nothing_is_recorded(f
         ({"topics": TopicsConfig()}, "topics: none of source, documents and root"),
         ({"topics": TopicsConfig(source="nowhere.txt")}, "nowhere.txt: no such file"),
         ({"grid": GridConfig(templates=("nothing",))}, "'nothing' is unknown"),
+        ({"temperature": 3.0}, "temperature: 3.0 is outside 0 to 2"),
     ],
 )
 def test_bad_settings_are_one_line(folder, changes, words):
     with pytest.raises(InputError, match=words):
         run(settings(folder, "http://127.0.0.1:9/v1", **changes))
+
+
+def test_a_file_of_topics_that_has_changed_since_is_said(folder, caplog):
+    config = settings(folder, "http://127.0.0.1:9/v1")
+    expander = SimpleNamespace(calls=0, dollars=0.0, failures={})
+    for addition, said in (("", False), ("", False), ("\nfield 9/another", True)):
+        with (folder / "topics.txt").open("a") as file:
+            file.write(addition)
+        assert len(asyncio.run(load_topics(config, expander, Store(config.output_dir)))) == 24
+        assert ("topics.txt: has changed since" in caplog.text) == said
 
 
 def test_empty_files_are_one_line(folder):

@@ -12,7 +12,7 @@ from typing import Any
 from diversity_jax.core import progress
 from diversity_jax.core.config import ADDED
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import canonical_json
+from diversity_jax.core.files import canonical_json, is_remote
 
 # Reasons of `CallFailed` after which every later call of the run would fail too.
 RUN_ENDING_REASONS = ("budget", "stalled")
@@ -144,6 +144,10 @@ class EngineConfig:
         for name in ("deadline_seconds", "stall_seconds", "backoff_seconds"):
             if not getattr(self, name) > 0:
                 raise InputError(f"engine.{name}: {getattr(self, name)} is no number of seconds above 0")
+        if self.ledger is not None and is_remote(self.ledger):
+            raise InputError(
+                f"engine.ledger: {self.ledger} is in a bucket, where SQLite cannot write; name a local file"
+            )
         if self.progress not in progress.MODES:
             modes = ", ".join(progress.MODES)
             raise InputError(f"engine.progress: {self.progress!r} is unknown; choose one of {modes}")

@@ -261,6 +261,9 @@ class SynthesisConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self):
+        check_least(self, "", max_output_tokens=1, completion_tokens_expected=1)
+        if not 0 <= self.temperature <= 2:
+            raise InputError(f"temperature: {self.temperature} is outside 0 to 2; 1 is usual")
         labels = [generator.label for generator in self.generators]
         for label in labels:
             if labels.count(label) > 1:

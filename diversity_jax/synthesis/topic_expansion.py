@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from diversity_jax.cluster_agent.text_cleaning import child_seed, clean_text
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import read_json, write_json
+from diversity_jax.core.files import content_hash, file_hash, list_files, read_json, write_json
 from diversity_jax.corpus import CorpusConfig, open_corpus
 from diversity_jax.llm import CallFailed, Engine, Request, read_json_answer
 from diversity_jax.synthesis import templates
@@ -45,6 +45,7 @@ async def load_topics(config: SynthesisConfig, expander: "TopicExpander", store:
     """
     path, topics_config = store.folder / "topics.jsonl.zst", config.topics
     if path.exists():
+        _warn_if_changed(store, "topics", topics_config.source)
         return list(read_topics(str(path)))
     if topics_config.source is not None:
         topics = list(read_topics(topics_config.source, leaves_only=topics_config.leaves_only))
@@ -76,6 +77,7 @@ async def load_topics(config: SynthesisConfig, expander: "TopicExpander", store:
             **{name: getattr(merged, name) for name in ("read", "exact", "normalised", "near")},
             "growing": {"calls": expander.calls, "dollars": expander.dollars, "failures": dict(expander.failures)},
         }
+        _note_source(store, "topics", topics_config.source)
         write_json(store.folder / "topics.json", summary)
         write_topics(path, topics)
     return topics
@@ -85,6 +87,7 @@ async def load_personas(config: SynthesisConfig, expander: "TopicExpander", stor
     """The personas that an earlier process stored, or new ones, merged and stored; possibly none."""
     path, personas_config = store.folder / "personas.json", config.personas
     if path.exists():
+        _warn_if_changed(store, "personas", personas_config.source)
         return read_json(path)
     personas: list[str] = []
     if personas_config.source is not None:
@@ -95,8 +98,30 @@ async def load_personas(config: SynthesisConfig, expander: "TopicExpander", stor
         )
     personas = await asyncio.to_thread(merge_personas, personas)
     if not config.dry_run and personas:
+        _note_source(store, "personas", personas_config.source)
         write_json(path, personas)
     return personas
+
+
+def _note_source(store: Store, name: str, source: str | None) -> None:
+    """Stores the hash of the files from which topics or personas were read."""
+    if source is not None:
+        path = store.folder / "sources.json"
+        write_json(path, (read_json(path) if path.exists() else {}) | {name: _source_hash(source)})
+
+
+def _warn_if_changed(store: Store, name: str, source: str | None) -> None:
+    path = store.folder / "sources.json"
+    if source is None or not path.exists() or not list_files(source):
+        return
+    stored = read_json(path).get(name)
+    if stored is not None and stored != _source_hash(source):
+        what = f"{source}: has changed since {store.folder} was begun, which keeps the {name} as they were then"
+        _logger.warning("%s; choose another output_dir for the new ones", what)
+
+
+def _source_hash(source: str) -> str:
+    return content_hash([file_hash(path) for path in list_files(source)])
 
 
 @dataclass(frozen=True)
