@@ -57,11 +57,14 @@ def test_an_unknown_model_asks_for_a_price_unless_told_otherwise_or_on_this_mach
         assert free.cost(10**9, 10**9) == 0
 
 
+INFINITE = {"input_price": float("inf"), "output_price": 1.0}
+
+
 def test_a_price_given_wins_over_every_table_and_is_whole():
     config = BudgetConfig(input_price=2.0, output_price=8.0, max_dollars=1.0)
     for url in (None, "http://127.0.0.1:1/v1"):
         assert price_of("openai", "gpt-4o", url, config) == Price(input=2.0, output=8.0)
-    for half in ({"input_price": 1.0}, {"output_price": 1.0}, {"input_price": -1.0, "output_price": 1.0}):
+    for half in ({"input_price": 1.0}, {"output_price": 1.0}, {"input_price": -1.0, "output_price": 1.0}, INFINITE):
         with pytest.raises(InputError, match="give both"):
             BudgetConfig(**half)
 
@@ -83,7 +86,11 @@ def test_only_this_machine_sends_no_bill(url, own):
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", '{"models": {"openai": {"m": 3}}}', '{"models": {"openai": {"m": {"input": "x", "output": 1}}}}', "{"],
+    ["[]", "{", '{"models": {"openai": {"m": 3}}}']
+    + [
+        f'{{"models": {{"openai": {{"m": {{"input": {price}, "output": 1}}}}}}}}'
+        for price in ('"x"', "NaN", "-1", "1e999")
+    ],
 )
 def test_a_broken_price_table_is_one_line_that_names_it(content, tmp_path):
     (tmp_path / "p.json").write_text(content)

@@ -181,6 +181,7 @@ def test_a_value_fits_a_schema_as_jsonschema_says(value, expected):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
+        ({"body": '{"seed": NaN}'}, r"endpoint\.body: is not JSON \(it holds NaN\)"),
         ({"headers": ("no colon",)}, r"endpoint\.headers: item 0 is no header"),
         ({"headers": ("a: b", "c:")}, r"endpoint\.headers: item 1"),
         ({"body": "{"}, r"endpoint\.body: is not JSON"),

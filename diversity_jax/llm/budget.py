@@ -56,7 +56,7 @@ class BudgetConfig:
         if self.unlimited and self.capped:
             raise InputError("budget.unlimited: a cap is given too; leave one of them out")
         given = (self.input_price, self.output_price)
-        if given != (None, None) and not all(price is not None and price >= 0 for price in given):
+        if given != (None, None) and not all(price is not None and 0 <= price < math.inf for price in given):
             raise InputError(f"budget.input_price, output_price: are {given}; give both, in dollars per million tokens")
 
     @property
@@ -104,6 +104,11 @@ class Price:
     input: float
     output: float
     cached_input: float | None = None
+
+    def __post_init__(self):
+        # Under a price that is no number no cap would ever be reached.
+        if not all(0 <= price < math.inf for price in (self.input, self.output, self.cached_input or 0.0)):
+            raise ValueError(f"prices {self.input}, {self.output}, {self.cached_input} are not all 0 or more")
 
     def cost(self, prompt_tokens: float, completion_tokens: float, cached_tokens: int = 0) -> float:
         """Dollars for one call, `cached_tokens` of whose prompt came from the server's cache."""

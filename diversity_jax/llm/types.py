@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from typing import Any
@@ -22,6 +23,10 @@ _REQUEST_FIELDS = {
     *("model", "messages", "contents", "stream", "n", "max_tokens", "max_completion_tokens", "max_output_tokens"),
     *("response_format", "generationConfig"),
 }
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class EndpointConfig:
 
     def body_fields(self) -> dict[str, Any]:
         try:
-            fields = json.loads(self.body or "{}")
+            fields = json.loads(self.body or "{}", parse_constant=_refuse_constant)
         except ValueError as error:
             raise InputError(f"endpoint.body: is not JSON ({error}); write an object of fields") from None
         if not isinstance(fields, dict):
@@ -95,10 +100,15 @@ class BatchConfig:
     gather_seconds: float = field(default=2.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
-        if not self.poll_seconds > 0 or not self.gather_seconds > 0 or not 0 <= self.price_share <= 1:
+        seconds = (self.poll_seconds, self.gather_seconds)
+        if not all(0 < value < math.inf for value in seconds) or not 0 <= self.price_share <= 1:
             values = f"poll_seconds {self.poll_seconds}, gather_seconds {self.gather_seconds}"
             shares = f"price_share {self.price_share}"
             raise InputError(f"batch: {values}, {shares}; give seconds above 0 and a share")
+        if self.wait_seconds is not None and not self.wait_seconds >= 0:
+            raise InputError(
+                f"batch.wait_seconds: {self.wait_seconds} is no time; give 0 or more, or None for no limit"
+            )
         if self.fallback not in _FALLBACKS:
             raise InputError(f"batch.fallback: {self.fallback!r} is unknown; choose {', '.join(_FALLBACKS)}")
 
