@@ -16,6 +16,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import CorpusConfig, open_corpus
+from diversity_jax.prepare import executors
 from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.manifest import describe
 from diversity_jax.prepare.pipeline import prepare
@@ -211,6 +212,24 @@ def test_two_cannot_prepare_one_folder_and_a_dead_holder_does_not_matter(tmp_pat
         with pytest.raises(InputError, match="is being prepared by process 1 on elsewhere; wait for it"):
             prepare(corpus, tokenizer, tmp_path / "part", asked(), processes=1)
     assert prepare(corpus, tokenizer, tmp_path / "part", asked(), processes=1).splits["train"].rows
+
+
+def test_the_lock_is_held_until_all_staging_files_are_removed(tmp_path, monkeypatch):
+    staging, removed, remove = executors.Staging(tmp_path), [], executors.remove_tree
+
+    def remove_while_locked(path):
+        with open(tmp_path / ".preparing" / "lock") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        removed.append(Path(path).name)
+        remove(path)
+
+    monkeypatch.setattr(executors, "remove_tree", remove_while_locked)
+    with staging.locked():
+        for name in "abc":
+            (tmp_path / ".preparing" / name).touch()
+        staging.close()
+    assert sorted(removed) == ["a", "b", "c"]
+    assert not list(tmp_path.iterdir())
 
 
 class DeadlyTokenizer(ByteTokenizer):

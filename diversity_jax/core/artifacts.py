@@ -77,6 +77,8 @@ def _try_lock(path: Path) -> int | None:
     make_folder(path.parent)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except FileNotFoundError:  # the lock's former holder has removed the folder
+        return None
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise

@@ -108,8 +108,16 @@ class Staging(ArtifactStore):
         self.clear()
 
     def close(self) -> None:
-        """Removes the directory."""
-        remove_tree(self.folder)
+        """Removes the directory, of a local one the lock last: when that is gone, another process may make its own."""
+        if is_remote(self.folder):
+            remove_tree(self.folder)
+            return
+        for path in Path(self.folder).iterdir():
+            if path.name != "lock":
+                remove_tree(path)
+        with contextlib.suppress(OSError):  # another process has its lock there by now
+            Path(self.path("lock")).unlink()
+            Path(self.folder).rmdir()
 
     def _remove_partial_files(self) -> None:
         self.remove_partial()
