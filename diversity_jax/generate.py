@@ -19,8 +19,6 @@ from diversity_jax.core.files import local_folder
 from diversity_jax.synthesis.config import GenerateConfig
 from diversity_jax.synthesis.store import Store
 
-log = logging.getLogger(__name__)
-
 
 def main(config: GenerateConfig) -> None:
     """Writes demo text that does not exist yet, then generates; prints the page's path last."""
@@ -51,7 +49,7 @@ def _generate(config: GenerateConfig) -> None:
 def _write_page(config: GenerateConfig, store: Store) -> None:
     from diversity_jax.report.pages import synthesis
 
-    log.info("documents: %s", public_name(store.documents_pattern))
+    logging.getLogger(__name__).info("documents: %s", public_name(store.documents_pattern))
     (info := run_info.describe(sys.argv, config)).save(config.output_dir)
     print(public_name(synthesis.write(store, info.facts())))
 

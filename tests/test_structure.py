@@ -52,7 +52,7 @@ def test_every_module_is_in_a_layer_and_only_entry_points_stand_at_the_top():
     for module in [*loose, *layers.COMMANDS]:
         text = known[module].read_text()
         assert "__main__" in text or "def main(" in text, module
-        assert text.count("\n") <= 60, module
+        assert text.count("\n") < 60, module
 
 
 def test_importing_the_package_is_instant_and_pulls_in_nothing():
