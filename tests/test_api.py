@@ -17,12 +17,13 @@ import pytest
 
 import diversity_jax as dj
 from diversity_jax.api import mixtures, scoring
-from diversity_jax.cluster_agent import Scorecard
+from diversity_jax.cluster_agent import AgentConfig, Scorecard
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.sampling import Sampling
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
-from diversity_jax.scoring.config import ScoreConfig
+from diversity_jax.scoring.config import ScoreConfig, named_corpora
+from diversity_jax.scoring.run import run_score
 from tests.mixture_folders import build_mixture
 from tests.small_llama import random_params, small_config
 
@@ -131,6 +132,33 @@ def test_data_of_all_kinds_is_the_same_corpus(tmp_path):
     assert [document.text for document in drawn] == [
         document.text for document in scoring.open_data(tmp_path / "*.jsonl", "texts", "text").sample(5, seed=1)
     ]
+
+
+def test_a_folder_holds_nothing_of_an_earlier_scoring(tmp_path):
+    def run(*data, **settings):
+        run_score(
+            ScoreConfig(output_dir=str(tmp_path), overwrite=True, **settings), scoring.open_all(data, None, "text")
+        )
+        return {path.name for path in tmp_path.rglob("*.json*")}
+
+    agent = AgentConfig(groupings=12, samples_per_grouping=4, criteria_sets=1)
+    run(TEXTS, TEXTS[::2], agent=agent, draws=2, draw_size=15, drift_samples_per_grouping=5, metrics="type_token_ratio")
+    checked = {"draws.json", "drift.json", "drift", "metrics_cost.json"}
+    for name in "ab":
+        assert {path.name for path in (tmp_path / name).iterdir()} == {*checked, "scorecard.json", "groupings.jsonl"}
+    assert run(TEXTS, agent=agent) == {"scorecard.json", "groupings.jsonl", "scoring.json", "forecast.json"}
+    left = run(TEXTS, judge="none", metrics="type_token_ratio")
+    assert left == {"scorecard.json", "metrics_cost.json", "scoring.json", "forecast.json"}
+
+
+def test_commas_in_braces_and_in_names_of_files_divide_nothing(tmp_path):
+    (tmp_path / "a, b.jsonl").touch()
+    for given, sources in {
+        "{a,b}.jsonl,c.jsonl": ["{a,b}.jsonl", "c.jsonl"],
+        f"{tmp_path}/a, b.jsonl": [f"{tmp_path}/a, b.jsonl"],
+        "a.jsonl,b.jsonl,": ["a.jsonl", "b.jsonl"],
+    }.items():
+        assert [corpus.source for corpus in named_corpora(ScoreConfig(corpus=given)).values()] == sources
 
 
 def test_records_with_nested_texts_stay_as_they_are():

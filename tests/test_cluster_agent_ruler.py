@@ -82,6 +82,7 @@ def test_texts_in_other_languages_are_told(language):
         ("Los Angeles de la Vega rode to El Paso, where the band La Mar and the others were waiting for him.", ""),
         ("Der Hund ist auf dem Sofa und schläft.", "German"),
         ("cuál es el saldo de la cuenta que abrí con mi hermano", "Spanish"),
+        ("No dia seguinte o barco não saiu do porto, e foi como se os homens o soubessem", "Portuguese"),
         ("31 4.5 17 / 8 = 2,1 % (3)", "numbers and signs"),
         ("Погода сегодня хорошая, но ветер холодный", "Cyrillic"),
         ("今日はとても暑いですね", "Japanese"),

@@ -45,21 +45,25 @@ _SCRIPTS = {
 _ENGLISH = """the of and to in is that it for was with as on are this be at by not or from have an which what how you i
 my do can a we he she they will would if but all there when who your has had were been their its about into than
 so no one out up me his her our us them please show tell get go"""
-_FUNCTION_WORDS = {  # of at least two letters, since code has many single ones
-    "German": "der und das nicht ist eine einen mit sich auf auch dem von wird oder aber wir ich sie bei nach sind ein",
-    "French": "le les des une est dans pour que qui avec sur pas du et au il nous vous cette ne la aux par ce sont",
-    "Spanish": "el los las que una por con del se su como pero lo es al la mi para sus hay este un en cuál cómo",
-    "Italian": "il che di della per una con non sono del gli si nel alla anche le dei dal come un da delle ma",
-    "Portuguese": "que não uma com os da em dos por mais ao foi são na um para se no ou pelo seu qual",
-    "Catalan": "els les una amb per que és del dels aquest aquesta com més són també al pel",
-    "Dutch": "de het een van en niet dat zijn met voor op ook aan wordt hij maar als naar bij deze er",
+_FUNCTION_WORDS = {  # of two letters or more, since code has many single ones; those that are English count for neither
+    "German": """der und das nicht ist eine einen mit sich auf auch dem von wird oder aber wir ich sie bei nach
+    sind ein in so was am""",
+    "French": """le les des une est dans pour que qui avec sur pas du et au il nous vous cette ne la aux par ce
+    sont a on me""",
+    "Spanish": """el los las que una por con del se su como pero lo es al la mi para sus hay este un en cuál
+    cómo no me a""",
+    "Italian": "il che di della per una con non sono del gli si nel alla anche le dei dal come un da delle ma a",
+    "Portuguese": """que não uma com os da em dos por mais ao foi são na um para se no ou pelo seu qual sua já
+    muito do as a so me""",
+    "Catalan": "els les una amb per que és del dels aquest aquesta com més són també al pel no a",
+    "Dutch": "de het een van en niet dat zijn met voor op ook aan wordt hij maar als naar bij deze er is in of we me",
     "Swedish": "och att det som en på är av för den med inte till har ett jag om från kan",
     "Danish or Norwegian": "og det er på som til af av ikke har den jeg et med en om ved",
     "Finnish": "ja on ei että se oli hän mutta kun myös joka ovat tai sen niin",
-    "Polish": "się nie na jest że jak oraz przez ale po dla od są jego",
+    "Polish": "się nie na jest że jak oraz przez ale po dla od są jego do",
     "Czech or Slovak": "se na že je ve jako pro ale jsem který které při nebo sa aj",
-    "Romanian": "și în de cu pe nu este din care pentru sau mai că la sunt",
-    "Hungarian": "és az hogy nem egy meg ez csak mint volt vagy is de",
+    "Romanian": "și în de cu pe nu este din care pentru sau mai că la sunt a",
+    "Hungarian": "és az hogy nem egy meg ez csak mint volt vagy is de a",
     "Turkish": "ve bir bu için ile olarak da çok daha gibi olan kadar ne",
     "Indonesian or Malay": "yang dan di dari dengan untuk pada ini itu tidak dalam adalah akan juga",
     "Vietnamese": "và của là có không được cho các một trong những với người",
@@ -70,13 +74,12 @@ _FUNCTION_WORDS = {  # of at least two letters, since code has many single ones
 
 @functools.cache
 def _function_words() -> tuple[frozenset[str], dict[str, list[str]]]:
-    """English function words, and the languages of each of the others."""
+    """English function words, and the languages of each word of the others, which may be English too."""
     english = frozenset(_ENGLISH.split())
     languages: dict[str, list[str]] = {}
     for language, listed in _FUNCTION_WORDS.items():
         for word in listed.split():
-            if word not in english:
-                languages.setdefault(word, []).append(language)
+            languages.setdefault(word, []).append(language)
     return english, languages
 
 
@@ -104,11 +107,11 @@ def not_english(text: str) -> str:
             return _SCRIPTS.get(name, name.title())
     english, languages = _function_words()
     read = words(beginning)[:_WORDS_READ]
-    counts = Counter(language for word in read for language in languages.get(word, ()))
+    counts = Counter(language for word in read if word not in english for language in languages.get(word, ()))
     if not counts:
         return ""
     language, most = counts.most_common(1)[0]
-    english_count = sum(word in english for word in read)
+    english_count = sum(word in english and language not in languages.get(word, ()) for word in read)
     is_foreign = most >= max(_FEWEST_FUNCTION_WORDS, _FUNCTION_WORDS_SHARE * len(read)) and most > 2 * english_count
     return language if is_foreign else ""
 

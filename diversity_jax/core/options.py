@@ -142,7 +142,7 @@ class Options:
         while words and fields:
             field = fields.pop(0)
             taken, words = (words, []) if field.endswith("*") else (words[:1], words[1:])
-            if len(taken) > 1 and (divided := [word for word in taken if "," in word]):
+            if len(taken) > 1 and (divided := [word for word in taken if "," in _BRACES.sub("", word)]):
                 raise InputError(f"{divided[0]}: has a comma, which divides sources here")
             self.fields.insert(0, (field.rstrip("*"), ",".join(taken)))
         if words:
@@ -150,6 +150,9 @@ class Options:
             raise InputError(f"{words[0]}: is one argument too many; this command takes {takes}")
         if self.config is None:
             self.config = command.default_config or None
+
+
+_BRACES = re.compile(r"\{[^{}]*\}")  # of a pattern; their commas divide no sources
 
 
 def _pattern(name: str) -> str:

@@ -1,6 +1,7 @@
 """The configuration of a scoring run."""
 
 from dataclasses import dataclass, field
+import os
 import re
 
 from diversity_jax.cluster_agent import AgentConfig, judge_kind
@@ -11,6 +12,11 @@ from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
 from diversity_jax.metrics import MetricsConfig, chosen_metrics
 
 
+def is_name(name: str) -> bool:
+    """Whether a corpus may have this name, which may be a folder's."""
+    return bool(re.fullmatch(r"\w[\w .+@-]{0,99}", name))
+
+
 @dataclass(frozen=True, kw_only=True)
 class NamedCorpus:
     """A corpus with its name in outputs."""
@@ -19,7 +25,7 @@ class NamedCorpus:
     corpus: CorpusConfig
 
     def __post_init__(self):
-        if not re.fullmatch(r"\w[\w .+@-]{0,99}", self.name):
+        if not is_name(self.name):
             expected = "letters, digits and _ . + @ - or blanks, at most 100, with a letter or digit first"
             raise InputError(f"config.corpora: name {self.name[:120]!r} is to be a folder's too; use {expected}")
 
@@ -31,7 +37,7 @@ class ScoreConfig:
     Attributes:
       output_dir: for scorecard.json, groupings.jsonl, report.html and the cache of paid answers.
       overwrite: replace the scores of other corpora in `output_dir`.
-      corpus: a source, or several joined by commas: see `CorpusConfig.source`.
+      corpus: a source, or several joined by commas (those in `{a,b}` aside): see `CorpusConfig.source`.
       corpora: further corpora, each with a name and settings.
       text_field: the key that holds the text, for sources named in `corpus`.
       judge: `offline` (word vectors, no LLM), `embedding:EMBEDDER`, `openai:MODEL`, `gemini:MODEL` or
@@ -114,7 +120,7 @@ def named_corpora(config: ScoreConfig) -> dict[str, CorpusConfig]:
       InputError: none is named.
     """
     named = {corpus.name: corpus.corpus for corpus in config.corpora}
-    for source in filter(None, (config.corpus or "").split(",")):
+    for source in _sources(config.corpus or ""):
         name = name_of_source(source)
         number = 2
         while name in named:
@@ -123,6 +129,11 @@ def named_corpora(config: ScoreConfig) -> dict[str, CorpusConfig]:
     if not named:
         raise InputError("config.corpus is not set; name a file, such as texts.jsonl.gz, or several with commas")
     return named
+
+
+def _sources(corpus: str) -> list[str]:
+    """Sources with commas between them; a comma in braces, or in the name of a file, divides none."""
+    return [corpus] if os.path.exists(corpus) else [each for each in re.split(r",(?![^{}]*\})", corpus) if each.strip()]
 
 
 def name_of_source(source: str) -> str:

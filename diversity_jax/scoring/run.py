@@ -33,11 +33,15 @@ from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.corpus import Corpus, open_corpus
 from diversity_jax.llm import BudgetConfig, EngineConfig, require_cap
 from diversity_jax.metrics import MetricsReport
-from diversity_jax.scoring.config import ScoreConfig, named_corpora
+from diversity_jax.scoring.config import ScoreConfig, is_name, named_corpora
 from diversity_jax.scoring.forecast import ScoringForecast
 
 log = logging.getLogger(__name__)
 
+_RESULTS = (
+    *("scorecard.json", "groupings.jsonl", "comparison.json", "metrics_cost.json", "draws.json", "drift.json"),
+    "drift/scorecard.json",
+)  # files of a scoring, most in the folder of each corpus
 _RECORD = "scoring.json"  # record of a finished scoring, by which a rerun is skipped, and other corpora are refused
 # Settings that do not change the results of a scoring, with the values that replace them in its key.
 _NOT_OF_A_SCORING: Mapping[str, Any] = {
@@ -126,6 +130,7 @@ def run_score(config: ScoreConfig, corpora: Mapping[str, Corpus] | None = None) 
         if config.dry_run:
             return ScoreResult(forecast=expected)
         result = _score_and_measure(config, corpora, output_dir, expected)
+        _remove_earlier(output_dir, result)
         if not any(scorecard.stopped_early for scorecard in result.scorecards.values()):
             write_json(output_dir / _RECORD, {**record, "files": _files(output_dir)})
     return result
@@ -186,6 +191,25 @@ def _is_scored(output_dir: Path, record: Mapping[str, Any]) -> bool:
     if not (path.exists() and (output_dir / "report.html").exists()):
         return False
     return read_json(path) == {**record, "files": _files(output_dir)}
+
+
+def _remove_earlier(output_dir: Path, result: ScoreResult) -> None:
+    """Removes files of earlier settings or corpora that `result` has none of, and which would be taken for its own."""
+    corpora = list(result.scorecards or result.metrics)
+    folder_of = {name: output_dir / name if len(corpora) > 1 else output_dir for name in corpora}
+    written = {folder / "scorecard.json" for folder in folder_of.values()}
+    written |= {folder_of[name] / "groupings.jsonl" for name in result.scorecards}
+    written |= {folder_of[name] / "metrics_cost.json" for name in result.metrics}
+    written |= {folder_of[name] / "draws.json" for name in result.checks.draws}
+    written |= {
+        folder_of[name] / file for name in result.checks.drift for file in ("drift.json", "drift/scorecard.json")
+    }
+    written |= {output_dir / "comparison.json"} if result.comparisons else set()
+    path = output_dir / _RECORD
+    earlier = (read_fields(path, corpora=Fields | None)["corpora"] or {}) if path.exists() else {}
+    folders = [output_dir, *folder_of.values(), *(output_dir / name for name in earlier if is_name(name))]
+    for other in {folder / name for folder in folders for name in _RESULTS} - written:
+        other.unlink(missing_ok=True)
 
 
 def _score_and_measure(
