@@ -1,5 +1,7 @@
 """GGUF of Llama's successors: llama.cpp computes the same, files round-trip, and the rest is refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import logits
 from diversity_jax.model.checkpoint_io.gguf import export_gguf, import_gguf
+from diversity_jax.model.checkpoint_io.gguf_file import read_gguf
 from diversity_jax.tokenizers.files import named_tokenizer
 from tests.family_switches import SWITCHES
 from tests.llama_cpp_server import serve_gguf
@@ -78,6 +81,17 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, fields, mes
     with pytest.raises(InputError, match=message):
         exported(tmp_path, fields)
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("key", ["attention.scale", "logit_scale"])
+def test_a_granite_without_its_scales_is_refused(tmp_path, monkeypatch, key):
+    """llama.cpp assumes another scale of attention than transformers, and none of the logits."""
+    file = read_gguf(exported(tmp_path, SWITCHES["granite"])[2])
+    entries = {name: value for name, value in file.entries.items() if name != f"granite.{key}"}
+    changed = dataclasses.replace(file, entries=entries)
+    monkeypatch.setattr("diversity_jax.model.checkpoint_io.gguf.read_gguf", lambda path: changed)
+    with pytest.raises(InputError, match=f"has no granite.{key}; fetch"):
+        import_gguf(file.path)
 
 
 def test_a_window_limits_the_context_since_llama_cpp_looks_back_on_all(tmp_path):

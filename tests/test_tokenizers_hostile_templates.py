@@ -57,6 +57,15 @@ def test_an_interruption_leaves_no_answer_to_the_next_conversation(monkeypatch):
     assert render_chat([{"role": "user", "content": "another"}], template=PLAIN) == "[user]another[assistant]"
 
 
+def test_json_in_templates_has_the_options_of_transformers():
+    template = "{{ messages | tojson }}{{ messages | tojson(true) }}{{ {'b': 'ä', 'a': 1} | tojson(sort_keys=true) }}"
+    text = render_chat(
+        [{"role": "user", "content": "ä"}], template=template + "{{ [1, 2] | tojson(separators=(',', ':')) }}"
+    )
+    content = '[{"role": "user", "content": "%s"}]'
+    assert text == content % "ä" + content % "\\u00e4" + '{"a": 1, "b": "ä"}[1,2]'
+
+
 def test_both_processes_render_alike():
     conversations = [(TURNS, False), (TURNS[:1], True)]
     special = {"bos_token": "<s>", "eos_token": "</s>"}

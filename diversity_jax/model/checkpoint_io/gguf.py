@@ -59,6 +59,7 @@ _NUMBERS = {
 }
 # Required by llama.cpp; a config.json may lack them, since the classes of transformers have defaults.
 _WITHOUT_DEFAULT = (_SIZES["max_position_embeddings"], _NUMBERS["rms_norm_eps"])
+_GRANITE = (_NUMBERS["attention_multiplier"], _NUMBERS["logits_scaling"])
 _HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 _SCALING = ("factor", "original_context_length", "attn_factor", "yarn_attn_factor", *_YARN.values())
@@ -313,7 +314,8 @@ def _config_entries(file: GgufFile) -> dict[str, Any]:
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": _is_tied(file.tensors),
     }
-    if missing := [key for key in _WITHOUT_DEFAULT if key not in entries]:
+    required = _WITHOUT_DEFAULT + (_GRANITE if family == "granite" else ())
+    if missing := [key for key in required if key not in entries]:
         raise InputError(f"{path}: has no {family}.{missing[0]}; fetch or convert the model again")
     theirs |= {name: entries[key] for name, key in _SIZES.items() if key in entries}
     theirs |= {name: _decimal(entries[key]) for name, key in _NUMBERS.items() if key in entries}
