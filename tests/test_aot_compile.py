@@ -221,6 +221,11 @@ def test_the_command_asks_for_a_topology():
         arguments(["--config", "configs/llama_350m.py"])
 
 
+def test_a_request_and_the_code_that_it_depends_on_make_the_key_of_a_compiled_step():
+    key = compile_cache.key(request("h200:1"))
+    assert key == compile_cache.key(request("h200:1")) != compile_cache.key(request("h200:1", batch_size=16))
+
+
 def test_recomputation_costs_what_it_runs_again():
     none, save_matmuls, full = (
         executed_flops_per_token(dataclasses.replace(SMALL, remat=remat), 256, "splash")

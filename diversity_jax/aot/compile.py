@@ -66,7 +66,7 @@ def _source_hash() -> str:
     """Hash of all code that a compiled step depends on."""
     package = Path(__file__).resolve().parents[1]
     files = sorted([*package.glob("model/*.py"), *package.glob("aot/*.py")])
-    files += [package / "core" / "chips.py", package / "training" / "step.py", package / "training" / "optimizer.py"]
+    files += [package / "core" / "chips.py", package / "training" / "step.py"]
     return content_hash({str(path.relative_to(package)): path.read_text() for path in files})
 
 

@@ -134,8 +134,14 @@ def train(
         evaluation, continuations = Evaluation(run), Continuations(run)
         record, saved = _record(run, settings, begin.changes), start if begin.is_saved else None
         saving = Saving(run, record, start=start, saved=saved)
-        reports = goodput_log, StepReport(run, goodput_log.attempts)
-        callbacks = [StepTrace(run), *reports, evaluation, continuations, saving]
+        callbacks = [
+            StepTrace(run),
+            goodput_log,
+            StepReport(run, goodput_log.attempts),
+            evaluation,
+            continuations,
+            saving,
+        ]
         for callback in callbacks:
             resources.callback(callback.close)
         before_writing()
