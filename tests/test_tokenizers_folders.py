@@ -65,6 +65,19 @@ def test_llama_3_begins_texts_and_ends_where_its_settings_say(tmp_path):
     assert tokenizer.surrounding_ids() == ((tokenizer.bos_id,), ())
 
 
+@pytest.mark.parametrize("number", [2000, 300])
+def test_a_begin_of_text_by_the_id_of_another_vocabulary_is_refused(tmp_path, number):
+    """As `train_new_from_iterator` of transformers leaves it: beyond the vocabulary, or another token's id."""
+    path = layouts.llama3(tmp_path, TEXTS, 400) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    template = content["post_processor"]
+    template = next((part for part in template.get("processors", ()) if "special_tokens" in part), template)
+    template["special_tokens"]["<|begin_of_text|>"]["ids"] = [number]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"adds '<\|begin_of_text\|>' as id {number}, but that token has the id "):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("config", "kind", "adds_bos"),
     [

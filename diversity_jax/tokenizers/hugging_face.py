@@ -261,11 +261,32 @@ def _open(
                 f"vocabulary {files[0]}: its settings give the added token {token['content']!r} the id {number}, but "
                 f"{tokenizer.token_to_id(token['content'])} is next; they belong to another tokenizer"
             )
+    _check_surrounding_ids(tokenizer, files[0])
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if len(files) == 2 and settings.class_name == "Qwen2Tokenizer":
         changes = [settings.class_name, *changes]
     return tokenizer, changes, content
+
+
+def _check_surrounding_ids(tokenizer: Any, path: str) -> None:
+    """Refuses a post-processor with ids of another vocabulary, as transformers 5.24 leaves Llama 3's when it retrains.
+
+    Raises:
+      InputError: it adds a token by an id that is not in the vocabulary, or is another token's.
+    """
+    own = json.loads(tokenizer.post_processor.__getstate__()) if tokenizer.post_processor else {}
+    for processor in own.get("processors", [own]):
+        pairs = [processor[name] for name in ("cls", "sep") if name in processor]
+        for added in processor.get("special_tokens", {}).values():
+            pairs += zip(added["tokens"], added["ids"], strict=True)
+        for text, number in pairs:
+            # A token of the template may have been renamed since; its id is then another text's, and right.
+            if tokenizer.token_to_id(text) not in (None, number) or tokenizer.id_to_token(number) is None:
+                raise InputError(
+                    f"vocabulary {path}: its post-processor adds {text!r} as id {number}, but that token has the id "
+                    f"{tokenizer.token_to_id(text)}; correct the id in its post_processor"
+                )
 
 
 def _with_settings(tokenizer: Any, settings: TokenizerSettings, path: str) -> tuple[Any, list[Any]]:
