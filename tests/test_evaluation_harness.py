@@ -1,5 +1,6 @@
 """Our lm-evaluation-harness model gives the scores of the harness's own backend on the exported weights."""
 
+import dataclasses
 import json
 
 import jax
@@ -25,6 +26,7 @@ from tests.evaluation_items import FILES, PIQA, byte_model, write_items
 from tests.small_llama import random_params, small_config
 
 Instance = pytest.importorskip("lm_eval.api.instance").Instance
+CachingLM = pytest.importorskip("lm_eval.api.model").CachingLM
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,17 @@ def test_the_first_item_without_a_finite_figure_is_named_and_nothing_is_kept(fol
     assert "can be trusted" in str(error.value)
     model.store.close()
     assert "NaN" not in (tmp_path / "requests.jsonl").read_text()
+
+
+def test_answers_that_the_harness_has_of_another_model_are_refused(folders, tmp_path):
+    """The harness's `use_cache` looks answers up by the request alone."""
+    model, path = open_model(folders[0]), str(tmp_path / "answers.db")
+    for _ in range(2):
+        cached = CachingLM(HarnessModel(model), path)
+        cached.dbdict["a request"] = "an answer"
+        cached.dbdict.close()
+    with pytest.raises(InputError, match=r"use_cache .*answers\.db: holds answers of another model"):
+        CachingLM(HarnessModel(dataclasses.replace(model, weights_hash="other")), path)
 
 
 def test_an_evaluation_of_a_model_without_finite_figures_stops(folders, tmp_path):

@@ -27,6 +27,7 @@ from diversity_jax.tokenizers.tokenizer import NOTHING_BEGINS
 log = logging.getLogger(__name__)
 _PAIRS_PER_ENCODING = 4096
 _ANSWER_TOKENS = 256  # the harness's default length of an answer
+_IDENTITY_KEY = "diversity_jax identity"  # in the harness's file of answers, whose own keys are hashes
 
 
 class RequestStore:
@@ -128,7 +129,23 @@ class HarnessModel(TemplateLM):
             "rope": [config.rope_theta, config.rms_norm_eps],
             **config.changed_switches,
         }
-        self.store = RequestStore(store, identity)
+        self.store, self._identity = RequestStore(store, identity), content_hash(identity)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Called by the harness with its `--use_cache` file, whose answers it takes without asking for the model.
+
+        Raises:
+          InputError: the file holds answers of another model or other settings.
+        """
+        answers = cache_hook.dbdict
+        if answers is not None:
+            if len(answers) and answers.get(_IDENTITY_KEY) != self._identity:
+                raise InputError(
+                    f"use_cache {answers.filename}: holds answers of another model or of other settings, which the "
+                    "harness would take for this model's; name another file"
+                )
+            answers[_IDENTITY_KEY] = self._identity
+        super().set_cache_hook(cache_hook)
 
     @functools.cached_property
     def _generator(self) -> Generator:
