@@ -122,7 +122,6 @@ def train(
     settings = Settings(model=model, optimizer=optimizer, train=config, mesh=mesh_config)
     optimizer = optimizer.for_run(config.steps)
     check_fit(model, config, mesh_config, mixture.vocabulary.size, mixture.sequence_length)
-    _warn_of_idle_steps(optimizer, config.steps)
     if cache := keep_programs(config.compilation_cache):
         log.info("compiled programs are kept in %s", cache)
     with contextlib.ExitStack() as resources:
@@ -134,14 +133,8 @@ def train(
         evaluation, continuations = Evaluation(run), Continuations(run)
         record, saved = _record(run, settings, begin.changes), start if begin.is_saved else None
         saving = Saving(run, record, start=start, saved=saved)
-        callbacks = [
-            StepTrace(run),
-            goodput_log,
-            StepReport(run, goodput_log.attempts),
-            evaluation,
-            continuations,
-            saving,
-        ]
+        report = StepReport(run, goodput_log.attempts)
+        callbacks = [StepTrace(run), goodput_log, report, evaluation, continuations, saving]
         for callback in callbacks:
             resources.callback(callback.close)
         before_writing()
@@ -176,6 +169,7 @@ def _warn_of_idle_steps(optimizer: OptimizerConfig, steps: int) -> None:
 
 def _compiled(run: TrainingRun, optimizer: OptimizerConfig) -> tuple[Callable[..., TrainState], TrainStep]:
     config = run.config
+    _warn_of_idle_steps(optimizer, config.steps)
     return make_train_step(
         run.model,
         optimizer,
