@@ -37,6 +37,12 @@ FORMS = {
     "messages": {"messages": [{"role": "user", "content": "Add.\n\n1 and 2"}, {"role": "assistant", "content": "3"}]},
     "shared": {"conversations": [{"from": "human", "value": "Add.\n\n1 and 2"}, {"from": "gpt", "value": "3"}]},
     "flan": {"inputs": "Add.\n\n1 and 2", "targets": "3", "task": "sums"},
+    "parts": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Add.\n\n"}, {"type": "text", "text": "1 and 2"}]},
+            {"role": "assistant", "content": "3"},
+        ]
+    },
     "unanswered end": {
         "messages": [
             {"role": "user", "content": "Add.\n\n1 and 2"},
@@ -79,6 +85,14 @@ BROKEN = {
     r"messages\[0\] is an empty question": {"inputs": "", "targets": "3"},
     "field 'output' holds nothing, not text": {"instruction": "Add.", "output": None},
     r"messages\[0\].role is 'king'; expected one of system": {"messages": [{"role": "king", "content": "Obey."}]},
+    r"messages\[0\].role is \['user'\]; expected one": {"messages": [{"role": ["user"], "content": "Obey."}]},
+    r"'messages\[0\].content' holds list, not text; remove": {
+        "messages": [{"role": "user", "content": [{"image": 1}]}]
+    },
+    r"'messages\[1\].content' holds nothing, not text; .* max_broken_share": {
+        "messages.role": ["user", "assistant"],
+        "messages.content": ["Add.", None],
+    },
     "nobody answers": {"messages": [{"role": "user", "content": "Anyone?"}]},
     r"field 'messages\[0\].content' holds nothing": {"messages": [{"role": "user"}]},
     r"messages\[0\] is not an object": {"messages": ["hello"]},

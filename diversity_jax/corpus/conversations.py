@@ -14,6 +14,7 @@ _PAIRS = (
     ("prompt", "response"),
     ("question", "answer"),
 )
+_REMEDY = "remove the record, or leave such ones out with max_broken_share"
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT names them
 
 Message = dict[str, str]
@@ -62,7 +63,7 @@ def _messages(record: Mapping[str, Any], where: str) -> list[Message] | None:
         turns = record.get(name)
         if isinstance(turns, Sequence) and not isinstance(turns, str):
             return [_message(turn, f"{name}[{number}]", where) for number, turn in enumerate(turns)]
-    return _columns(record)
+    return _columns(record, where)
 
 
 def _message(turn: Any, name: str, where: str) -> Message:
@@ -70,17 +71,22 @@ def _message(turn: Any, name: str, where: str) -> Message:
         raise Rejected("broken message", f"{where}: {name} is not an object; expected one with role and content")
     role: Any = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
-    return {"role": _SPEAKERS.get(role, role), "content": _text(content, f"{name}.content", where)}
+    return {
+        "role": _SPEAKERS.get(role, role) if isinstance(role, str) else role,
+        "content": _text(content, f"{name}.content", where),
+    }
 
 
-def _columns(record: Mapping[str, Any]) -> list[Message] | None:
+def _columns(record: Mapping[str, Any], where: str) -> list[Message] | None:
     """Messages as TensorFlow Datasets stores them: a list of roles and a list of contents."""
     for name in _LISTS:
         for role_field, content_field in (("role", "content"), ("from", "value")):
             roles, contents = record.get(f"{name}.{role_field}"), record.get(f"{name}.{content_field}")
             if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
-                turns = zip(roles, contents, strict=True)
-                return [{"role": _SPEAKERS.get(role, role), "content": content} for role, content in turns]
+                named = (
+                    {role_field: role, content_field: content} for role, content in zip(roles, contents, strict=True)
+                )
+                return [_message(turn, f"{name}[{number}]", where) for number, turn in enumerate(named)]
     return None
 
 
@@ -107,10 +113,15 @@ _READERS = {"messages": _messages, "alpaca": _alpaca, "pairs": _pairs}
 
 
 def _text(value: Any, field: str, where: str) -> str:
+    """A text, or a list of parts `{"type": "text", "text": ...}` joined."""
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and value:
+        parts = [part.get("text") if isinstance(part, Mapping) else None for part in value]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(map(str, parts))
     kind = "nothing" if value is None else type(value).__name__
-    raise Rejected("not text", f"{where}: field {field!r} holds {kind}, not text")
+    raise Rejected("not text", f"{where}: field {field!r} holds {kind}, not text; {_REMEDY}")
 
 
 def _checked(messages: list[Message], where: str) -> list[Message]:
@@ -122,8 +133,7 @@ def _checked(messages: list[Message], where: str) -> list[Message]:
         refuse_lone_surrogate(content, name)
         if not content.strip() and role in ("user", "assistant"):
             kind = "answer" if role == "assistant" else "question"
-            remedy = "remove the record, or leave such ones out with max_broken_share"
-            raise Rejected(f"empty {kind}", f"{name} is an empty {kind}; {remedy}")
+            raise Rejected(f"empty {kind}", f"{name} is an empty {kind}; {_REMEDY}")
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         raise Rejected("no answer", f"{where}: nobody answers (no message of the role assistant); remove the record")
