@@ -9,7 +9,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
 from diversity_jax.tokenizers.gguf_entries import llama_cpp_table, tokenizer_entries
 from diversity_jax.tokenizers.gguf_folder import write_folder
-from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from diversity_jax.tokenizers.tokenizer import for_folder, load_tokenizer
 from tests.llama_cpp_server import post, serve_gguf
 from tests.shared_data import shared_file
 from tests.test_model_gguf import model
@@ -79,6 +79,14 @@ def test_what_a_file_puts_around_a_text_comes_back(tmp_path, begins, ends):
     tokenizer = load_tokenizer(str(tmp_path / "back"))
     assert tokenizer.surrounding_ids() == ((1,) * begins, (2,) * ends)
     assert dict(tokenizer_entries(tmp_path / "back", 800)) == metadata
+
+
+def test_the_end_of_a_turn_that_a_file_does_not_name_ends_answers_as_in_llama_cpp(tmp_path):
+    metadata = dict(tokenizer_entries(trained(tmp_path, FAMILIES[0]), 800))
+    metadata |= {"tokenizer.ggml.eos_token_id": 0, "tokenizer.chat_template": "{{ messages[0].content }}<|im_end|>"}
+    write_folder(metadata, tmp_path / "back", Path("m.gguf"))
+    tokenizer = for_folder(load_tokenizer(str(tmp_path / "back")), tmp_path / "back")
+    assert (tokenizer.end_of_text_id, tokenizer.stop_ids) == (0, {0, 2})
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family["names"][0])

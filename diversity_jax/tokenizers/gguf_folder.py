@@ -27,6 +27,9 @@ from diversity_jax.tokenizers.sentence_piece import to_tokenizer_json
 _ADDED = (CONTROL, USER_DEFINED, UNKNOWN)  # kinds of tokens that are found in a text before it is split into words
 _ADD_BOS = ("llama-bpe", "tekken")  # families that begin texts with begin-of-text unless the file says otherwise
 
+# Control tokens that llama.cpp takes for ends of an answer by their texts, also where the file does not name them.
+_TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eot|>")
+
 
 def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None:
     """Writes the tokenizer of a GGUF file as a folder that transformers and `load_tokenizer` read.
@@ -46,6 +49,9 @@ def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None
     template = entries.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise InputError(f"{source}: tokenizer.chat_template is no text; fetch the file again")
+    if ends := ids.get("eos_token", []):
+        texts = [text for text in _TURN_ENDS if text in (template or "")]
+        ends += [i for i, (text, _, type_) in enumerate(tokens) if type_ == CONTROL and text in texts and i not in ends]
     files: dict[str, bytes] = {}
     if template is not None and template != PLAIN_TEMPLATE:
         files["chat_template.jinja"] = template.encode()
@@ -74,7 +80,7 @@ def write_folder(entries: Mapping[str, Any], folder: Path, source: Path) -> None
     named: dict[str, Any] = {
         f"{name}_id": numbers[0] for name, numbers in ids.items() if name in ("bos_token", "pad_token")
     }
-    if ends := ids.get("eos_token"):
+    if ends:
         named["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     for name, content in (("tokenizer_config.json", settings), ("generation_config.json", named)):
         files[name] = json.dumps(content, ensure_ascii=False, indent=1).encode()
