@@ -18,6 +18,7 @@ import logging
 from diversity_jax.core import cli
 from diversity_jax.core.buckets import public_name, published
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import counted
 from diversity_jax.mixtures.exchange.export import ExportRequest, export, verify
 from diversity_jax.mixtures.mixture import Mixture
 
@@ -44,7 +45,8 @@ def main(argv: Sequence[str]) -> None:
             record = export(Mixture.load(options.mixture), folder, request)
             size = sum(part["bytes"] for shard in record["shards"] for part in shard["pieces"])
             rows, shards = sum(stream["rows"] for stream in record["streams"]), len(record["shards"])
-            log.info("%s: %s rows in %s shards, %.3g GB", record["format"], f"{rows:,}", f"{shards:,}", size / 1e9)
+            written = f"{counted(rows, 'row')} in {counted(shards, 'shard')}"
+            log.info("%s: %s, %.3g GB", record["format"], written, size / 1e9)
         print(public_name(folder / "data"))
 
 
