@@ -13,6 +13,7 @@ import contextlib
 from dataclasses import asdict
 import hashlib
 import json
+import math
 import os
 import queue
 import threading
@@ -70,7 +71,7 @@ class ResponseCacheFile(CacheFile):
         super().__init__(path, replay=replay)
         self.spent_before = NOTHING
         self.began_empty = False
-        self._last_beat = 0.0
+        self._last_beat = -math.inf  # by the monotonic clock, since the other one may be set back
         self._run, self._caps = run, caps
         self._process = f"{machine_id()}|{os.getpid()}|{start_time(os.getpid())}"
         self._owner = f"{self._process}|{uuid.uuid4().hex[:8]}"
@@ -108,11 +109,9 @@ class ResponseCacheFile(CacheFile):
         # Only answers are synced to disk: a lost one would be paid twice, and a reservation ends with its process.
         if not self._replay and (reserves or commits or not jobs):
             with self._explained_errors(), self._transaction("FULL" if commits else "NORMAL"):
-                if time.time() - self._last_beat > _BEAT_SECONDS:
-                    self._last_beat = time.time()
-                    self._connection.execute(
-                        "UPDATE owners SET beat = ? WHERE owner = ?", (self._last_beat, self._owner)
-                    )
+                if time.monotonic() - self._last_beat > _BEAT_SECONDS:
+                    self._last_beat = time.monotonic()
+                    self._connection.execute("UPDATE owners SET beat = ? WHERE owner = ?", (time.time(), self._owner))
                 if commits:
                     self._commit(commits)
                 if reserves:
