@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,6 +238,17 @@ def test_wrong_folders_in_the_environment_are_one_line(tmp_path, value, says):
 
     with pytest.raises(InputError, match=f"DIVERSITY_JAX_MIXTURES: .*{says}"):
         folders_named(value.format(empty=tmp_path))
+
+
+@pytest.mark.parametrize(("dtype", "ids"), [("uint16", [0, 300, 65535]), ("uint32", [0, 70_000, 131_071])])
+def test_ids_of_every_size_are_read(dtype, ids):
+    from diversity_jax.core.tensorflow import tf
+    from diversity_jax.mixtures.seqio_rows import _parsed
+
+    stored = tf.data.Dataset.from_tensors(np.array(ids, dtype).tobytes())
+    manifest = SimpleNamespace(dtype=dtype, chat={}, row_tokens=3)
+    (row,) = _parsed(manifest, stored).as_numpy_iterator()
+    assert row["targets"].tolist() == ids
 
 
 def test_a_tokenizer_that_components_share_is_read_once(seqio):

@@ -2,6 +2,7 @@
 
 import base64
 from fractions import Fraction
+import functools
 import http.server
 import json
 import logging
@@ -249,6 +250,19 @@ def private_url():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://reader:MARKER@127.0.0.1:{server.server_port}/texts.jsonl"
     server.shutdown()
+
+
+def test_a_mixture_is_read_from_a_web_server_whose_listings_have_no_sizes(tmp_path):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    build_mixture(tmp_path, {"a": Fraction(1, 3), "b": Fraction(2, 3)}, documents=20)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = Mixture.load(f"http://127.0.0.1:{server.server_port}").loader(batch_size=8).batch(0)
+        server.shutdown()
+    assert np.array_equal(there.tokens, Mixture.load(tmp_path).loader(batch_size=8).batch(0).tokens)
 
 
 def test_a_password_in_a_url_opens_the_file_and_stands_nowhere(private_url, tmp_path):

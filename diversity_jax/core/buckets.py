@@ -72,6 +72,9 @@ def remote_tree(url: str) -> dict[str, RemoteFileInfo]:
             listing = filesystem.find(inside, detail=True)
         except FileNotFoundError:
             return {}
+        for name, info in listing.items():
+            if info.get("size") is None and not name.endswith("/"):  # as in listings of HTTP servers
+                info["size"] = filesystem.size(name)
     tree = {
         name[len(inside) + 1 :]: _file_info(info)
         for name, info in listing.items()

@@ -149,6 +149,8 @@ def register(folder: str | Path, *, like: str | None = None, name: str | None = 
       InputError: no built mixture there, another mixture of that name is registered, or rows cannot have the features
         and vocabulary of `like`.
     """
+    if name is not None and not re.fullmatch(r"[\w.:]+", name, re.ASCII):
+        raise InputError(f"name={name!r}: SeqIO takes letters, digits and _ . : alone; choose another")
     mixture = Mixture.load(folder)
     manifest = mixture.taken[0].prepared
     for component in mixture.taken:
@@ -197,7 +199,7 @@ def _register(
         if is_derived:
             return []
         about = f"{mixture.folder}: another mixture named {name!r}, or with other features, is registered already"
-        raise InputError(f"{about}; rename this")
+        raise InputError(f"{about}; register this with another name=, or in another process")
     tasks = [
         _register_task(f"{name}.{part.name}", part.prepared, mixture, features, splits, **options) for part in parts
     ]
@@ -242,7 +244,8 @@ def _register_task(
     identity = manifest.content_hash, mixture.repeat_seed, boundaries
     if name in seqio.TaskRegistry.names():
         if getattr(seqio.TaskRegistry.get(name), "identity", None) != identity:
-            raise InputError(f"{manifest.folder}: another task named {name!r} is registered already; rename this")
+            about = f"{manifest.folder}: another task named {name!r} is registered already"
+            raise InputError(f"{about}; register this with another name=")
         return name
     if is_remote(manifest.folder):
         raise InputError(
@@ -299,6 +302,8 @@ def folders_named(value: str) -> list[Path]:
         folder, about = Path(name), f"{ENVIRONMENT_VARIABLE}: {name}"
         if "://" in name:
             raise InputError(f"{about}: rows are read from a disk; copy them with diversity_jax.mixtures.fetch")
+        if folder.name == "mixture.json" and folder.is_file():
+            folder = folder.parent
         if not folder.is_dir():
             raise InputError(f"{about}: no such folder; name folders of mixtures, joined by {os.pathsep!r}")
         own = folder / "mixture.json"

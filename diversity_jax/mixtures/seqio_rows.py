@@ -132,7 +132,8 @@ def features_like(name: str, manifest: Manifest) -> dict[str, Any]:
     try:
         features = dict(seqio.get_mixture_or_task(name).output_features)
     except ValueError as error:
-        raise InputError(f"like={name!r}: {str(error).partition(chr(10))[0]}; import the module that does") from None
+        problem = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"like={name!r}: {problem}; import the module that registers it") from None
     unknown = sorted(set(features) - {"inputs", "targets", *DECODER_FEATURES})
     if unknown or "targets" not in features:
         what = f"has {', '.join(unknown)}, which rows have not" if unknown else "has no feature 'targets'"
@@ -290,7 +291,7 @@ def passes_of(
 
 def _parsed(manifest: Manifest, records: "tf.data.Dataset") -> "tf.data.Dataset":
     """Rows from their bytes on disk."""
-    dtype = tf.as_dtype(manifest.dtype)
+    dtype = tf.uint16 if manifest.dtype == "uint16" else tf.int32  # ids fit, and TensorFlow decodes no uint32
 
     def parse_with_flags(record: Any) -> dict[str, Any]:
         row = tf.ensure_shape(tf.io.decode_raw(record, tf.int32), [manifest.row_tokens])
