@@ -187,6 +187,15 @@ def test_a_broken_index_is_named(tmp_path, index):
         import_hugging_face(tmp_path)
 
 
+def test_a_tensor_that_the_index_does_not_list_is_named(tmp_path):
+    export_hugging_face(*model(), tmp_path, max_shard_bytes=20_000)
+    path = sorted(tmp_path.glob("model-*.safetensors"))[-1]
+    bias = {"model.layers.1.self_attn.q_proj.bias": np.ones(32, np.float32)}
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path) | bias, path)
+    with pytest.raises(InputError, match=r"holds model.layers.1.self_attn.q_proj.bias, which model.* does not list"):
+        import_hugging_face(tmp_path)
+
+
 def test_a_whole_file_counts_before_an_index_as_in_transformers(tmp_path):
     config, params = model()
     export_hugging_face(config, params, tmp_path)
