@@ -40,6 +40,7 @@ _decode = msgspec.json.Decoder().decode
 # json.loads would search for white space at both ends of every line again.
 _scan = json.JSONDecoder().raw_decode
 _ORDER_MARK = "\ufeff"
+_ARRAY_HINT = ", as jq -c '.[]' does"
 
 
 class JsonLines(FileRecords):
@@ -78,7 +79,8 @@ class JsonLines(FileRecords):
             raise Rejected("not JSON", f"{message}; write one object a line")
         if type(record) is not dict:
             message = f"{self._where(position)}: is JSON but not an object with fields such as {self._field!r}"
-            raise Rejected("not an object", f"{message}; write one object a line")
+            hint = _ARRAY_HINT if isinstance(record, list) else ""
+            raise Rejected("not an object", f"{message}; write one object a line{hint}")
         text = record.get(self._field)
         if type(text) is str:
             del record[self._field]
@@ -107,8 +109,10 @@ class JsonLines(FileRecords):
             reason = f"{error.msg} at column {error.pos + 1}"
         else:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        hint = "; a JSON array over several lines must be written as one object a line" if line in "[{" else ""
-        return Rejected("not JSON", f"{self._where(position)}: is not valid JSON ({reason}){hint}")
+        problem = f"{self._where(position)}: is not valid JSON ({reason})"
+        if line in "[{":
+            problem += f"; a JSON array over several lines must be written as one object a line{_ARRAY_HINT}"
+        return Rejected("not JSON", problem)
 
 
 class TextLines(JsonLines):
@@ -122,9 +126,10 @@ class TextLines(JsonLines):
 
 
 def holds_json(path: str) -> bool:
-    """Whether the first line of a file that is not blank begins like a JSON object."""
+    """Whether the first line of a file that is not blank begins like a JSON object, or like an array of such."""
     lines = (line.strip() for block in read_lines(path) for line in block)
-    return next(filter(None, lines), b"").removeprefix(_ORDER_MARK.encode()).startswith(b"{")
+    first = next(filter(None, lines), b"").removeprefix(_ORDER_MARK.encode())
+    return first == b"[" or first.replace(b" ", b"").startswith((b"{", b"[{"))
 
 
 def _line_bounds(path: str) -> np.ndarray:
