@@ -1,5 +1,5 @@
-"""Settings of JAX for tests (CPU, eight devices, compiled programs cached between runs) and the selection of fast
-tests.
+"""Settings of JAX and hypothesis for tests (CPU, eight devices, compiled programs cached between runs) and the
+selection of fast tests.
 """
 
 import functools
@@ -25,11 +25,15 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """Settings of the tests' own process; processes that a test starts have the devices and compiler of users."""
+    import hypothesis
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
     # Tests run each program once or twice: compiling it well takes longer than running it badly.
     jax.config.update("jax_disable_most_optimizations", True)
+    # Its limit of 0.2 seconds an example fails on a busy machine.
+    hypothesis.settings.register_profile("no_deadline", deadline=None)
+    hypothesis.settings.load_profile("no_deadline")
 
 
 @pytest.fixture(autouse=True)
