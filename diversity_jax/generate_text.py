@@ -25,13 +25,12 @@ def main(config: GenerateTextConfig) -> None:
     keep_programs("user")
     run.refuse_existing(config)
     prompts = run.read_prompts(config.prompts_file) if config.prompts_file else [{"prompt": config.prompt}]
-    answers = run.generate_text(run.open_source(config.model), prompts, config)
     if config.output is None:
-        for answer in answers:
+        for answer in run.generate_text(run.open_source(config.model), prompts, config):
             print(answer["text"])
         return
-    with writing(config.output, "w") as file:
-        for answer in answers:
+    with writing(config.output, "w") as file:  # before the answers, which a folder that cannot be written would lose
+        for answer in run.generate_text(run.open_source(config.model), prompts, config):
             file.write(json.dumps(answer, ensure_ascii=False) + "\n")
     print(config.output)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.evaluation.config import GenerateTextConfig
+from diversity_jax.evaluation.config import EvaluateConfig, GenerateTextConfig
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.generation_request import TextStream
 from diversity_jax.evaluation.run import generate_text, read_prompts, refuse_existing
@@ -185,6 +185,25 @@ def test_prompts_from_a_file(tmp_path):
     path.write_text('{"prompt": 3}\n')
     with pytest.raises(InputError, match=r"prompts.jsonl:1: expected an object"):
         read_prompts(str(path))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"prompt": "caf\udce9"}, "prompt: holds a lone surrogate"),  # a terminal's Latin-1
+        ({"messages": []}, "at least one"),
+    ],
+    ids=str,
+)
+def test_prompts_that_hold_no_text_are_refused(prompt, message):
+    with pytest.raises(InputError, match=message):
+        generate_text(byte_model(), [prompt], GenerateTextConfig(system_prompt="Be brief."))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_the_harness_cannot_take_are_refused(seed):
+    with pytest.raises(InputError, match=f"seed={seed}: must be"):
+        EvaluateConfig(seed=seed)
 
 
 CONVERSATION = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
+from diversity_jax.evaluation import held_out
+from diversity_jax.evaluation import run as evaluation_run
 from diversity_jax.evaluation.config import EvaluateConfig, HeldOutCorpus, ModelSource
 from diversity_jax.evaluation.lm_eval_model import HarnessModel
 from diversity_jax.evaluation.load_model import open_model
@@ -240,6 +243,20 @@ def test_bad_benchmark_files_and_models_are_named_before_anything_is_scored(fold
     with pytest.raises(InputError, match="its vocabulary has 64 ids, the tokenizer 259"):
         open_model(tmp_path / "small", tokenizer="bytes")
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_more_examples_than_there_are_is_one_line(folders, tmp_path):
+    data = write_items(tmp_path / "data", FILES | {"piqa_train": PIQA[:1]})
+    with pytest.raises(InputError, match="num_fewshot=9: a task has fewer examples to show; lower it"):
+        run((folders[0], None, data), tmp_path / "out", tasks="piqa", num_fewshot=9)
+
+
+def test_a_text_of_the_name_of_a_component_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(held_out, "component_losses", lambda *_: {"a": ("real", None)})
+    text = HeldOutCorpus(name="a", corpus=CorpusConfig(source=str(tmp_path / "a.jsonl")))
+    config = EvaluateConfig(tasks="", held_out=True, out_of_distribution=(text,))
+    with pytest.raises(InputError, match="'a' is also a component of the run; choose another name"):
+        evaluation_run._losses(config, types.SimpleNamespace(scorer=lambda _: None))
 
 
 def test_graded_metrics_of_answers_with_several_references_are_named():

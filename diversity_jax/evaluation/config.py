@@ -124,7 +124,9 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_least(self, "", num_fewshot=0, batch_size=1, slots=1, bootstrap_samples=100, limit=1)
+        check_least(self, "", num_fewshot=0, batch_size=1, slots=1, bootstrap_samples=100, limit=1, seed=0)
+        if self.seed >= 2**32:
+            raise InputError(f"seed={self.seed}: must be below 2^32, as NumPy's generators need it")
         check_store(self.output_dir, "output_dir")
         if not self.task_list and not self.held_out and not self.out_of_distribution:
             raise InputError("nothing to measure; set tasks, held_out or out_of_distribution")

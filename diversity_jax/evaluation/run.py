@@ -18,6 +18,7 @@ from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, exists, read_text, remove_tree
 from diversity_jax.core.json_text import parse_json
+from diversity_jax.corpus.document import refuse_lone_surrogate
 from diversity_jax.evaluation.config import EvaluateConfig, GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.load_model import LanguageModel, open_model
 from diversity_jax.evaluation.results import (
@@ -143,17 +144,22 @@ def _benchmarks(
 
     store = Path(config.output_dir) / "requests" / f"{model.weights_hash[:16]}.jsonl"
     harness = HarnessModel(model, batch_size=config.batch_size, store=store, slots=config.slots)
-    harness_results = simple_evaluate(
-        model=harness,
-        tasks=tasks,
-        task_manager=TaskManager(include_defaults=False),
-        num_fewshot=config.num_fewshot,
-        limit=config.limit,
-        system_instruction=config.system_prompt,
-        apply_chat_template=config.apply_chat_template,
-        log_samples=True,
-        **{f"{name}random_seed": config.seed for name in ("", "numpy_", "torch_", "fewshot_")},
-    )
+    try:
+        harness_results = simple_evaluate(
+            model=harness,
+            tasks=tasks,
+            task_manager=TaskManager(include_defaults=False),
+            num_fewshot=config.num_fewshot,
+            limit=config.limit,
+            system_instruction=config.system_prompt,
+            apply_chat_template=config.apply_chat_template,
+            log_samples=True,
+            **{f"{name}random_seed": config.seed for name in ("", "numpy_", "torch_", "fewshot_")},
+        )
+    except ValueError as error:
+        if "Sample larger than population" not in str(error):  # of the examples that the harness draws
+            raise
+        raise InputError(f"num_fewshot={config.num_fewshot}: a task has fewer examples to show; lower it") from None
     harness.store.close()
     for name, samples in harness_results["samples"].items():
         documents = json.loads(json.dumps([sample["doc"] for sample in samples], default=str))
@@ -168,6 +174,8 @@ def _losses(config: EvaluateConfig, model: LanguageModel) -> dict[str, Any]:
 
     scorer = model.scorer(config.batch_size)
     losses = component_losses(config.model.checkpoint, model, scorer) if config.held_out else {}
+    if shared := [held_out.name for held_out in config.out_of_distribution if held_out.name in losses]:
+        raise InputError(f"out_of_distribution: {shared[0]!r} is also a component of the run; choose another name")
     for held_out in config.out_of_distribution:
         texts = [document.text for document in open_corpus(held_out.corpus)]
         losses[held_out.name] = "out of distribution", documents_loss(model, scorer, texts, name=held_out.name)
@@ -292,10 +300,12 @@ def generate_text(
 
 
 def _prompt_ids(model: LanguageModel, prompt: Mapping[str, Any], config: GenerateTextConfig) -> Sequence[int]:
+    refuse_lone_surrogate(prompt.get("prompt") or "", "prompt")
+    refuse_lone_surrogate(config.system_prompt or "", "system_prompt")
     if "messages" not in prompt and not config.chat:
         return model.tokenizer.encode_prompt(prompt["prompt"])
-    messages = list(prompt.get("messages") or [{"role": "user", "content": prompt["prompt"]}])
-    if config.system_prompt:
+    messages = list(prompt["messages"] if "messages" in prompt else [{"role": "user", "content": prompt["prompt"]}])
+    if messages and config.system_prompt:
         messages.insert(0, {"role": "system", "content": config.system_prompt})
     return model.encode_chat(messages)[1]
 
