@@ -144,6 +144,7 @@ REFUSED = [
     ({"guided_json": {"type": "nonsense"}}, "guided_json: "),
     ({"guided_json": "{"}, "is no JSON schema"),
     ({"guided_json": [1]}, "is list; expected a JSON schema"),
+    ({"guided_json": False}, "no value fits"),
     ({"guided_json": {"$ref": "file:///etc/passwd"}}, "guided_json: "),
     ({"guided_json": {"$ref": "#"}}, "cannot be followed"),
     ({"guided_json": {"type": "array", "maxItems": 10**40}}, "maxItems"),

@@ -121,7 +121,9 @@ def _grammar(kind: str, content: Any) -> str:
             raise InputError("is no JSON schema; give an object, or its JSON as text") from None
         if not isinstance(schema, dict | bool):
             raise InputError(f"is {type(schema).__name__}; expected a JSON schema, which is an object")
-        return _converted(matcher.grammar_from_json_schema, text, overrides=_JSON_OPTIONS)
+        if schema is False:
+            raise InputError("is false, which no value fits")
+        return _converted(matcher.grammar_from_json_schema, "{}" if schema is True else text, overrides=_JSON_OPTIONS)
     if kind == "choice":
         texts = content if isinstance(content, list) else []
         if not texts or not all(isinstance(text, str) and text for text in texts):
