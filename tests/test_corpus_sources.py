@@ -13,6 +13,7 @@ import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
+from diversity_jax.corpus.readers.text import holds_json
 from tests.hub_server import hub_server
 
 TEXTS = ["plain", 'with "quotes", and commas', "two\nlines\n", "ünïcödé, 漢字\tand a tab", "x" * 200_000, "the last"]
@@ -195,6 +196,19 @@ def test_standard_input_is_read_as_often_as_needed(source, stdin, texts):
     ((documents, _, drawn),) = opened_elsewhere([{"source": source}], stdin.encode())
     assert [text for _, text in documents] == texts
     assert drawn == min(2, len(texts))
+
+
+@pytest.mark.parametrize(
+    ("first", "is_json"),
+    [("[", True), ('[{"text": 1}]', True), ('\ufeff[ {"text": 1}]', True), ("[Music]", False), ("[1] A note", False)],
+)
+def test_an_array_of_objects_is_no_text(tmp_path, first, is_json):
+    path = tmp_path / "standard-input.jsonl"
+    path.write_text(f"{first}\n")
+    assert holds_json(str(path)) == is_json
+    if is_json:
+        with pytest.raises(InputError, match=r"one object a line, as jq -c '.\[\]' does"):
+            open_corpus(str(path))
 
 
 def test_standard_input_that_is_empty_or_of_an_unknown_kind_says_so():
