@@ -185,6 +185,10 @@ def test_records_with_nested_texts_stay_as_they_are():
         (lambda: dj.score(TEXTS, config="nowhere.py"), "nowhere.py: no such file"),
         (lambda: dj.compare(TEXTS), "give two or more"),
         (lambda: dj.compare(TEXTS, TEXTS, names=["a", "a"]), "give 2 different names"),
+        (
+            lambda: dj.compare(TEXTS, TEXTS, names=["../a", "b"], output_dir="runs/x"),
+            "names: '../a' is to be a folder's",
+        ),
         (lambda: dj.measure(TEXTS, "mtdl"), "metrics=mtdl"),
         (lambda: dj.load_mixture("nowhere"), "nowhere: no such file"),
         (lambda: dj.load_mixture("nowhere", split="test"), "choose one of train, validation"),

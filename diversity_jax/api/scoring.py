@@ -18,7 +18,7 @@ from diversity_jax.corpus import Corpus, CorpusConfig, open_corpus
 from diversity_jax.corpus.readers.text import open_items
 from diversity_jax.corpus.sources import open_files
 from diversity_jax.metrics import MetricsReport
-from diversity_jax.scoring.config import ScoreConfig, name_of_source
+from diversity_jax.scoring.config import ScoreConfig, is_name, name_of_source
 from diversity_jax.scoring.run import ScoreResult, run_score, stored_result
 
 Data = str | os.PathLike | CorpusConfig | Corpus | Iterable[str] | Iterable[os.PathLike] | Iterable[Mapping[str, Any]]
@@ -353,6 +353,8 @@ def _run(
             result = run_score(replace(config, output_dir=folder), corpora)
             assert result is not None  # nothing was scored before in a new folder
             return result
+    if len(corpora) > 1 and (wrong := [name for name in corpora if not is_name(name)]):
+        raise InputError(f"names: {wrong[0]!r} is to be a folder's too; use letters, digits and _ . + @ - or blanks")
 
     @writes_to("output_dir")
     def in_folder(config: ScoreConfig) -> ScoreResult:
