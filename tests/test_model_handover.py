@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diversity_jax import train
+from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.evaluation.load_model import open_model
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
@@ -15,11 +16,13 @@ from diversity_jax.model.checkpoint_io.gguf_file import read_gguf
 from diversity_jax.model.checkpoint_io.hugging_face import export_hugging_face
 from diversity_jax.model.convert import main
 from diversity_jax.prepare.config import Chat
+from diversity_jax.tokenizers.files import TokenizerFiles, write_tokenizer
 from diversity_jax.tokenizers.gguf_entries import llama_cpp_table
-from diversity_jax.tokenizers.tokenizer import load_tokenizer
+from diversity_jax.tokenizers.tokenizer import for_folder, for_run, load_tokenizer
 from diversity_jax.training.run import Config
 from tests.sft_folders import write_examples
-from tests.small_llama import random_params
+from tests.small_llama import random_params, small_config
+from tests.test_model_gguf import train_sentencepiece
 from tests.test_sft_training import MODEL, OPTIMIZER, TRAIN
 from tests.test_tokenizers_gguf import trained
 
@@ -107,3 +110,48 @@ def test_after_fine_tuning_special_tokens_and_template_are_the_models_own(import
     ids = [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "padding")]
     assert ids == [1, 2, 0]
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
+
+
+def test_transformers_reads_the_tokenizer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = small_config(vocab_size=384)
+    write_tokenizer(TokenizerFiles(end_of_text_id=1), tmp_path, vocab_size=config.vocab_size)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (
+        tokenizer("A b\u00e9.", add_special_tokens=False)["input_ids"]
+        == load_tokenizer("bytes").encode_batch(["A b\u00e9."])[0].tolist()
+    )
+    assert tokenizer.eos_token_id == 1
+
+
+def test_an_exported_sentencepiece_run_names_the_token_that_its_texts_began_with(tmp_path):
+    """Its own begin of text was never seen in training, where an end of text stood before every document."""
+    transformers = pytest.importorskip("transformers")
+    model = train_sentencepiece(tmp_path / "pieces.model")
+    end = load_tokenizer(str(model)).end_of_text_id
+    own = TokenizerFiles(files=(model,), end_of_text_id=end)
+    write_tokenizer(own, tmp_path / "plain", vocab_size=400)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "plain")
+    ours = for_folder(load_tokenizer(str(tmp_path / "plain")), tmp_path / "plain")
+    assert (
+        theirs.bos_token_id
+        == theirs.eos_token_id
+        == end
+        == ours.prefix_id
+        == for_run(load_tokenizer(str(model))).prefix_id
+    )
+    with pytest.raises(InputError, match="more than the model's 100"):
+        write_tokenizer(own, tmp_path / "small", vocab_size=100)
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    chat = {"template": template, "special": {"bos_token": "<s>", "eos_token": "</s>"}}
+    tuned = dataclasses.replace(own, chat_template=chat["template"], special=chat["special"])
+    write_tokenizer(tuned, tmp_path / "tuned", vocab_size=400)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tuned")
+    assert theirs.bos_token_id == for_run(load_tokenizer(str(model)), chat).prefix_id != end
+    assert theirs.apply_chat_template([{"role": "user", "content": "ba"}], tokenize=False) == "<s>ba"
+    turns = dataclasses.replace(tuned, special={"eos_token": "<s>"})
+    write_tokenizer(turns, tmp_path / "turns", vocab_size=400)
+    stops = transformers.GenerationConfig.from_pretrained(tmp_path / "turns").eos_token_id
+    assert (
+        set(stops) == {end, theirs.bos_token_id} == for_folder(load_tokenizer(str(model)), tmp_path / "turns").stop_ids
+    )

@@ -29,7 +29,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import path_inside, read_json, relative_path, write_json, writing
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.evaluation.results import read_samples
-from diversity_jax.mixtures import fetch
+from diversity_jax.mixtures import builder, fetch
 from diversity_jax.mixtures import prepare as prepare_module
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model.checkpoint_io import shards
@@ -357,3 +357,12 @@ def test_copies_of_single_files_of_a_bucket_do_not_displace_each_other(tmp_path,
     finally:
         store.store.clear()
     assert downloaded == ["one.txt", "two.txt"]
+
+
+def test_every_part_of_a_mixture_in_a_bucket_must_be_in_a_bucket(monkeypatch, tmp_path):
+    monkeypatch.setattr(builder, "public_name", lambda folder: "gs://bucket/mixture")
+    folders = {"first": tmp_path, "last": "gs://bucket/rows"}
+    parts = {name: (Fraction(1, 2), SimpleNamespace(folder=folder)) for name, folder in folders.items()}
+    config = SimpleNamespace(components_dir=None)
+    with pytest.raises(InputError, match="component 'web': a mixture in a bucket cannot have rows in"):
+        builder._check_reachable(config, tmp_path, {"web": SimpleNamespace(parts=parts)})

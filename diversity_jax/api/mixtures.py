@@ -209,9 +209,9 @@ def load_mixture(path: str | os.PathLike, *, split: str = "train") -> MixtureRow
     rows = MixtureRows(mixture=Mixture.load(_folder(path)), split=split)
     without = [part.name for part in rows.mixture.taken if split not in part.prepared.splits]
     if without:
-        who = "holds" if len(without) == len(rows.components) else f"{', '.join(without)} has"
+        whose = "" if len(without) == len(rows.components) else f" of {', '.join(without)}"
         raise InputError(
-            f"{path}: {who} no {split} rows; build it with validation_share above 0, and text enough for it"
+            f"{path}: holds no {split} rows{whose}; build it with validation_share above 0, and text enough for it"
         )
     return rows
 

@@ -208,8 +208,12 @@ def _remove_earlier(output_dir: Path, result: ScoreResult) -> None:
     path = output_dir / _RECORD
     earlier = (read_fields(path, corpora=Fields | None)["corpora"] or {}) if path.exists() else {}
     folders = [output_dir, *folder_of.values(), *(output_dir / name for name in earlier if is_name(name))]
-    for other in {folder / name for folder in folders for name in _RESULTS} - written:
-        other.unlink(missing_ok=True)
+    others = {folder / name for folder in folders for name in _RESULTS} - written
+    removed = sorted(str(other.relative_to(output_dir)) for other in others if other.exists())
+    for name in removed:
+        (output_dir / name).unlink()
+    if removed:
+        log.info("%s: removed results of the run before: %s", output_dir, ", ".join(removed))
 
 
 def _score_and_measure(
