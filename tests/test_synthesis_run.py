@@ -228,11 +228,11 @@ def test_bad_settings_are_one_line(folder, changes, words):
 def test_a_file_of_topics_that_has_changed_since_is_said(folder, caplog):
     config = settings(folder, "http://127.0.0.1:9/v1")
     expander = SimpleNamespace(calls=0, dollars=0.0, failures={})
-    for addition, said in (("", False), ("", False), ("\nfield 9/another", True)):
+    for addition, is_told in (("", False), ("", False), ("\nfield 9/another", True)):
         with (folder / "topics.txt").open("a") as file:
             file.write(addition)
         assert len(asyncio.run(load_topics(config, expander, Store(config.output_dir)))) == 24
-        assert ("topics.txt: has changed since" in caplog.text) == said
+        assert ("topics.txt: has changed since" in caplog.text) == is_told
 
 
 def test_empty_files_are_one_line(folder):
