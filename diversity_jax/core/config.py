@@ -280,6 +280,11 @@ def check_least(config: Any, prefix: str, /, **bounds: float) -> None:
             raise InputError(f"{prefix}{name}={value}: must be {finite}at least {bound:g}{optional}")
 
 
+def is_real_number(value: Any) -> bool:
+    """Whether a value is a real number of Python or NumPy; booleans are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_whole(config: Any, prefix: str, /) -> None:
     """Converts the fields of type `int` of a dataclass to it: 5e9 or a NumPy number too; None stays.
 
@@ -290,8 +295,7 @@ def check_whole(config: Any, prefix: str, /) -> None:
         value = getattr(config, name, None)
         if value is None or int not in (hint, *typing.get_args(hint)):
             continue
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not is_number or value % 1 != 0 or not -(2**63) <= value < 2**63:
+        if not is_real_number(value) or value % 1 != 0 or not -(2**63) <= value < 2**63:
             raise InputError(f"{prefix}{name}={value!r}: must be a whole number of at most 64 bits")
         object.__setattr__(config, name, int(value))
 

@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 import math
-import numbers
 import re
 from typing import Any
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.core.config import ADDED, check_least, check_whole
+from diversity_jax.core.config import ADDED, check_least, check_whole, is_real_number
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
@@ -290,7 +289,7 @@ def token_shares(
 
 def _is_weight(value: Any) -> bool:
     """Whether a value is a number of at least 0, and finite."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
+    return is_real_number(value) and 0 <= float(value) < math.inf
 
 
 def decimal_fraction(value: float) -> Fraction:
