@@ -139,7 +139,11 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
       DiskFull: there is no space for it; the partial file has been removed.
       InputError: a remote folder or bucket is not there, or may not be written to.
     """
-    with _uploading(os.fspath(path)) if is_remote(path) else _replacing(Path(path)) as file:
+    with contextlib.ExitStack() as resources:
+        if is_remote(path):
+            file = resources.enter_context(_uploading(os.fspath(path)))
+        else:
+            file = resources.enter_context(_created(resources.enter_context(path_to_write(Path(path)))))
         if "b" in mode:
             yield file
         else:
@@ -150,27 +154,27 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def path_to_write(path: Path) -> Iterator[Path]:
+    """A path for a local file, which is synced and renamed to `path` when the block ends without an error."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
     # Random, since writers in containers that share a folder all have the same process id.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.partial")
     with full_disk_named(path):
         make_folder(path.parent)
-        with _created(partial) as file:
-            try:
-                yield file
-                file.flush()
+        try:
+            yield partial
+            with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _created(path: Path) -> IO[bytes]:
     """Opens a new file; never an existing one, nor the target of a link of this name."""
     try:
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
+        return open(path, "xb")
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -242,8 +246,7 @@ def read_json(path: str | os.PathLike) -> Any:
       InputError: there is no such file, or it is not JSON; the message names file and line.
     """
     with open_file(path) as file:
-        data = file.read()
-    return parse_json(data, f"{path}", number_lines=True)
+        return parse_json(file.read(), f"{path}", number_lines=True)
 
 
 # Encodes a JSON value as ASCII text that is the same for equal values.
@@ -294,9 +297,7 @@ def relative_path(path: str | os.PathLike, folder: str | os.PathLike) -> str:
 
     A password in a URL is left out: readers of the file log in with their own.
     """
-    if is_remote(path) != is_remote(folder):
-        return without_secrets(os.fspath(path))
-    if is_remote(path) and _bucket(path) != _bucket(folder):
+    if is_remote(path) != is_remote(folder) or (is_remote(path) and _bucket(path) != _bucket(folder)):
         return without_secrets(os.fspath(path))
     return os.path.relpath(path, folder)
 

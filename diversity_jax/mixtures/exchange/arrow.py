@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diversity_jax.core.files import content_hash, write_json
+from diversity_jax.core.files import content_hash, path_to_write, write_json
 from diversity_jax.mixtures.exchange.format import (
     Block,
     Column,
@@ -18,7 +18,6 @@ from diversity_jax.mixtures.exchange.format import (
     Layout,
     Stream,
     WrittenShard,
-    path_to_write,
 )
 
 _GROUP_BLOCKS = 4  # of rows, in a row group of Parquet

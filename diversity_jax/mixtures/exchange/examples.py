@@ -8,16 +8,8 @@ from typing import ClassVar
 import google_crc32c
 import numpy as np
 
-from diversity_jax.core.files import writing
-from diversity_jax.mixtures.exchange.format import (
-    Block,
-    Column,
-    ExportShard,
-    FileRange,
-    Format,
-    Layout,
-    path_to_write,
-)
+from diversity_jax.core.files import path_to_write, writing
+from diversity_jax.mixtures.exchange.format import Block, Column, ExportShard, FileRange, Format, Layout
 
 _VARINT_BITS = 7
 _TABLE_BITS = 18  # varints of smaller numbers are looked up in a table of 2 MB, which fits the cache

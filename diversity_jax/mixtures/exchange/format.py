@@ -2,16 +2,11 @@
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
 from dataclasses import dataclass
-import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
-import uuid
 
 import numpy as np
-
-from diversity_jax.core.files import full_disk_named, make_folder
 
 ARRAYS = ("tokens", "loss_mask", "segment_ids", "positions", "component")
 """The arrays that a row may have, named as by `loader.as_arrays`; all but `component` have one number a token."""
@@ -168,21 +163,6 @@ class Format(abc.ABC):
         self, root: Path, streams: Sequence[Stream], layout: Layout
     ) -> None:
         """Writes the trainer's own file of data sets and weights, where it has one."""
-
-
-@contextlib.contextmanager
-def path_to_write(path: Path) -> Iterator[Path]:
-    """A path for a library to write a file to; it is renamed to `path` when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.partial")
-    with full_disk_named(path):
-        make_folder(path.parent)
-        try:
-            yield partial
-            with open(partial, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def as_bytes(block: Block, columns: Sequence[Column]) -> np.ndarray:
