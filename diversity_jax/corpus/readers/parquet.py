@@ -1,6 +1,6 @@
 """Readers of Parquet and Arrow files, and of datasets of the Hugging Face hub, streamed by the `datasets` library."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import itertools
 import logging
@@ -60,14 +60,18 @@ class Parquet(FileRecords):
             for group, rows in enumerate(self._group_rows):
                 chosen = positions[(positions >= first) & (positions < first + rows)] - first
                 first += rows
-                if not len(chosen):
-                    continue
-                start = 0
-                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=self._read):
-                    here = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
-                    start += len(batch)
-                    if len(here):
-                        yield from self._rows(_taken(batch, here))
+                if len(chosen):
+                    batches = file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=self._read)
+                    yield from self._rows_at(batches, chosen)
+
+    def _rows_at(self, batches: Iterable[Any], positions: np.ndarray) -> Iterator[tuple[bytes | None, dict[str, Any]]]:
+        """The rows at `positions`, counted over all batches."""
+        start = 0
+        for batch in batches:
+            here = positions[(positions >= start) & (positions < start + len(batch))] - start
+            start += len(batch)
+            if len(here):
+                yield from self._rows(_taken(batch, here))
 
     def expected_bytes(self) -> int:
         return 2 * file_bytes(self._path)
@@ -107,12 +111,7 @@ class Arrow(Parquet):
         return sum(len(batch) for batch in self._record_batches(self._read[:1]))
 
     def fetch(self, positions: np.ndarray) -> Iterator[tuple[bytes | None, dict[str, Any]]]:
-        start = 0
-        for batch in self._record_batches(self._read):
-            here = positions[(positions >= start) & (positions < start + len(batch))] - start
-            start += len(batch)
-            if len(here):
-                yield from self._rows(_taken(batch, here))
+        return self._rows_at(self._record_batches(self._read), positions)
 
     def _record_batches(self, columns: list[str]) -> Iterator[Any]:
         """Batches of at most `_BATCH_ROWS` rows with these columns alone."""
