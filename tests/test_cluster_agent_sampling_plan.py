@@ -78,21 +78,6 @@ def test_the_share_to_verify_follows_what_verification_changes_and_costs():
     assert plan.verification_share(plain, 1.0, 1.0) == 1.0
 
 
-@pytest.mark.parametrize(
-    ("value", "low", "high", "expected"),
-    [
-        (0.0, -0.05, 0.05, False),
-        (0.08, 0.03, 0.13, False),  # seen, but too small to matter
-        (0.3, 0.1, 0.5, True),
-        (-0.3, -0.5, -0.1, True),
-        (0.15, -0.2, 0.5, None),
-        (0.0, -0.6, 0.6, None),
-    ],
-)
-def test_a_judge_drifts_where_the_difference_is_seen_and_large(value, low, high, expected):
-    assert plan.drifts(Estimate(value=value, low=low, high=high)) is expected
-
-
 def test_where_sets_agree_two_of_them_do_not_pay_for_one_degree_of_freedom():
     generator, widths = np.random.default_rng(5), []
     for _ in range(40):

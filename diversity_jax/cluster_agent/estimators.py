@@ -194,7 +194,7 @@ def invert(theta: Estimate) -> Estimate:
     return Estimate(value=1.0 / theta.value if theta.value else least, low=least, high=1.0 / low if low else None)
 
 
-def cluster_score(groupings: Groupings, confidence: float = 0.95) -> Estimate:
+def cluster_score(groupings: Groupings) -> Estimate:
     """The paper's score: mean of C_i / S_i with S_i = n_i / C_i, so C_i^2 / n_i; in [1/K, K], comparable at equal K
     only.
 
@@ -203,22 +203,17 @@ def cluster_score(groupings: Groupings, confidence: float = 0.95) -> Estimate:
     """
     k = groupings.samples_per_grouping
     counted = groupings.clusters**2.0 / np.maximum(groupings.kept, 1)
-    return _mean_of_valid(groupings, lambda claimed: claimed**2.0 / k, counted, 1.0 / k, k, confidence)
+    return _mean_of_valid(groupings, lambda claimed: claimed**2.0 / k, counted, 1.0 / k, k)
 
 
-def clusters_per_sample(groupings: Groupings, confidence: float = 0.95) -> Estimate:
+def clusters_per_sample(groupings: Groupings) -> Estimate:
     """Mean of C_i / K over the groupings that `cluster_score` counts; in (0, 1]."""
     k = groupings.samples_per_grouping
-    return _mean_of_valid(groupings, lambda claimed: claimed / k, groupings.clusters / k, 1.0 / k, 1.0, confidence)
+    return _mean_of_valid(groupings, lambda claimed: claimed / k, groupings.clusters / k, 1.0 / k, 1.0)
 
 
 def _mean_of_valid(
-    groupings: Groupings,
-    figure: Callable[[np.ndarray], np.ndarray],
-    counted: np.ndarray,
-    least: float,
-    most: float,
-    confidence: float,
+    groupings: Groupings, figure: Callable[[np.ndarray], np.ndarray], counted: np.ndarray, least: float, most: float
 ) -> Estimate:
     """Mean of `counted` [N] over groupings with a valid cluster, and its interval, both within [`least`, `most`].
 
@@ -231,7 +226,7 @@ def _mean_of_valid(
     claimed = counted if groupings.claimed_clusters is None else figure(groupings.claimed_clusters)
     figures = double_sampled(groupings.chosen(some), claimed[some], counted[some])
     mean = mean_over_sets(figures, groupings.criteria_set[some], bounded=groupings.triples is not None)
-    half, value = mean.half_width(confidence), min(max(mean.value, least), float(most))
+    half, value = mean.half_width(0.95), min(max(mean.value, least), float(most))
     return Estimate(
         value=value, low=max(least, min(value, mean.value - half)), high=min(float(most), max(value, mean.value + half))
     )
@@ -274,15 +269,12 @@ def across_draws(values: Sequence[float]) -> Estimate:
 
 
 LEAST_VERIFIED = 0.1  # share of the groupings, since the changes by verification are rare and have to be observed
-DRIFT_TOLERANCE = 0.1  # of log T: the usual half-width of a score's interval
 
 
-def groupings_needed(
-    theta: float, theta3: float, samples_per_grouping: int, relative: float = 0.05, confidence: float = 0.95
-) -> int:
-    """Groupings for an interval of +-`relative` around 1 / theta, with one criteria set."""
+def groupings_needed(theta: float, theta3: float, samples_per_grouping: int, relative: float = 0.05) -> int:
+    """Groupings for a 95 % interval of +-`relative` around 1 / theta, with one criteria set."""
     variance = collision_variance(theta, theta3, samples_per_grouping) / theta**2
-    return math.ceil(variance * (special_functions().ndtri(0.5 + confidence / 2) / relative) ** 2)
+    return math.ceil(variance * (special_functions().ndtri(0.975) / relative) ** 2)
 
 
 def verification_share(groupings: Groupings, price_cluster: float, price_verify: float) -> float:
@@ -307,16 +299,3 @@ def verification_share(groupings: Groupings, price_cluster: float, price_verify:
         return 1.0
     share = math.sqrt(changed * price_cluster / ((variance - changed) * price_verify))
     return min(1.0, max(LEAST_VERIFIED, share))
-
-
-def drifts(difference: Estimate, tolerance: float = DRIFT_TOLERANCE) -> bool | None:
-    """Whether a judge drifts at K, by log T of the same pairs judged at K less that at K/2; None where more rechecks
-    are needed to decide.
-
-    It drifts where the interval excludes 0 and the difference is at least `tolerance`; it does not where the interval
-    is within twice the tolerance.
-    """
-    low, high = difference.bounds
-    if (low > 0 or high < 0) and abs(difference.value) >= tolerance:
-        return True
-    return False if -2 * tolerance <= low and high <= 2 * tolerance else None
