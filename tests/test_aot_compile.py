@@ -26,11 +26,13 @@ from diversity_jax.aot.report import (
     lines,
     ranking,
     search,
+    state_bytes,
     suggestion,
 )
 from diversity_jax.aot.worker import CompileRequest, parse_target
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig, make_mesh
+from diversity_jax.model.config import LoraConfig
 from diversity_jax.training.config import OptimizerConfig
 from diversity_jax.training.throughput import flops_per_token
 
@@ -236,6 +238,18 @@ def test_recomputation_costs_what_it_runs_again():
     no_scores = dataclasses.replace(SMALL, sliding_window=1)
     assert executed_flops_per_token(no_scores, 256, "splash") == pytest.approx(
         flops_per_token(no_scores, 1, causal=False), rel=0.01
+    )
+
+
+def test_adapters_spare_gradients_of_frozen_matrices_and_their_moments():
+    lora = LoraConfig(rank=2, matrices=("query", "down"))
+    matrices = 2 * SMALL.layer_matrix_parameters + 512 * 256
+    executed = executed_flops_per_token(SMALL, 256, "splash") - executed_flops_per_token(SMALL, 256, "splash", lora)
+    assert executed == 2 * matrices - 2 * 2 * (256 * 256 + 512 * 256)
+    adapters = lora.parameter_count(SMALL)
+    assert state_bytes(request(lora=lora), 2) == (4 * SMALL.parameter_count + 12 * adapters) / 2
+    assert estimate(request(lora=lora), report(1))["flops"]["model"] == 8 * 256 * flops_per_token(
+        SMALL, 256, causal=False, lora=lora
     )
 
 

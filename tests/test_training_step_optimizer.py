@@ -9,10 +9,12 @@ import pytest
 from diversity_jax.core.chips import peak_flops
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA
-from diversity_jax.model.llama import param_shapes
+from diversity_jax.model.config import LoraConfig
+from diversity_jax.model.llama import init_adapters, param_shapes
+from diversity_jax.training import throughput
 from diversity_jax.training.config import SCHEDULES, OptimizerConfig
 from diversity_jax.training.step import decayed, learning_rate
-from diversity_jax.training.throughput import flops_per_token, mfu
+from diversity_jax.training.throughput import flops_per_token
 from tests.small_llama import small_config
 
 
@@ -126,10 +128,23 @@ def test_flops_count_heads_wider_than_the_model_and_only_what_windows_see():
     assert seen[2] - seen[0] == 6 * 28 * 960 * (64 - 16 * (2 - 16 / 64))
 
 
-def test_mfu_is_the_share_of_the_peak():
-    config = small_config()
-    flops = flops_per_token(config, 16, causal=True)
-    assert mfu(config, 16, 1000.0, flops * 4000, causal=True) == pytest.approx(0.25)
+def test_frozen_matrices_need_no_gradient_and_adapters_are_counted():
+    config, lora = LLAMA["llama_350m"](num_kv_heads=5), LoraConfig(rank=3, matrices=("value", "down"))
+    shapes = jax.eval_shape(lambda key: init_adapters(config, lora, key), jax.random.key(0))
+    adapters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert lora.parameter_count(config) == adapters
+    matrices = 28 * config.layer_matrix_parameters + 960 * 50304
+    all_trained, tuned = (flops_per_token(config, 64, causal=True, lora=used) for used in (LoraConfig(), lora))
+    assert all_trained - tuned == 2 * matrices - 6 * adapters > 0
+
+
+def test_mfu_is_the_share_of_the_peak(monkeypatch):
+    config, peak = small_config(), flops_per_token(small_config(), 16, causal=True) * 4000
+    monkeypatch.setattr(throughput, "peak_flops", lambda kind: peak / jax.device_count())
+    assert throughput.utilisation(config, LoraConfig(), 16, 1000.0)["mfu_causal"] == pytest.approx(0.25)
+    lora = LoraConfig(rank=1)
+    tuned = flops_per_token(config, 16, causal=True, lora=lora) * 1000 / peak
+    assert throughput.utilisation(config, lora, 16, 1000.0)["mfu_causal"] == pytest.approx(tuned)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass
 import itertools
+import math
 from typing import Any
 
 from diversity_jax.aot.worker import CompileRequest
 from diversity_jax.core.chips import SOURCES_READ_ON
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LlamaConfig, MeshConfig
+from diversity_jax.model.config import LoraConfig
 
 _MESH_FIELDS = tuple(field.name for field in dataclasses.fields(MeshConfig))
+_NO_LORA = LoraConfig()
 REMAT_BY_MEMORY = ("none", "save_matmuls", "full", "offload")  # the most memory first
 
 
@@ -34,7 +37,13 @@ Compile = Callable[[CompileRequest], Compiled]
 
 def state_bytes(request: CompileRequest, shards: int) -> float:
     """Bytes of float32 parameters and Adam's two moments on one of `shards` devices, without any activations."""
-    return 12 * request.model.parameter_count / shards
+    frozen = request.model.parameter_count if request.lora.rank else 0
+    return 4 * (frozen + 3 * trained_parameters(request)) / shards
+
+
+def trained_parameters(request: CompileRequest) -> int:
+    """The number of parameters that have a gradient and moments."""
+    return request.lora.parameter_count(request.model) if request.lora.rank else request.model.parameter_count
 
 
 def meshes(request: CompileRequest) -> Iterator[MeshConfig]:
@@ -100,7 +109,8 @@ def in_parts(unfit: Compiled) -> CompileRequest | None:
     needed = unfit.report.get("needed_bytes") or (unfit.estimate and unfit.estimate["memory_total_bytes"])
     sizes = request.mesh.resolved(request.target.devices)
     # Parameters, moments and one gradient do not depend on the number of parts.
-    fixed = state_bytes(request, sizes["fsdp"] * sizes["tensor"]) * 4 / 3
+    shards = sizes["fsdp"] * sizes["tensor"]
+    fixed = state_bytes(request, shards) + 4 * trained_parameters(request) / shards
     if not needed or fixed >= 0.9 * capacity:
         return None
     fewest = (needed - fixed) / (0.9 * capacity - fixed)
@@ -185,7 +195,7 @@ _MEMORY_KINDS = ("arguments", "outputs", "temporaries", "code")
 USABLE_GPU_SHARE = 0.92  # of a GPU's memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92; JAX's default takes 0.75
 
 
-def executed_flops_per_token(config: LlamaConfig, length: int, attention: str) -> float:
+def executed_flops_per_token(config: LlamaConfig, length: int, attention: str, lora: LoraConfig = _NO_LORA) -> float:
     """FLOPs per trained token as executed: with recomputation by remat, and the pairs that the kernel computes."""
     share, backward = _ATTENTION_WORK[attention]
     full = len(config.layers_without_window)
@@ -195,7 +205,10 @@ def executed_flops_per_token(config: LlamaConfig, length: int, attention: str) -
     layers = 2 * config.num_layers * config.layer_matrix_parameters
     head = 2 * config.vocab_size * config.hidden_size
     again = {"none": 0, "save_matmuls": 0, "full": layers + scores, "offload": layers + scores}[config.remat]
-    return 3 * (layers + head) + (1 + backward) * scores + again
+    # An adapter's gradient is that of its matrix, times its other factor.
+    trained = sum(2 * math.prod(config.matrix_sides[name]) * config.num_layers for name in lora.matrices)
+    gradients = trained if lora.rank else layers + head
+    return 2 * (layers + head) + gradients + (1 + backward) * scores + again
 
 
 def estimate(request: CompileRequest, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +220,7 @@ def estimate(request: CompileRequest, report: Mapping[str, Any]) -> dict[str, An
     sent = {False: 0, True: 0}  # by whether it crosses slices
     for row in report["collectives"]:
         sent[row["crosses_slices"]] += row["sent_bytes"]
-    executed = executed_flops_per_token(config, length, report["attention"]) * tokens
+    executed = executed_flops_per_token(config, length, report["attention"], request.lora) * tokens
     seconds = {
         "compute": executed / target.devices / chip.peak_flops,
         "memory": report["hbm_traffic_bytes"] / chip.hbm_bytes_per_second,
@@ -220,7 +233,10 @@ def estimate(request: CompileRequest, report: Mapping[str, Any]) -> dict[str, An
     capacity = chip.hbm_bytes * (USABLE_GPU_SHARE if chip.platform == "cuda" else 1)
     peak = target.devices * chip.peak_flops
     kinds = {"mfu": False, "mfu_causal": True}
-    useful = {name: flops_per_token(config, length, causal=causal) * tokens for name, causal in kinds.items()}
+    useful = {
+        name: flops_per_token(config, length, causal=causal, lora=request.lora) * tokens
+        for name, causal in kinds.items()
+    }
     return {
         "flops": {"executed": executed, "model": useful["mfu"], "model_causal": useful["mfu_causal"]},
         "seconds": seconds,

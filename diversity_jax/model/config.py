@@ -259,9 +259,17 @@ class LlamaConfig:
         return self.num_kv_heads or self.num_heads
 
     @property
+    def matrix_sides(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each projection of a layer, by name."""
+        queries, keys = self.num_heads * self.head_size, self.kv_heads * self.head_size
+        width, inner = self.hidden_size, self.intermediate_size
+        sides = [(width, queries), (width, keys), (width, keys), (queries, width)]
+        sides += [(width, inner), (width, inner), (inner, width)]
+        return dict(zip(ATTENTION_MATRICES + MLP_MATRICES, sides, strict=True))
+
+    @property
     def layer_matrix_parameters(self) -> int:
-        attention = 2 * self.hidden_size * self.head_size * (self.num_heads + self.kv_heads)
-        return attention + 3 * self.hidden_size * self.intermediate_size
+        return sum(math.prod(sides) for sides in self.matrix_sides.values())
 
     @property
     def layer_vector_parameters(self) -> int:
@@ -289,13 +297,17 @@ class LoraConfig:
     matrices: tuple[str, ...] = ATTENTION_MATRICES + MLP_MATRICES  # names of projections in every layer
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or not self.alpha > 0:
+        if self.rank < 0 or not 0 < self.alpha < math.inf:
             settings = f"lora.rank={self.rank}, lora.alpha={self.alpha}"
-            raise InputError(f"{settings}: give a rank of at least 0 and an alpha above 0")
+            raise InputError(f"{settings}: give a rank of at least 0 and a finite alpha above 0")
         object.__setattr__(self, "matrices", tuple(self.matrices))
         known = ATTENTION_MATRICES + MLP_MATRICES
-        if not self.matrices or not set(self.matrices) <= set(known):
-            raise InputError(f"lora.matrices={self.matrices}: name one or more of {', '.join(known)}")
+        if not self.matrices or not set(self.matrices) <= set(known) or len(set(self.matrices)) < len(self.matrices):
+            raise InputError(f"lora.matrices={self.matrices}: name one or more of {', '.join(known)}, each once")
+
+    def parameter_count(self, model: LlamaConfig) -> int:
+        """The numbers in all adapters to a model; 0 at rank 0."""
+        return self.rank * model.num_layers * sum(sum(model.matrix_sides[name]) for name in self.matrices)
 
 
 # The model sizes of the paper's table, with CodeGen's vocabulary, and a tiny one whose vocabulary and length are the

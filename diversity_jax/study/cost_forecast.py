@@ -60,7 +60,8 @@ def _cost(step: Step, steps: Mapping[str, Step], assumed: Assumed) -> StepCosts:
         tokens = train.steps * train.batch_size * length
         if train.epochs is not None:
             tokens = train.epochs * assumed.epoch_tokens
-        return StepCosts(tokens=tokens, flops=tokens * flops_per_token(config.model, length, causal=False))
+        flops = tokens * flops_per_token(config.model, length, causal=False, lora=train.lora)
+        return StepCosts(tokens=tokens, flops=flops)
     if step.kind == "generate":
         return _generation(config, assumed)
     if step.kind in ("score", "second_score", "build") and judge_kind(config.judge).is_llm:

@@ -209,7 +209,7 @@ class StepReport(Callback):
         figures = window_figures(window.records, run.components)
         figures |= {"tokens_per_second": speed, "step_seconds": window.seconds / steps}
         figures |= {"input_wait_seconds": window.input_wait_seconds / steps}
-        figures |= utilisation(run.model, run.loader.sequence_length, speed) | memory_figures()
+        figures |= utilisation(run.model, run.config.lora, run.loader.sequence_length, speed) | memory_figures()
         figures |= {"goodput": goodput(self._attempts).share, "rows": float(rows)}
         for name, count in zip(run.components, run.loader.schedule.counts(rows), strict=True):
             figures[f"rows/{name}"] = float(count)

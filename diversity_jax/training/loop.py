@@ -200,7 +200,8 @@ def _summary(run: TrainingRun, goodput_log: GoodputLog, changes: Sequence[Mappin
     """The content of `summary.json`, which the first process writes."""
     goodput_log.save(now=True)
     rows = run.config.batch_size, run.loader.sequence_length
-    summary = summarise(run.model, rows, goodput_log.timed_steps, goodput_log.attempts, run.compile_clock)
+    timed_steps, attempts = goodput_log.timed_steps, goodput_log.attempts
+    summary = summarise(run.model, run.config.lora, rows, timed_steps, attempts, run.compile_clock)
     summary["changes"] = list(changes)
     if run.writer:
         write_json(run.output_dir / "summary.json", summary)

@@ -17,13 +17,14 @@ import jax
 from diversity_jax.core import formats
 from diversity_jax.core.chips import peak_flops
 from diversity_jax.core.json_fields import read_fields
-from diversity_jax.model.config import LlamaConfig
+from diversity_jax.model.config import LlamaConfig, LoraConfig
 from diversity_jax.training.runtime import CompileClock
 from diversity_jax.training.step import Metrics, TrainState
 
 log = logging.getLogger(__name__)
 
 _GIB = 1 << 30
+_NO_LORA = LoraConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +127,15 @@ class StepWindows:
         self._began = self._clock.now()
 
 
-def flops_per_token(config: LlamaConfig, length: int, *, causal: bool) -> float:
+def flops_per_token(config: LlamaConfig, length: int, *, causal: bool, lora: LoraConfig = _NO_LORA) -> float:
     """Floating-point operations of one trained token, forward and backward.
 
     With matrix parameters M (all layers' matrices and the output projection, not the look-up), N layers, A = H * Dh:
 
         not causal:  6 M + 12 N A L    scores counted for every pair of tokens (PaLM, appendix B; MaxText's default)
         causal:      6 M +  6 N A L    only the half of the pairs that a causal kernel needs
+
+    Where only adapters of P numbers are trained, 4 M + 6 P replaces 6 M: frozen matrices need no gradient.
 
     In layers with a window of w < L tokens, L becomes w without causality, and w (2 - w / L) with it.
 
@@ -147,22 +150,18 @@ def flops_per_token(config: LlamaConfig, length: int, *, causal: bool) -> float:
     layers = [config.num_layers - len(config.layers_without_window), len(config.layers_without_window)]
     spans = [window * (2 - window / length) if causal else window for window in windows]
     pairs = sum(count * span for count, span in zip(layers, spans, strict=True))
-    return 6 * matrices + (6 if causal else 12) * config.num_heads * config.head_size * pairs
+    weights = 4 * matrices + 6 * lora.parameter_count(config) if lora.rank else 6 * matrices
+    return weights + (6 if causal else 12) * config.num_heads * config.head_size * pairs
 
 
-def mfu(config: LlamaConfig, length: int, tokens_per_second: float, total_peak_flops: float, *, causal: bool) -> float:
-    """Model FLOPs utilisation: useful FLOP/s as a share of `total_peak_flops`, that of all devices together."""
-    return flops_per_token(config, length, causal=causal) * tokens_per_second / total_peak_flops
-
-
-def utilisation(model: LlamaConfig, length: int, tokens_per_second: float) -> dict[str, float]:
-    """`mfu` and `mfu_causal` of all devices together; empty where the devices' peak is unknown."""
+def utilisation(model: LlamaConfig, lora: LoraConfig, length: int, tokens_per_second: float) -> dict[str, float]:
+    """`flops_per_token` as a share of all devices' peak, `mfu` and `mfu_causal`; empty where the peak is unknown."""
     peak = peak_flops(jax.devices()[0].device_kind)
     if peak is None:
         return {}
-    total = peak * jax.device_count()
+    share = tokens_per_second / (peak * jax.device_count())
     kinds = {"mfu": False, "mfu_causal": True}
-    return {name: mfu(model, length, tokens_per_second, total, causal=causal) for name, causal in kinds.items()}
+    return {name: flops_per_token(model, length, causal=causal, lora=lora) * share for name, causal in kinds.items()}
 
 
 def memory_figures() -> dict[str, float]:
@@ -235,7 +234,12 @@ def read_attempts(path: Path) -> list[Attempt]:
 
 
 def summarise(
-    model: LlamaConfig, batch_shape: tuple[int, int], timed_steps: int, attempts: Sequence[Attempt], clock: CompileClock
+    model: LlamaConfig,
+    lora: LoraConfig,
+    batch_shape: tuple[int, int],
+    timed_steps: int,
+    attempts: Sequence[Attempt],
+    clock: CompileClock,
 ) -> dict[str, Any]:
     """The content of `summary.json`: figures of the last attempt, and the run's goodput.
 
@@ -247,6 +251,7 @@ def summarise(
     tokens_per_step, length = math.prod(batch_shape), batch_shape[1]
     attempt, device_kind = attempts[-1], jax.devices()[0].device_kind
     speed = timed_steps * tokens_per_step / attempt.step_seconds if timed_steps else None
+    all_pairs, causal = (flops_per_token(model, length, causal=causal, lora=lora) for causal in (False, True))
     return {
         "steps": attempt.last_step,
         "tokens": attempt.last_step * tokens_per_step,
@@ -256,9 +261,9 @@ def summarise(
         "peak_flops_of_device": peak_flops(device_kind),
         "tokens_per_second": speed,
         "step_seconds": attempt.step_seconds / timed_steps if timed_steps else None,
-        "model_flops_per_second": speed * flops_per_token(model, length, causal=False) if speed else None,
-        "model_flops_per_second_causal": speed * flops_per_token(model, length, causal=True) if speed else None,
-        **({"mfu": None, "mfu_causal": None} | (utilisation(model, length, speed) if speed else {})),
+        "model_flops_per_second": speed * all_pairs if speed else None,
+        "model_flops_per_second_causal": speed * causal if speed else None,
+        **({"mfu": None, "mfu_causal": None} | (utilisation(model, lora, length, speed) if speed else {})),
         "input_wait_share": attempt.input_wait_seconds / attempt.step_seconds if timed_steps else None,
         "goodput": dataclasses.asdict(goodput(attempts)),
         "compile_seconds": clock.seconds,
