@@ -24,6 +24,10 @@ def test_items_are_checked_field_by_field():
     assert "answerKey='E' is not among its choices" in _broken("arc_easy", ARC[0], answerKey="E")
     assert "empty answer" in _broken("arc_easy", ARC[0], choices={"text": ["a", " "], "label": ["A", "B"]})
     assert "two lists of one length" in _broken("arc_easy", ARC[0], choices={"text": ["a"], "label": ["A", "B"]})
+    assert "expected different texts" in _broken("arc_easy", ARC[0], choices={"text": ["a", "b"], "label": [1, 2]})
+    assert "expected different texts" in _broken("arc_easy", ARC[0], choices={"text": ["a", "b"], "label": ["A", "A"]})
+    assert "at least two" in _broken("arc_easy", ARC[0], choices={"text": ["a"], "label": ["A"]})
+    assert "at least two" in _broken("hellaswag", HELLASWAG[0], endings=["one"])
     assert "label=2" in _broken("piqa", PIQA[0], label=2)
     assert "label is str; expected int" in _broken("piqa", PIQA[0], label="1")
     assert "sol2 is empty" in _broken("piqa", PIQA[0], sol2="")
@@ -135,6 +139,27 @@ def test_a_comparison_wants_the_same_items():
         compare({"a": _outcomes([1])}, {"b": _outcomes([1])}, draws=100)
     tasks, average = compare({"t": _outcomes([1, 0] * 30)}, {"t": _outcomes([1, 0] * 30)}, draws=100)
     assert (tasks["t"].p_value, tasks["t"].difference, average.p_value) == (1.0, 0.0, 1.0)
+
+
+def test_few_items_that_agree_decide_nothing():
+    this, other = {"t": _outcomes([1, 1, 1])}, {"t": _outcomes([0, 0, 0])}
+    tasks, average = compare(this, other, draws=2000)
+    for compared in (tasks["t"], average):
+        assert (compared.difference, compared.p_value) == (1.0, pytest.approx(0.25, abs=0.05))
+        assert compared.low < 0.2
+    graded, _ = compare({"t": _outcomes([0.9, 0.8, 0.7])}, {"t": _outcomes([0.1, 0.1, 0.1])}, draws=2000)
+    assert graded["t"].p_value == pytest.approx(0.25, abs=0.05)
+    rng = np.random.default_rng(1)
+    decided = [
+        compare({"t": _outcomes(rng.random(8))}, {"t": _outcomes(rng.random(8))}, draws=200)[1].p_value < 0.05
+        for _ in range(200)
+    ]
+    assert np.mean(decided) < 0.09
+    sure = figure(1.0, 0.0, is_share=True, items=5)
+    assert (sure["low"], sure["high"]) == (pytest.approx(stats.binomtest(5, 5).proportion_ci(method="wilson").low), 1.0)
+    few = figure(0.3, 0.1, is_share=True, items=20)
+    known = stats.binomtest(6, 20).proportion_ci(method="wilson")
+    assert (few["low"], few["high"]) == pytest.approx((known.low, known.high))
 
 
 def test_the_average_weighs_tasks_alike_and_needs_all_eight():

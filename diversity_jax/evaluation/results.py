@@ -33,15 +33,20 @@ PAPER_AVERAGES = {
 }
 
 
-def figure(value: float, error: Any, *, is_share: bool = False) -> dict[str, float | None]:
+def figure(value: float, error: Any, *, is_share: bool = False, items: int | None = None) -> dict[str, float | None]:
     """A figure with its standard error and 95 % interval, which are None where the error is no finite number.
 
     Args:
       is_share: the interval is clipped to [0, 1].
+      items: of a share; the interval is Wilson's (1927), which has a width where all items agree.
     """
     if not isinstance(error, int | float) or not math.isfinite(error):
         return {"value": value, "stderr": None, "low": None, "high": None}
     low, high = value - Z_95 * error, value + Z_95 * error
+    if is_share and items:
+        prior = Z_95**2 / items
+        centre, spread = value + prior / 2, Z_95 * math.sqrt(value * (1 - value) / items + prior / 4 / items)
+        low, high = (centre - spread) / (1 + prior), (centre + spread) / (1 + prior)
     if is_share:
         low, high = max(low, 0.0), min(high, 1.0)
     return {"value": value, "stderr": float(error), "low": low, "high": high}
@@ -61,6 +66,7 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
                 float(value),
                 metrics.get(key.replace(",", "_stderr,", 1)),
                 is_share=key.startswith(_SHARES) and 0 <= value <= 1,
+                items=results["n-samples"][name]["effective"],
             )
             for key, value in metrics.items()  # such as `acc,none` and `acc_stderr,none`
             if "," in key and "_stderr" not in key and isinstance(value, int | float)
@@ -129,7 +135,9 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class AverageComparison:
-    """Difference of two models' means over tasks, this minus the other, with a 95 % interval by a paired bootstrap."""
+    """Difference of two models' means over tasks, this minus the other, with a 95 % interval by a paired bootstrap and
+    the p-value of a sign-flip test.
+    """
 
     difference: float
     low: float
@@ -144,7 +152,7 @@ class TaskComparison(AverageComparison):
     Attributes:
       items: number of items.
       only_this, only_other: items on which this or the other model has the higher score.
-      p_value: McNemar's exact test for scores of 0 and 1, else the bootstrap's.
+      p_value: McNemar's exact test for scores of 0 and 1, else of a sign-flip test.
     """
 
     items: int
@@ -176,18 +184,23 @@ def compare(
     if not shared:
         raise InputError("the two evaluations have no task in common; evaluate both on the same tasks")
     generator = np.random.default_rng(seed)
-    compared, means = {}, []
+    compared: dict[str, TaskComparison] = {}
+    resampled, flipped = [], []
     for task in shared:
-        ours, theirs = _paired(task, this[task], other[task])
-        differences = ours - theirs
-        means.append(_bootstrap_means(differences, draws, generator))
-        figures = _bootstrap_figures(float(differences.mean()), means[-1])
+        both = np.array(_paired(task, this[task], other[task]))
+        differences = both[0] - both[1]
+        is_share = np.logical_and(both >= 0, both <= 1).all()
+        resampled.append(
+            _bootstrap_means(differences, 1.0 if is_share else np.abs(differences).max(), draws, generator)
+        )
+        flipped.append(_flipped_means(differences, draws, generator))
+        figures = _comparison(float(differences.mean()), resampled[-1], flipped[-1])
         only_this, only_other = int((differences > 0).sum()), int((differences < 0).sum())
-        if np.isin(ours, (0, 1)).all() and np.isin(theirs, (0, 1)).all():
+        if np.isin(both, (0, 1)).all():
             figures["p_value"] = mcnemar(only_this, only_other)
-        compared[task] = TaskComparison(items=len(ours), only_this=only_this, only_other=only_other, **figures)
+        compared[task] = TaskComparison(items=len(differences), only_this=only_this, only_other=only_other, **figures)
     difference = float(np.mean([comparison.difference for comparison in compared.values()]))
-    return compared, AverageComparison(**_bootstrap_figures(difference, np.mean(means, axis=0)))
+    return compared, AverageComparison(**_comparison(difference, np.mean(resampled, axis=0), np.mean(flipped, axis=0)))
 
 
 def _paired(task: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -198,16 +211,30 @@ def _paired(task: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -
     return np.array([ours[item] for item in items]), np.array([theirs[item] for item in items])
 
 
-def _bootstrap_means(values: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Means of resamples, drawn as counts of distinct values, which needs no n x draws array."""
+def _bootstrap_means(values: np.ndarray, most: float, draws: int, generator: np.random.Generator) -> np.ndarray:
+    """Means of resamples, drawn as counts of distinct values, which needs no n x draws array.
+
+    As in Agresti and Min (2005), two items are added, half of one at `most` and half at `-most`: otherwise few items
+    that agree would seem to leave no doubt.
+    """
     distinct, counts = np.unique(values, return_counts=True)
-    drawn = generator.multinomial(len(values), counts / len(values), size=draws)
-    return drawn @ distinct / len(values)
+    distinct, weights = np.append(distinct, (-most, 0.0, most)), np.append(counts, (0.5, 1.0, 0.5))
+    drawn = generator.multinomial(len(values) + 2, weights / weights.sum(), size=draws)
+    return drawn @ distinct / (len(values) + 2)
 
 
-def _bootstrap_figures(difference: float, means: np.ndarray) -> dict[str, float]:
-    """95 % interval, and as p-value twice the share of resamples beyond zero, at least 1 / draws."""
-    low, high = np.quantile(means, (0.025, 0.975))
-    beyond_zero = min((means <= 0).mean(), (means >= 0).mean())
-    p_value = min(1.0, max(2 * beyond_zero, 1 / len(means)))
-    return {"difference": difference, "low": float(low), "high": float(high), "p_value": float(p_value)}
+def _flipped_means(values: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
+    """Means with random signs: of differences between models that do not differ."""
+    distinct, counts = np.unique(np.abs(values), return_counts=True)
+    return (2 * generator.binomial(counts, 0.5, (draws, len(counts))) - counts) @ distinct / len(values)
+
+
+def _comparison(difference: float, resampled: np.ndarray, flipped: np.ndarray) -> dict[str, float]:
+    """95 % interval of the resamples, and as p-value the share of sign-flipped means that are as far from zero."""
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    as_far = int((np.abs(flipped) >= abs(difference) - 1e-12).sum())
+    p_value = (1 + as_far) / (1 + len(flipped))
+    return {
+        **{"difference": difference, "low": min(float(low), difference), "high": max(float(high), difference)},
+        "p_value": p_value,
+    }

@@ -58,11 +58,17 @@ _BINARY = ItemField(types=(int,), choices=(0, 1))
 
 def _arc_problem(item: Item) -> str | None:
     labels, texts = item["choices"].get("label"), item["choices"].get("text")
-    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts) or not texts:
+    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
         return "choices needs two lists of one length, text and label"
+    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        return f"choices.label is {labels}; expected different texts, such as A and B"
+    return _answers_problem("choices.text", texts) or _outside("answerKey", item["answerKey"], labels)
+
+
+def _answers_problem(name: str, texts: Sequence[Any]) -> str | None:
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        return "choices.text holds an empty answer"
-    return _outside("answerKey", item["answerKey"], labels)
+        return f"{name} holds an empty answer"
+    return f"{name} holds {len(texts)} answers; at least two are needed to choose from" if len(texts) < 2 else None
 
 
 def _winogrande_problem(item: Item) -> str | None:
@@ -70,9 +76,7 @@ def _winogrande_problem(item: Item) -> str | None:
 
 
 def _hellaswag_problem(item: Item) -> str | None:
-    if not item["endings"] or not all(isinstance(text, str) and text.strip() for text in item["endings"]):
-        return "endings holds an empty answer"
-    return _outside("label", item["label"], range(len(item["endings"])))
+    return _answers_problem("endings", item["endings"]) or _outside("label", item["label"], range(len(item["endings"])))
 
 
 @dataclass(frozen=True, kw_only=True)
