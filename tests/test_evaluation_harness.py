@@ -170,6 +170,8 @@ def test_an_evaluation_of_a_model_without_finite_figures_stops(folders, tmp_path
     far = HeldOutCorpus(name="far", corpus=CorpusConfig(source=str(tmp_path / "far.jsonl")))
     with pytest.raises(InputError, match=r"far, document 0: its log-likelihood is nan"):
         run((model, *folders[1:]), tmp_path / "b", tasks="", out_of_distribution=(far,))
+    with pytest.raises(InputError, match=r"^model.max_length=2000: .* is a model for 1024 tokens"):
+        open_model(model, max_length=2000)
 
 
 def test_a_folder_of_another_evaluation_or_command_is_refused(folders, tmp_path):

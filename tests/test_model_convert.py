@@ -232,6 +232,22 @@ def test_damaged_files_are_named(tmp_path, damage):
         import_hugging_face(tmp_path)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    config, params = small_config(), jax.tree.map(np.array, random_params(small_config()))
+    params["blocks"]["mlp"]["up"][1, 0, 0] = 1e6
+    with pytest.raises(
+        InputError, match=r"layers.1.mlp.up_proj.weight: .* not finite as float16; write it as bfloat16"
+    ):
+        export_hugging_face(config, params, tmp_path / "half", dtype="float16")
+    export_hugging_face(config, params, tmp_path / "model")
+    tensors = safetensors.numpy.load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = value
+    safetensors.numpy.save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(InputError, match=r"model: model.layers.1.mlp.up_proj.weight holds NaN or infinity"):
+        import_hugging_face(tmp_path / "model")
+
+
 def test_logits_are_compared_by_their_spread_and_by_what_they_predict():
     theirs = np.random.default_rng(0).normal(size=(50, 100)) * 12
     rounded = compare_logits(theirs + 4e-4, theirs)  # more than 1e-4, and right

@@ -26,7 +26,7 @@ from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.evaluation.loglikelihood import Scored, Scorer
 from diversity_jax.model.cache import for_inference
 from diversity_jax.model.config import LlamaConfig
-from diversity_jax.model.convert import model_folder, read_model
+from diversity_jax.model.convert import model_folder, read_config, read_model
 from diversity_jax.model.llama import Params
 from diversity_jax.model.sharding import MeshConfig, make_mesh, param_shardings, path_name
 from diversity_jax.prepare.manifest import special_text_before
@@ -136,11 +136,15 @@ def open_model(
       name: None: the folder's name, and the step where one is given.
 
     Raises:
-      InputError: there is no model, a file is damaged, or the tokenizer does not fit the model.
+      InputError: there is no model, a file is damaged, the tokenizer does not fit the model, or `max_length` is above
+        the model's own.
     """
     folder = model_folder(checkpoint)
     changes: dict[str, Any] = {"compute_dtype": compute_dtype, "attention": "auto", "dropout": 0.0}
-    changes |= {} if max_length is None else {"max_length": max_length}
+    if max_length is not None:
+        if max_length > (most := read_config(checkpoint).max_length):
+            raise InputError(f"model.max_length={max_length}: {folder} is a model for {most} tokens; give at most that")
+        changes["max_length"] = max_length
     config, params = read_model(checkpoint, step=step, **changes)
     name = name or folder.resolve().name + (f"@{step}" if step is not None else "")
     return language_model(name, config, params, _tokenizer(folder, tokenizer), mesh or MeshConfig(data=-1, fsdp=1))

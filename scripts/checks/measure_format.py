@@ -10,6 +10,7 @@ are generated greedily and at temperature 1.
 """
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 import statistics
@@ -40,7 +41,11 @@ def main() -> None:
         "tokens"
     )
     print(f"their median: {statistics.median(lengths):.0f} tokens")
-    models = {"before": open_model(options.before, max_length=tuned.config.max_length)} if options.before else {}
+    models = {}
+    if options.before:
+        before = open_model(options.before)  # its own context may be shorter
+        longer = dataclasses.replace(before.config, max_length=tuned.config.max_length)
+        models["before"] = dataclasses.replace(before, config=longer)
     for name, model in (models | {"after": tuned}).items():
         loss, over, inside = likelihoods(model, examples)
         print(

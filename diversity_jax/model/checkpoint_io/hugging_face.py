@@ -218,10 +218,19 @@ def params_from_tensors(folder: Path, config: LlamaConfig, tensors: dict[str, Te
         if name in names:
             tree[leaf] = np.empty((config.num_layers, *shape), np.float32)
             for layer in range(config.num_layers):
-                tree[leaf][layer] = _to_ours(name, tensors[f"model.layers.{layer}.{names[name]}"].values(), shape)
+                tree[leaf][layer] = _to_ours(
+                    name, _finite(folder, tensors[f"model.layers.{layer}.{names[name]}"]), shape
+                )
         else:
-            tree[leaf] = np.ascontiguousarray(_to_ours(name, tensors[_TOP[name]].values(), shape), np.float32)
+            tree[leaf] = np.ascontiguousarray(_to_ours(name, _finite(folder, tensors[_TOP[name]]), shape), np.float32)
     return params
+
+
+def _finite(folder: Path, tensor: Tensor) -> np.ndarray:
+    values = tensor.values()
+    if not np.isfinite(values).all():
+        raise InputError(f"{folder}: {tensor.name} holds NaN or infinity; fetch it again, or export an earlier step")
+    return values
 
 
 _FUSED = {

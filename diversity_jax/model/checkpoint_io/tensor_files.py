@@ -36,8 +36,17 @@ class Tensor:
         return math.prod(self.shape) * dtype.itemsize
 
     def file_bytes(self, dtype: np.dtype) -> memoryview:
-        """The values, row-major."""
-        values = np.asarray(self.values(), dtype=dtype, order="C")
+        """The values, row-major.
+
+        Raises:
+          InputError: one is not finite, or too large for the type.
+        """
+        with np.errstate(over="ignore"):
+            values = np.asarray(self.values(), dtype=dtype, order="C")
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{self.name}: holds a number that is not finite as {dtype}; write it as bfloat16 or float32"
+            )
         if values.shape != self.shape:
             raise ValueError(f"{self.name}: announced as {self.shape}, made as {values.shape}")
         return values.reshape(-1).view(np.uint8).data
