@@ -64,6 +64,8 @@ def test_every_form_gives_the_same_turns(tmp_path):
     assert conversations == [
         [{"role": "user", "content": "Add.\n\n1 and 2"}, {"role": "assistant", "content": "3"}]
     ] * len(FORMS)
+    empty = {"system": None, "tools": "[]", "history": [], "system_prompt": ""}
+    assert len(list(corpus(tmp_path, *(record | empty for record in FORMS.values())))) == len(FORMS)
     assert next(iter(corpus(tmp_path, FORMS["alpaca"]))).text == "Add.\n\n1 and 2\n\n3"
     assert corpus(tmp_path, FORMS["flan"]).fingerprint() != corpus(tmp_path, FORMS["flan"], form="pairs").fingerprint()
 
@@ -96,6 +98,14 @@ BROKEN = {
     "nobody answers": {"messages": [{"role": "user", "content": "Anyone?"}]},
     r"field 'messages\[0\].content' holds nothing": {"messages": [{"role": "user"}]},
     r"messages\[0\] is not an object": {"messages": ["hello"]},
+    r"messages\[0\]: field 'tool_calls' is not read, but changes": {
+        "messages": [{"role": "assistant", "content": "I look.", "tool_calls": [{"function": {"name": "f"}}]}]
+    },
+    r"messages\[0\].weight is 0; answers all count 1": {
+        "messages": [{"role": "assistant", "content": "No.", "weight": 0}, {"role": "assistant", "content": "Yes."}]
+    },
+    "field 'system' is not read": FORMS["shared"] | {"system": "Be brief."},
+    "field 'history' is not read": FORMS["alpaca"] | {"history": [["Add.", "2"]]},
     "lone surrogate": {"inputs": "\ud800", "targets": "3"},
 }
 

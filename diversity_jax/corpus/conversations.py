@@ -14,6 +14,12 @@ _PAIRS = (
     ("prompt", "response"),
     ("question", "answer"),
 )
+# Fields that are not read, though without them a conversation says something else.
+_UNREAD = {
+    "messages": ("system", "system_prompt", "tools", "functions"),
+    "alpaca": ("system", "system_prompt", "history"),
+}
+_UNREAD |= {"pairs": ("system_prompt",), "message": ("tool_calls", "function_call", "reasoning_content")}
 _REMEDY = "remove the record, or leave such ones out with max_broken_share"
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT names them
 
@@ -46,12 +52,15 @@ def read_messages(record: Mapping[str, Any], form: str, where: str) -> list[Mess
       where: names the record in an error.
 
     Raises:
-      Rejected: a field is missing or is not text, a role is unknown, nothing is answered, or an answer or a question is
-        empty.
+      Rejected: a field is missing or is not text, a role is unknown, nothing is answered, an answer or a question is
+        empty, or a field that is not read changes the conversation.
     """
     wanted = CONVERSATION_FORMS[1:] if form == "auto" else (form,)
-    messages = next((turns for name in wanted if (turns := _READERS[name](record, where)) is not None), None)
-    if messages is None:
+    for name in wanted:
+        if (messages := _READERS[name](record, where)) is not None:
+            _refuse_unread(record, name, where)
+            break
+    else:
         expected = {"messages": "messages", "alpaca": "instruction and output", "pairs": "inputs and targets"}
         fields = ", or ".join(expected[name] for name in wanted)
         raise Rejected("no conversation", f"{where}: has no {fields}; its fields: {list_fields(record)}")
@@ -66,9 +75,19 @@ def _messages(record: Mapping[str, Any], where: str) -> list[Message] | None:
     return _columns(record, where)
 
 
+def _refuse_unread(record: Mapping[str, Any], kind: str, where: str) -> None:
+    empty = ("None", "", "[]", "{}")  # some data sets hold lists as text
+    if unread := next((field for field in _UNREAD[kind] if str(record.get(field)).strip() not in empty), None):
+        remedy = "take the field out, or put a system prompt into messages as role system"
+        raise Rejected("unread field", f"{where}: field {unread!r} is not read, but changes the conversation; {remedy}")
+
+
 def _message(turn: Any, name: str, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise Rejected("broken message", f"{where}: {name} is not an object; expected one with role and content")
+    _refuse_unread(turn, "message", f"{where}: {name}")
+    if turn.get("weight") not in (None, 1):
+        raise Rejected("unread field", f"{where}: {name}.weight is {turn['weight']!r}; answers all count 1: {_REMEDY}")
     role: Any = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
     return {
