@@ -170,6 +170,8 @@ def test_resumed_it_ends_with_the_same_bits_and_another_base_is_refused(folder, 
     [
         ({"rank": -1}, "rank of at least 0"),
         ({"rank": 2, "alpha": 0.0}, "alpha above 0"),
+        ({"rank": 2, "alpha": float("inf")}, "finite alpha above 0"),
+        ({"matrices": ("query", "query")}, "each once"),
         ({"matrices": ("query", "embed")}, "name one or more of query, key"),
         ({"matrices": ()}, "name one or more of query, key"),
     ],

@@ -263,8 +263,7 @@ class LlamaConfig:
         """Inputs and outputs of each projection of a layer, by name."""
         queries, keys = self.num_heads * self.head_size, self.kv_heads * self.head_size
         width, inner = self.hidden_size, self.intermediate_size
-        sides = [(width, queries), (width, keys), (width, keys), (queries, width)]
-        sides += [(width, inner), (width, inner), (inner, width)]
+        sides = [(width, queries), *2 * [(width, keys)], (queries, width), *2 * [(width, inner)], (inner, width)]
         return dict(zip(ATTENTION_MATRICES + MLP_MATRICES, sides, strict=True))
 
     @property
@@ -274,7 +273,7 @@ class LlamaConfig:
     @property
     def layer_vector_parameters(self) -> int:
         """Parameters in the norms and biases of one layer."""
-        queries, keys = self.num_heads * self.head_size, self.kv_heads * self.head_size
+        queries, keys = (self.matrix_sides[name][1] for name in ("query", "key"))
         norms = self.hidden_size * (4 if self.norm_order == "both" else 2)
         norms += {"none": 0, "head": 2 * self.head_size, "full": queries + keys}[self.qk_norm]
         attention = (queries + 2 * keys) * self.qkv_bias + self.hidden_size * self.output_bias
@@ -298,8 +297,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 0 or not 0 < self.alpha < math.inf:
-            settings = f"lora.rank={self.rank}, lora.alpha={self.alpha}"
-            raise InputError(f"{settings}: give a rank of at least 0 and a finite alpha above 0")
+            raise InputError(f"lora.rank={self.rank}, alpha={self.alpha}: rank of at least 0 and finite alpha above 0")
         object.__setattr__(self, "matrices", tuple(self.matrices))
         known = ATTENTION_MATRICES + MLP_MATRICES
         if not self.matrices or not set(self.matrices) <= set(known) or len(set(self.matrices)) < len(self.matrices):
@@ -310,9 +308,7 @@ class LoraConfig:
         return self.rank * model.num_layers * sum(sum(model.matrix_sides[name]) for name in self.matrices)
 
 
-# The model sizes of the paper's table, with CodeGen's vocabulary, and a tiny one whose vocabulary and length are the
-# mixture's. Each takes any field of LlamaConfig as an override.
-LLAMA = {
+LLAMA = {  # the paper's sizes, with CodeGen's vocabulary, and a tiny one; each takes further fields as overrides
     "llama_tiny": functools.partial(
         LlamaConfig,
         vocab_size=0,
