@@ -233,6 +233,7 @@ BEHAVIOURS = [
         for title, usage in {
             "null": [], "of NaN": {"prompt_tokens": float("nan"), "completion_tokens": float("nan")},
             "negative": {"prompt_tokens": -1, "completion_tokens": -1},
+            "beyond every count": {"prompt_tokens": 1e300, "completion_tokens": 1e300},
         }.items()
     ),
     Behaviour(
@@ -248,7 +249,8 @@ BEHAVIOURS = [
         Behaviour(title=f"{title}, the first time", respond=sometimes(first_time(4, 5), (200, value)), attempts=42)
         for title, value in {
             "finish_reason `error`": chat("{", "error"), "finish_reason `abort`": chat("{", "abort"),
-            "choices null": chat(choices=None), "a 200 with an error": {"error": {"code": 502, "message": "upstream"}},
+            "choices null": chat(choices=None), "no choices": chat(choices=[]),
+            "a 200 with an error": {"error": {"code": 502, "message": "upstream"}},
             "an error in the choice": chat(choices=[{"error": {"code": 502, "message": "upstream"}}]),
             "a 200 with a page": b"<html>please wait</html>",
         }.items()
@@ -289,6 +291,7 @@ BEHAVIOURS = [
 ]  # fmt: skip
 
 GEMINI_BEHAVIOURS = [
+    Behaviour(title="Gemini: status 201", respond=lambda asked: (201, gemini()), dollars=0.0),
     Behaviour(
         title="Gemini: `MALFORMED_RESPONSE`, the first time", attempts=42,
         respond=sometimes(first_time(4, 5), (200, gemini([], "MALFORMED_RESPONSE")), gemini()),

@@ -17,6 +17,7 @@ from tests.llm_played_server import (
     Played,
     always,
     chat,
+    first_time,
     play,
     refusal,
     right,
@@ -89,6 +90,37 @@ def test_a_run_whose_last_calls_are_always_turned_away_finishes_every_time(tmp_p
 def test_what_ends_a_run_of_refused_calls_says_why(response, says):
     played = play(Behaviour(title="", respond=lambda asked: response), documents=120)
     assert re.search(says, played.end)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Input should be 'text' or 'json_object', input: json_schema, loc: response_format",
+        "response_format value as json_schema is enabled only for api versions 2024-08-01-preview and later",
+        "output_format.schema: For 'array' type, 'minItems' values other than 0 or 1 are not supported",
+        "No endpoints found that can handle the requested parameters.",
+    ],
+)
+def test_a_format_is_left_out_in_whatever_words_it_is_refused(message):
+    def respond(asked):
+        wanted = asked.body.get("response_format", {}).get("type")
+        return refusal(400, message) if wanted == "json_schema" else (200, chat())
+
+    played = play(Behaviour(title="", respond=respond), documents=5)
+    assert (played.answered, played.attempts) == (5, 10)
+    assert "does not take json_schema" in played.messages[0]
+
+
+def test_an_answer_that_broke_the_format_is_asked_for_again():
+    failed = refusal(400, "Failed to generate JSON. Please adjust your prompt.", "json_validate_failed")
+    played = play(Behaviour(title="", respond=sometimes(first_time(2), failed)), documents=5)
+    assert (played.answered, played.attempts) == (5, 6)
+
+
+def test_what_is_no_answer_is_quoted():
+    page = b'data: {"choices": \xff}'
+    played = play(Behaviour(title="", respond=lambda asked: (200, page), config={"max_attempts": 1}), documents=1)
+    assert 'sent something that is no answer of a model: data: {"choices"' in played.messages[-1]
 
 
 def test_a_key_that_was_withdrawn_ends_a_run_that_was_answered_before(tmp_path):

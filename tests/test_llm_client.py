@@ -132,6 +132,7 @@ CLUSTERS = {
         f"Let me see. {LONGER} Too many; so the answer is\n\n{WHOLE}",
         f"{LONGER}\n{WHOLE}\nDone.",
         "\\frac{a}{b} is {3}, so " + WHOLE,
+        '{"clusters": [{"cluster": 1,}\n,],}',
     ],
 )
 def test_the_object_that_stands_last_is_meant(text, schema):
@@ -143,7 +144,7 @@ def test_the_object_that_stands_last_is_meant(text, schema):
     [
         (f'{LONGER} {WHOLE} {{"confidence": 0.9}}', {"clusters": [{"cluster": 1}]}),
         (f'{{"clusters": [{{"cluster": 2}}, {{"clu... no: {WHOLE}', {"clusters": [{"cluster": 1}]}),
-        ('{"clusters": [],\n"note": "two\nlines"}', {"clusters": [], "note": "two\nlines"}),
+        ('{"clusters": [],\n"note": "two\nlines,}"}', {"clusters": [], "note": "two\nlines,}"}),
         (f'{LONGER} and in short {{"clusters": [{{"cluster": 1}}, {{"cluster"', None),
         ('Sure: {"clusters": [{"cluster": 1}, {"cluster": ', None),
         (f"<think>{LONGER}</think> I cannot say.", None),

@@ -68,7 +68,7 @@ def test_an_unusable_ending_is_a_failure_with_its_reason_and_never_an_answer(pro
         assert isinstance(outcome, CallFailed)
         assert outcome.reason == reason
         assert not outcome.ends_run
-        assert server.attempts == 1
+        assert server.attempts == 1 + (fault == "empty")  # models give empty answers at random
         server.faults = Faults()
         [outcome] = ask(engine_for(server, provider, ledger=cache), [request()])
     assert outcome.text

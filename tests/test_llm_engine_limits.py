@@ -123,8 +123,9 @@ def test_a_run_with_a_third_of_its_calls_failing_ends_with_every_call_accounted_
         outcomes = ask(engine, [request(number) for number in range(500)])
         kinds = Counter(getattr(outcome, "reason", "answered") for outcome in outcomes)
         assert kinds["answered"] == len(server.answered)
-        for reason in ("truncated", "refused", "empty"):
+        for reason in ("truncated", "refused"):
             assert kinds[reason] == server.statuses[reason] > 0
+        assert kinds["empty"] < server.statuses["empty"]  # an empty answer is asked for once more
     assert kinds["gave_up"] <= 1
     assert (engine.stats.done, engine.stats.failed) == (kinds["answered"], 500 - kinds["answered"])
 

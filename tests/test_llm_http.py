@@ -140,6 +140,12 @@ def test_an_answer_that_never_ends_is_left_to_the_callers_deadline():
     play(lambda *_: [WHOLE[:-3]], work)
 
 
+def test_bytes_that_are_no_utf8_are_replaced():
+    body = BODY.replace(b'"a"', b'"a\xff"')
+    answer = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    assert play(lambda *_: [answer], lambda ask: ask())[0].text == "a\ufffd"
+
+
 def test_compressed_answers_are_unpacked():
     packed = gzip.compress(BODY)
     answer = HEAD + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed) + packed

@@ -1,11 +1,16 @@
 """Reading topics from every file form, and merging of equal subjects."""
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.corpus import CorpusConfig
+from diversity_jax.synthesis.config import SynthesisConfig, TopicsConfig
 from diversity_jax.synthesis.topic_deduplication import merge_topics, normalised, same_topic
+from diversity_jax.synthesis.topic_expansion import TopicExpander
 from diversity_jax.synthesis.topics import Topic, make_topic, read_topics, write_topics
 from tests.shared_data import shared_file
 
@@ -154,3 +159,41 @@ def test_real_outlines_lose_little_and_nothing_twice():
     assert merged.read == len(merged.topics) + merged.exact + merged.normalised + merged.near
     assert 0.75 < len(merged.topics) / len({topic.path for topic in topics}) < 1
     assert merge_topics(merged.topics).exact == merge_topics(merged.topics).normalised == 0
+
+
+class _Answering:
+    """An engine whose every completion is one text."""
+
+    def __init__(self, value):
+        self._text = json.dumps(value)
+
+    async def complete(self, request):
+        return SimpleNamespace(text=self._text, cost_usd=0.0)
+
+
+def _expander(value):
+    return TopicExpander(_Answering(value), SynthesisConfig())
+
+
+def _extracted(tmp_path, value):
+    (tmp_path / "d.txt").write_text("A document.")
+    documents, expander = CorpusConfig(source=str(tmp_path / "d.txt")), _expander(value)
+    topics = asyncio.run(expander.topics_of_documents(documents, TopicsConfig(levels=2), seed=0))
+    return topics, asyncio.run(expander.personas_of_documents(documents, 2, seed=0)), expander
+
+
+def test_texts_where_lists_were_asked_for_are_not_read_letter_by_letter(tmp_path):
+    answer = {"topics": [{"path": "Physics/Optics/Lenses", "keywords": "glass, light"}], "personas": "A reader"}
+    topics, personas, expander = _extracted(tmp_path, answer)
+    assert topics == [Topic(("Physics", "Optics"), ("glass", "light"))]
+    assert personas == []
+    assert expander.failures == {"schema": 2}
+
+
+@pytest.mark.parametrize("name", [None, 3, {"name": "Optics"}])
+def test_names_that_are_no_text_are_no_topics(tmp_path, name):
+    expander = _expander({"subtopics": [{"name": name, "keywords": []}]})
+    assert asyncio.run(expander.expand(["Physics"], 3)) == []
+    answer = {"topics": [{"path": ["Physics", name]}], "personas": [name]}
+    assert _extracted(tmp_path, answer)[:2] == ([], [])
+    assert expander.failures == {"schema": 2}

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 import json
 import logging
 import random
@@ -25,6 +25,7 @@ from diversity_jax.synthesis.topics import (
     read_personas,
     read_topics,
     split_path,
+    topic_of_record,
     write_topics,
 )
 
@@ -154,7 +155,8 @@ class TopicExpander:
         schema = templates.extract_topics_schema(config.levels, config.branching, self._limits)
 
         def read(answer: Any) -> list[Topic]:
-            return _topics((topic["path"][: config.levels], topic) for topic in answer["topics"])
+            topics = filter(None, (topic_of_record(topic, "answer") for topic in answer["topics"]))
+            return [replace(topic, path=topic.path[: config.levels]) for topic in topics]
 
         return await self._of_documents(_RequestKind("extract_topics", system, schema, read), documents, seed)
 
@@ -164,7 +166,9 @@ class TopicExpander:
         schema = templates.write_personas_schema(per_document, self._limits)
 
         def read(answer: Any) -> list[str]:
-            return list(filter(None, map(clean_persona, answer["personas"])))
+            if not isinstance(personas := answer["personas"], list) or not all(isinstance(p, str) for p in personas):
+                raise ValueError("personas are no list of texts")
+            return list(filter(None, map(clean_persona, personas)))
 
         return await self._of_documents(_RequestKind("write_personas", system, schema, read), documents, seed)
 
@@ -175,7 +179,8 @@ class TopicExpander:
         user = _encoded({"path": list(path), "already_there": []})
 
         def read(answer: Any) -> list[Topic]:
-            topics = _topics(([*path, topic["name"]], topic) for topic in answer["subtopics"])
+            records = ({**topic, "path": [*path, topic["name"]]} for topic in answer["subtopics"])
+            topics = filter(None, (topic_of_record(record, "answer") for record in records))
             return [topic for topic in topics if topic.path != tuple(path)][:branching]
 
         return await self._request(_RequestKind("expand_topic", system, schema, read), user, replicate)
@@ -239,9 +244,3 @@ class TopicExpander:
 
 def _encoded(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _topics(answers: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]) -> list[Topic]:
-    """Topics of paths, each with an object that has `keywords`; without topics whose names are all empty."""
-    topics = (make_topic(path, item.get("keywords") or ()) for path, item in answers)
-    return [topic for topic in topics if topic]

@@ -176,10 +176,13 @@ def _from_json(path: str, leaves_only: bool) -> Iterator[Topic | None]:
                 above = _below(above, record.get(name) or "")
             yield from _from_outline(record["outline"], above, where, leaves_only)
         else:
-            yield _from_record(record, where)
+            yield topic_of_record(record, where)
 
 
-def _from_record(record: Mapping[str, Any], where: str) -> Topic | None:
+def topic_of_record(record: Mapping[str, Any], where: str) -> Topic | None:
+    """The topic of an object with `path` or `topic` and maybe `keywords`; InputError, beginning with `where`, where the
+    path is neither a slash path nor a list of names.
+    """
     path = record.get("path", record.get("topic"))
     if isinstance(path, str):
         path = split_path(path)

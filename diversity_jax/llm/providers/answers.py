@@ -7,7 +7,6 @@ has been paid for.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 import json
-import math
 import re
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ _INTERRUPTED = re.compile(
     "error|abort|cancel|malformed|unexpected_tool|too_many_tool|insufficient_system|unavailable|timeout|overloaded|^other$"
 )
 _SHOWN_CHARACTERS = 80
+_MOST = 1e12  # tokens or dollars; a larger count is an error of the server
 # Parts of a content that are none of the answer's text.
 _NO_TEXT = ("thinking", "redacted_thinking", "reasoning", "refusal", "reference", "tool_use", "tool_call", "image_url")
 
@@ -207,14 +207,14 @@ def _count(value: Any) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number of 0 or more, also one written as text; None for anything else."""
+    """A number from 0 to `_MOST`, also one written as text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return number if 0 <= number <= _MOST else None
 
 
 _decoder = json.JSONDecoder(strict=False)  # line breaks inside strings are common, and do not make them ambiguous
@@ -222,6 +222,8 @@ _THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
 # Limits of the search for objects: braces tried, and text parsed without success, in lengths of the answer. Formulas
 # and code in thoughts are full of braces.
 _OBJECTS_TRIED, _LENGTHS_READ = 10_000, 20
+# A comma before a closing bracket, which models without enforced schemas write; a string is matched whole and kept.
+_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 _MOST_RANK = 3
 _FIRST_NAME = re.compile(r'\{\s*"([^"\\]*)"\s*:')
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -265,7 +267,7 @@ def read_json_answer(text: str, schema: Mapping[str, Any] | None = None) -> Json
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return JsonAnswer(_last_object(text, schema), False)
+        return JsonAnswer(_last_object(_TRAILING_COMMA.sub(r"\1", text), schema), False)
     return JsonAnswer(value, fits(value, schema))
 
 

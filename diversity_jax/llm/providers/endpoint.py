@@ -48,11 +48,15 @@ FEATURES: Mapping[str, _Feature] = {
         "the instructions now stand before the question",
     ),
     "json_schema": _Feature(
-        re.compile(r"json.?schema|structured.?output|guided|grammar|response_?(schema|format|mime_?type)|json mode"),
+        re.compile(
+            r"json.?schema|structured.?output|guided|grammar|(response|output)_?(schema|format|mime_?type)|json mode"
+            "|requested parameters|(min|max)(items|length|imum)|additionalproperties"
+        ),
         "the JSON schema now stands in the prompt, and is checked here only",
     ),
     "json_object": _Feature(
-        re.compile(r"json_object|response_format|json mode|response_?mime_?type"), "the prompt alone asks for JSON"
+        re.compile(r"json_object|response_format|json mode|response_?mime_?type|requested parameters"),
+        "the prompt alone asks for JSON",
     ),
     "temperature": _Feature(re.compile("temperature"), "the model's own temperature is used"),
     "max_tokens": _Feature(re.compile("max_(completion_)?tokens"), "max_completion_tokens is sent instead"),
@@ -63,8 +67,10 @@ _NO_FORMAT = re.compile(r"response_format\W*(is|was|are|not|parameter|field|$)|j
 _REFUSES = re.compile(
     "not (be )?(support|enabled|allow|permit|available|implement|recogni)|n't support|unsupported|unknown|unrecogni"
     "|unexpected|invalid|unavailable|only the default|must alternate|does not (accept|take)|extra (input|field)"
-    "|deprecated|no longer|response_format.{0,80}must be"
+    "|deprecated|no longer|no endpoints found"
 )
+# A 4xx that names the format is about it, in whatever words: "Input should be 'text'", "enabled only for ...".
+_NAMES_THE_FORMAT = re.compile("response_format|json_schema")
 # A refusal of a field's value, not of the field.
 _OUT_OF_RANGE = re.compile(r"too (large|small|high|low)|at (most|least)|(less|greater) than|\b(between|range)\b|exceed")
 _HAS_RANGE = (*LIMITS, "temperature")
@@ -208,7 +214,7 @@ class Endpoint:
         try:
             return self._reply(request, reader(value))
         except ValueError:
-            raise self.garbled() from None
+            raise self.garbled(content) from None
 
     def failure(self, error: ServerError, sent: frozenset[str] = frozenset()) -> Exception:
         """The exception for a server's error; a feature that was sent and is refused is left out from now on."""
@@ -224,10 +230,10 @@ class Endpoint:
     def _refused_features(self, error: ServerError, sent: frozenset[str]) -> frozenset[str]:
         words = f"{error.code} {error.param} {error.message[:_SEARCHED_CHARACTERS]}".lower()
         words = words.replace("invalid_request_error", "")  # the type of every refusal
-        if not _REFUSES.search(words):
-            return frozenset()
+        refuses = bool(_REFUSES.search(words))
+        about_format = error.status < 500 and bool(_NAMES_THE_FORMAT.search(words))
         for name, feature in FEATURES.items():
-            if name in sent and feature.words.search(words):
+            if name in sent and (refuses or (about_format and "json" in name)) and feature.words.search(words):
                 if name in _HAS_RANGE and _OUT_OF_RANGE.search(words):
                     return frozenset()
                 if name in LIMITS and not set(LIMITS) - self.without - {name}:
@@ -260,9 +266,11 @@ class Endpoint:
         }.get(refused.scope, f"{self.role}: {self.name} rejects {of_calls} ({words}); correct the model's settings")
         return InputError(line)
 
-    def garbled(self) -> Transient:
-        """The failure of an attempt whose response cannot be read."""
-        return Transient("garbled", f"{self.url} sent something that is no answer of a model")
+    def garbled(self, content: Any = "") -> Transient:
+        """The failure of an attempt whose response cannot be read; quotes its beginning."""
+        text = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
+        quoted = f": {shown}" if (shown := self.shown(text[:_SEARCHED_CHARACTERS])) else ""
+        return Transient("garbled", f"{self.url} sent something that is no answer of a model{quoted}")
 
     def _reply(self, request: Request | None, answer: ModelAnswer) -> Reply:
         usage, text = answer.usage, answer.text
@@ -285,7 +293,7 @@ class Endpoint:
             billed_dollars=usage.dollars,
             served_by=answer.served_by,
             failure=_failure(answer, completion or 0),
-            worth_a_second_try=answer.ending == "complete" and not text.strip(),
+            worth_a_second_try=answer.ending in ("complete", "none") and not text.strip(),
         )
 
 

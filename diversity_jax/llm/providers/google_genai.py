@@ -18,7 +18,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.answers import read_gemini
 from diversity_jax.llm.providers.base import http_session, quieten, transport_failure
 from diversity_jax.llm.providers.endpoint import Endpoint
-from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient, read_error
+from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
 from diversity_jax.llm.types import Request
 
 _KEYWORDS = ("description", "format", "minItems", "maxItems", "required", "propertyOrdering")
@@ -45,7 +45,8 @@ class GoogleGenai:
             )
         except self._errors.APIError as error:
             headers = getattr(error.response, "headers", None) or {}
-            raise endpoint.failure(read_error(int(error.code), headers, error.details), sent) from None
+            # The SDK raises every status but 200; another 2xx is an answer like it.
+            return endpoint.read(request, sent, int(error.code), headers, error.details, read_gemini)
         except self._transport_errors as error:
             raise transport_failure(error, endpoint.url) from None
         except (ValueError, TypeError, AttributeError, self._errors.UnknownApiResponseError):

@@ -123,6 +123,8 @@ _SETTINGS = _words(
     "(unsupported|unknown|unrecognized|invalid)[_ ](parameter|field|argument|value)", "unsupported_value",
     "extra inputs", "unrecognized request argument",
 )  # fmt: skip
+# Groq's: the model's answer broke the format, as it does at random.
+_GARBLED = _words("json_validate_failed", "failed to generate json")
 _TAG = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)  # of an error page
 _DAILY = _words("per[-_ ]?day", "daily", r"\b[rt]pd\b")
 _UNIT = "(?:days?|hours?|minutes?|min|seconds?|sec|ms|[dhms])"
@@ -167,9 +169,11 @@ class ServerError:
 
 
 def parse_body(content: bytes | str) -> Any:
-    """The JSON value of a body; None where it is not JSON."""
+    """The JSON value of a body; None where it is not JSON. Bytes that are no UTF-8 are replaced."""
     try:
         return json.loads(content)
+    except UnicodeDecodeError:
+        return parse_body(content.decode(errors="replace")) if isinstance(content, bytes) else None
     except (ValueError, RecursionError):
         return None
 
@@ -234,6 +238,8 @@ def classify(error: ServerError, shown: str, model: str) -> Refused | Transient:
         return Transient("rate_limited", detail, retry_after_seconds=seconds, used_up=error.daily)
     if status >= 500 or status in _TRANSIENT_STATUSES:
         return Transient("server", detail, retry_after_seconds=error.retry_after_seconds)
+    if _GARBLED.search(words):
+        return Transient("garbled", detail)
     # Gemini answers 400 to a wrong key; other 400s may name tokens of the text.
     if _KEY.search(words) and (status in (401, 403) or (status == 400 and re.search("api.?key", words))):
         return Refused("key", detail)
