@@ -224,6 +224,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         _llama(rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}),
         "transformers ignores it",
     ),
+    "olmo_3_original_beside": (
+        _olmo(3, original_max_position_embeddings=8)
+        | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 16},
+        "is 8; outside rope_parameters of full_attention transformers ignores it",
+    ),
+    "olmo_3_windows_without_size": (_olmo(3, sliding_window=None, layer_types=None), "no window's size is in effect"),
+    "gemma_3_pattern_null": (_gemma_3(sliding_window_pattern=None), "sliding_window_pattern is None; expected a whole"),
+    "phi_3_part_in_what_is_ignored": (
+        _phi(rope_scaling={"rope_type": "default"}, rope_parameters={"partial_rotary_factor": 0.5}),
+        "ignores rope_parameters and its partial_rotary_factor=0.5",
+    ),
     "two_kinds": (_llama(rope_scaling={"type": "linear", "rope_type": "yarn", "factor": 2.0}), "keep one of them"),
     "two_scalings": (
         _new(_llama(), **LLAMA_3) | {"rope_scaling": {"type": "linear", "factor": 2.0}},

@@ -184,12 +184,13 @@ def test_a_broken_index_is_named(tmp_path, index):
         import_hugging_face(tmp_path)
 
 
-def test_a_tensor_that_the_index_does_not_list_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.bias", "model.layers.0.input_layernorm.weight"])
+def test_a_tensor_that_the_index_does_not_place_in_a_file_is_named(tmp_path, name):
     export_hugging_face(*model(), tmp_path, max_shard_bytes=20_000)
     path = sorted(tmp_path.glob("model-*.safetensors"))[-1]
-    bias = {"model.layers.1.self_attn.q_proj.bias": np.ones(32, np.float32)}
-    safetensors.numpy.save_file(safetensors.numpy.load_file(path) | bias, path)
-    with pytest.raises(InputError, match=r"holds model.layers.1.self_attn.q_proj.bias, which model.* does not list"):
+    other = {name: np.ones(32, np.float32)}  # the second stands in another file too
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path) | other, path)
+    with pytest.raises(InputError, match=rf"holds {name}, which model.* does not place there"):
         import_hugging_face(tmp_path)
 
 

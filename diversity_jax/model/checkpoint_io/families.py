@@ -169,18 +169,17 @@ def window_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict
     if other := [kind for kind in listed or () if kind not in (SLIDING, FULL)]:
         raise InputError(f"{path}: layer_types has {other[0]!r}; only {FULL} and {SLIDING} can be read")
     has_switch = "use_sliding_window" in family.known()  # other classes ignore it
-    if family.windows == "none" or (has_switch and theirs.get("use_sliding_window") is False):
+    if family.windows == "none" or (has_switch and not theirs.get("use_sliding_window")):
         window = None
+    if listed is None and (window is not None or family.model_type in _OWN_BASE_IN_WINDOWS):
+        listed = _unlisted_kinds(path, theirs, family)
     if window is None:
         # transformers ignores the list in a family without windows, so the logits would differ.
         if SLIDING in (listed or ()):
             raise InputError(f"{path}: layer_types has {SLIDING!r}, but no window's size is in effect (sliding_window)")
         return {}
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        raise InputError(f"{path}: sliding_window is {window!r}; expected a whole number above 0")
-    if listed is None:
-        listed = _unlisted_kinds(path, theirs, family)
-    elif family.windows == "all" and FULL in listed:
+    whole_number(path, theirs, "sliding_window")
+    if family.windows == "all" and FULL in listed:
         raise InputError(f"{path}: layer_types has {FULL!r}, which {family.architecture} ignores; remove it")
     full = tuple(number for number, kind in enumerate(listed) if kind == FULL)
     return {"sliding_window": window, "layers_without_window": full} if len(full) < layers else {}
@@ -189,14 +188,12 @@ def window_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict
 def _unlisted_kinds(path: Path, theirs: Mapping[str, Any], family: Family) -> list[str]:
     """The default of `layer_types`."""
     layers = range(theirs["num_hidden_layers"])
-    if family.windows == "from" and not isinstance(theirs["max_window_layers"], int):
-        raise InputError(f"{path}: max_window_layers is {theirs['max_window_layers']!r}; expected a whole number")
     full: Any = {
-        "qwen2": lambda: range(theirs["max_window_layers"]),
-        "qwen3": lambda: range(theirs["max_window_layers"]),
+        "qwen2": lambda: range(whole_number(path, theirs, "max_window_layers", 0)),
+        "qwen3": lambda: range(whole_number(path, theirs, "max_window_layers", 0)),
         "smollm3": lambda: set(layers) - set(layers_without_rotary(path, theirs)),
         "olmo3": lambda: layers[3::4],
-        "gemma3_text": lambda: layers[theirs["sliding_window_pattern"] - 1 :: theirs["sliding_window_pattern"]],
+        "gemma3_text": lambda: layers[(every := whole_number(path, theirs, "sliding_window_pattern")) - 1 :: every],
     }
     layer_kinds = full.get(family.model_type, tuple)()
     return [FULL if number in layer_kinds else SLIDING for number in layers]
@@ -211,8 +208,7 @@ def layers_without_rotary(path: Path, theirs: Mapping[str, Any]) -> tuple[int, .
     layers, interval = theirs["num_hidden_layers"], theirs["no_rope_layer_interval"]
     has_rotary = theirs.get("no_rope_layers")
     if has_rotary is None:
-        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
-            raise InputError(f"{path}: no_rope_layer_interval is {interval!r}; expected a whole number above 0")
+        whole_number(path, theirs, "no_rope_layer_interval")
         return tuple(range(interval - 1, layers, interval))
     is_list = isinstance(has_rotary, list) and set(map(repr, has_rotary)) <= {"0", "1", "True", "False"}
     if not is_list or len(has_rotary) != layers:
@@ -233,6 +229,14 @@ _KEYS = {
 }
 _ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned")
 ENTRIES = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings")
+
+
+def whole_number(path: Path, theirs: Mapping[str, Any], name: str, least: int = 1) -> int:
+    """The value of an entry that must be a whole number of at least 1, or 0."""
+    value = theirs.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{path}: {name} is {value!r}; expected a whole number{' above 0' if least else ''}")
+    return value
 
 
 def number(path: Path, name: str, value: Any) -> float:
@@ -279,12 +283,12 @@ def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[
     both = {name: value for name, value in old.items() if name in new and name != "type" and new[name] != value}
     if old and new and _kind(path, new) != "default" and (both or _kind(path, old) != _kind(path, new)):
         raise InputError(f"{path}: rope_scaling {old} and rope_parameters {new} differ; keep one of them")
-    assumed = family.defaults.get("rope_theta", 10000.0)
-    if old and new.get("rope_theta", assumed) != assumed and "rope_theta" not in {**old, **theirs}:
-        raise InputError(
-            f"{path}: with rope_scaling, transformers ignores rope_parameters and its rope_theta={new['rope_theta']}; "
-            "move its settings into rope_parameters"
-        )
+    for name, assumed in (("rope_theta", family.defaults.get("rope_theta", 10000.0)), ("partial_rotary_factor", 1.0)):
+        if old and new.get(name, assumed) != assumed and name not in {**old, **theirs}:
+            raise InputError(
+                f"{path}: with rope_scaling, transformers ignores rope_parameters and its {name}={new[name]}; move its "
+                "settings into rope_parameters"
+            )
     beside: dict[str, Any] = {name: new[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
     return {**beside, **old} if old else new, local
 
@@ -329,10 +333,12 @@ def _scaling(path: Path, rope: dict[str, Any], theirs: Mapping[str, Any], family
         return {}
     reach = number(path, "max_position_embeddings", theirs.get("max_position_embeddings"))
     original = int(_agreed(path, "original_max_position_embeddings", rope, theirs, reach))
-    if kind == "dynamic" and original != reach:
+    is_beside = "original_max_position_embeddings" not in rope and family.model_type in _OWN_BASE_IN_WINDOWS
+    if original != reach and (kind == "dynamic" or is_beside):
+        ignoring = "with rope_type 'dynamic'" if kind == "dynamic" else f"outside rope_parameters of {FULL}"
         raise InputError(
-            f"{path}: original_max_position_embeddings is {original}; with rope_type 'dynamic' transformers ignores it "
-            f"and takes max_position_embeddings={reach:.0f}"
+            f"{path}: original_max_position_embeddings is {original}; {ignoring} transformers ignores it and takes "
+            f"max_position_embeddings={reach:.0f}"
         )
     if "factor" not in rope and kind == "yarn":
         rope["factor"] = reach / original

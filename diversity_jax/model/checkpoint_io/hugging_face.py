@@ -311,9 +311,10 @@ def _read_shards(folder: Path, index: str, read: Callable[[Path], dict[str, Tens
     if missing := sorted(name for name, file in weight_map.items() if name not in files[file]):
         file = weight_map[missing[0]]
         raise InputError(f"{folder / file}: has no tensor {missing[0]}, which {index} places there")
-    for file, tensors in files.items():  # transformers would load what the index does not list
-        if extra := next((name for name in tensors if name not in weight_map and not name.endswith(_IGNORED)), None):
-            raise InputError(f"{folder / file}: holds {extra}, which {index} does not list; fetch both again")
+    for file, tensors in files.items():  # transformers would load what the index does not place in a file
+        others = (name for name in tensors if weight_map.get(name) != file and not name.endswith(_IGNORED))
+        if (extra := next(others, None)) is not None:
+            raise InputError(f"{folder / file}: holds {extra}, which {index} does not place there; fetch both again")
     return {name: files[file][name] for name, file in weight_map.items()}
 
 

@@ -20,6 +20,7 @@ from diversity_jax.model.checkpoint_io.families import (
     number,
     rope_entries,
     rope_fields,
+    whole_number,
     window_fields,
 )
 from diversity_jax.model.config import LlamaConfig
@@ -142,12 +143,10 @@ def _refuse_others(path: Path, theirs: Mapping[str, Any], family: Family) -> Non
 
 
 def _counts(path: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {ours: theirs.get(name) for ours, name in _COUNTS.items()}
-    fields["head_dim"] = theirs.get("head_dim")
-    for ours, value in fields.items():
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if not is_count and (value is not None or ours not in ("num_kv_heads", "head_dim")):
-            raise InputError(f"{path}: {_COUNTS.get(ours, ours)} is {value!r}; expected a whole number above 0")
+    fields: dict[str, Any] = {}
+    for ours, name in (_COUNTS | {"head_dim": "head_dim"}).items():
+        is_default = theirs.get(name) is None and ours in ("num_kv_heads", "head_dim")
+        fields[ours] = None if is_default else whole_number(path, theirs, name)
     if fields["num_layers"] > _MOST_LAYERS:
         layers = fields["num_layers"]
         raise InputError(f"{path}: num_hidden_layers is {layers}; no model has more than {_MOST_LAYERS:,}")
