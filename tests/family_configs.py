@@ -230,6 +230,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "is 8; outside rope_parameters of full_attention transformers ignores it",
     ),
     "olmo_3_windows_without_size": (_olmo(3, sliding_window=None, layer_types=None), "no window's size is in effect"),
+    "olmo_3_kind_of_version_4": (
+        _olmo(3, rope_scaling={"type": "yarn", "factor": 4.0}),
+        "type in rope_scaling of olmo3 is read differently",
+    ),
     "gemma_3_pattern_null": (_gemma_3(sliding_window_pattern=None), "sliding_window_pattern is None; expected a whole"),
     "phi_3_part_in_what_is_ignored": (
         _phi(rope_scaling={"rope_type": "default"}, rope_parameters={"partial_rotary_factor": 0.5}),

@@ -111,6 +111,7 @@ def test_a_model_that_no_architecture_has_is_not_exported(tmp_path):
         ({"layers_without_rotary": (1,), "mlp_bias": True}, "smollm3"),
         ({"logits_divisor": 4.0}, "granite"),
         ({"qkv_bias": True, "mlp_bias": True}, "seed_oss"),
+        ({"num_heads": 6, "num_kv_heads": 2, "head_dim": 8}, "mistral"),  # transformers 5 refuses it as llama
     ],
     ids=str,
 )

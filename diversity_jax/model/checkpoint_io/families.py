@@ -163,14 +163,13 @@ def window_fields(path: Path, theirs: Mapping[str, Any], family: Family) -> dict
       InputError: the list of layers has another length or another kind of attention.
     """
     layers, window = theirs["num_hidden_layers"], theirs.get("sliding_window")
-    listed = theirs.get("layer_types")
+    listed: Any = theirs.get("layer_types")
     if listed is not None and (not isinstance(listed, list) or len(listed) != layers):
         raise InputError(f"{path}: layer_types does not list {layers} layers, as num_hidden_layers says")
     if other := [kind for kind in listed or () if kind not in (SLIDING, FULL)]:
         raise InputError(f"{path}: layer_types has {other[0]!r}; only {FULL} and {SLIDING} can be read")
-    has_switch = "use_sliding_window" in family.known()  # other classes ignore it
-    if family.windows == "none" or (has_switch and not theirs.get("use_sliding_window")):
-        window = None
+    if family.windows == "none" or ("use_sliding_window" in family.known() and not theirs.get("use_sliding_window")):
+        window = None  # classes without the switch ignore it
     if listed is None and (window is not None or family.model_type in _OWN_BASE_IN_WINDOWS):
         listed = _unlisted_kinds(path, theirs, family)
     if window is None:
@@ -189,8 +188,7 @@ def _unlisted_kinds(path: Path, theirs: Mapping[str, Any], family: Family) -> li
     """The default of `layer_types`."""
     layers = range(theirs["num_hidden_layers"])
     full: Any = {
-        "qwen2": lambda: range(whole_number(path, theirs, "max_window_layers", 0)),
-        "qwen3": lambda: range(whole_number(path, theirs, "max_window_layers", 0)),
+        **dict.fromkeys(("qwen2", "qwen3"), lambda: range(whole_number(path, theirs, "max_window_layers", 0))),
         "smollm3": lambda: set(layers) - set(layers_without_rotary(path, theirs)),
         "olmo3": lambda: layers[3::4],
         "gemma3_text": lambda: layers[(every := whole_number(path, theirs, "sliding_window_pattern")) - 1 :: every],
@@ -272,10 +270,12 @@ def _dictionary(path: Path, theirs: Mapping[str, Any], family: Family) -> tuple[
     if family.model_type in _OWN_BASE_IN_WINDOWS:
         if not set(new) <= {FULL, SLIDING}:
             raise InputError(f"{path}: rope_parameters of {family.model_type} are by kind of layer, {FULL}, {SLIDING}")
-        if not new and family.model_type == "olmo3" and "rope_theta" in theirs and theirs["rope_theta"] != 500000.0:
+        is_other_base = not new and family.model_type == "olmo3" and theirs.get("rope_theta", 500000.0) != 500000.0
+        if is_other_base or ("rope_type" not in old and _kind(path, old) != "default"):
+            name = "rope_theta" if is_other_base else "type in rope_scaling"
             raise InputError(
-                f"{path}: rope_theta of olmo3 is read differently by transformers 4 and 5; write rope_parameters with "
-                f"{FULL} and {SLIDING}"
+                f"{path}: {name} of {family.model_type} is read differently by transformers 4 and 5; write "
+                f"rope_parameters with {FULL} and {SLIDING}"
             )
         new, local = (_object(path, new, kind) for kind in (FULL, SLIDING))
         if (kind := _kind(path, local)) != "default":
@@ -322,8 +322,8 @@ def _agreed(path: Path, name: str, rope: Mapping[str, Any], theirs: Mapping[str,
 def _scaling(path: Path, rope: dict[str, Any], theirs: Mapping[str, Any], family: Family) -> dict[str, Any]:
     kind = _kind(path, rope)
     if kind not in family.rope_types:
-        listed = ", ".join(family.rope_types)
-        raise InputError(f"{path}: rope_type is {kind!r}; of {family.model_type} only {listed} can be read")
+        only = f"of {family.model_type} only {', '.join(family.rope_types)} can be read"
+        raise InputError(f"{path}: rope_type is {kind!r}; {only}")
     rope = {name: value for name, value in rope.items() if value is not None and name not in _ALWAYS}
     if kind == "default" and rope.get("factor") == 1:
         del rope["factor"]

@@ -56,6 +56,7 @@ transformers.js_config
 """
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 _MOST_LAYERS = 10_000
+_WHOLE_HEADS = ("llama", "gemma3_text")  # transformers 5 refuses a hidden_size that is no multiple of the heads
 _NO_EFFECT_ON_LOGITS = (
     *("max_length", "dropout", "scan_layers", "remat", "attention", "compute_dtype", "loss_chunk_bytes"),
     "num_kv_heads",
@@ -182,6 +183,8 @@ def config_to_hugging_face(config: LlamaConfig, dtype: str, token_ids: Mapping[s
       InputError: no family represents it.
     """
     for family in FAMILIES.values():
+        if family.model_type in _WHOLE_HEADS and config.hidden_size % config.num_heads:
+            continue
         entries = _entries(config, family)
         try:
             read_back = config_from_entries(Path("config.json"), entries)
