@@ -1,13 +1,18 @@
 """Allocation of shares after the gate: removed share goes where the policy says, and decisions are repeatable."""
 
 from fractions import Fraction
+import json
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from diversity_jax.core.config import plain_for_keys
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.files import content_hash
+from diversity_jax.core.json_fields import from_json
+from diversity_jax.core.run_info import plain
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig, token_shares
 from diversity_jax.mixtures.gate import decide, measure
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, allocate_shares, part_shares, train_rows
@@ -29,6 +34,16 @@ def test_the_papers_ratio_within_and_between_kinds():
 def test_shares_that_do_not_add_up_are_refused_with_their_sum():
     with pytest.raises(InputError, match=r"shares sum to 0.9 \(a 0.5, b 0.4\)"):
         token_shares([component("a", "real", 0.5), component("b", "real", 0.4)])
+
+
+def test_shares_as_fractions_or_numbers_of_numpy_are_read_back_as_they_were_recorded():
+    parts = [component("a", "real", Fraction(1, 3)), component("b", "synthetic", np.float32(0.5))]
+    config = MixtureConfig(name="m", components=parts, vocabulary="bytes", real_to_synthetic=(Fraction(2, 3), 1))
+    recorded = json.loads(json.dumps(plain(config)))
+    assert from_json(MixtureConfig, recorded, "mixture.json").shares_asked() == (Fraction(2, 5), Fraction(3, 5))
+    assert len(content_hash(plain_for_keys(config))) == 64
+    with pytest.raises(InputError, match=r"shares sum to 0.333333 \(a 0.333333\)"):
+        token_shares(parts[:1])
 
 
 def test_a_ratio_without_a_component_of_that_kind_is_refused():

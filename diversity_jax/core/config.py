@@ -285,6 +285,13 @@ def is_real_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def plain_number(value: Any) -> Any:
+    """A value as JSON has it where it is a number of NumPy or a fraction; any other value as it is."""
+    if isinstance(value, bool | int | float) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def check_whole(config: Any, prefix: str, /) -> None:
     """Converts the fields of type `int` of a dataclass to it: 5e9 or a NumPy number too; None stays.
 
@@ -316,4 +323,4 @@ def plain_for_keys(value: Any) -> Any:
         return {name: plain_for_keys(item) for name, item in value.items()}
     if isinstance(value, str):
         return without_secrets(value)
-    return type(value)(map(plain_for_keys, value)) if isinstance(value, list | tuple) else value
+    return type(value)(map(plain_for_keys, value)) if isinstance(value, list | tuple) else plain_number(value)

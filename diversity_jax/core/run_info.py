@@ -12,6 +12,7 @@ import shlex
 from typing import Any, Self
 
 from diversity_jax.core.buckets import public_name
+from diversity_jax.core.config import plain_number
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.field_docs import default_of
 from diversity_jax.core.files import exists, join_path, read_json, relative_path, resolve_path, write_json
@@ -243,6 +244,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, str):
         return without_secrets(public_name(value))
+    value = plain_number(value)
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 

@@ -269,7 +269,7 @@ def token_shares(
     weights = [decimal_fraction(component.share) for component in components]
     if real_to_synthetic is None:
         if not is_weight and abs(float(sum(weights)) - 1) > 1e-6:
-            listed = ", ".join(f"{component.name} {component.share:g}" for component in components)
+            listed = ", ".join(f"{component.name} {float(component.share):g}" for component in components)
             problem = f"shares sum to {float(sum(weights)):g} ({listed})"
             raise InputError(f"{problem}; make them sum to 1, or set real_to_synthetic")
         return exact_shares(weights)
@@ -281,7 +281,7 @@ def token_shares(
         members = [i for i, component in enumerate(components) if component.kind == kind]
         total = sum(weights[i] for i in members)
         if part and not total:
-            raise InputError(f"real_to_synthetic: {part:g} parts are {kind}, but no {kind} component has a share")
+            raise InputError(f"real_to_synthetic: {float(part):g} parts are {kind}, but no {kind} component has a share")
         for i in members:
             shares[i] = decimal_fraction(part) * weights[i] / total if total else Fraction(0)
     return exact_shares(shares)

@@ -316,8 +316,8 @@ def open_vocabulary(config: MixtureConfig, folder: str | Path) -> Tokenizer:
 
 def _text_hash(config: MixtureConfig) -> str:
     """Hash of the settings that decide which text a tokenizer is trained on."""
-    parts = [[plain_for_keys(part.corpus), part.share, part.kind] for part in config.components]
-    return content_hash([parts, config.real_to_synthetic, config.shares_of, config.seed])
+    parts = [[part.corpus, part.share, part.kind] for part in config.components]
+    return content_hash(plain_for_keys([parts, config.real_to_synthetic, config.shares_of, config.seed]))
 
 
 def _train(config: MixtureConfig, path: Path) -> str:
