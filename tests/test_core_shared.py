@@ -1,7 +1,9 @@
 """Parts that all packages share: estimates, progress on stderr, the folder store and its lock, paths."""
 
 import dataclasses
+import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,13 +13,14 @@ import pytest
 
 from diversity_jax.core import progress
 from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock, locked_folder
+from diversity_jax.core.cli import run_plain
 from diversity_jax.core.config import check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     DiskFull,
+    disk_errors_named,
     exists,
     file_hash,
-    full_disk_named,
     read_json,
     remove_tree,
     resolve_path,
@@ -138,8 +141,34 @@ def test_artifacts_count_once_they_are_committed_and_only_undamaged(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_line_about_the_file():
     expected = pytest.raises(DiskFull, match=r"^a\.bin: the disk is full; free space")
-    with expected, full_disk_named("a.bin"), open("/dev/full", "wb") as file:
+    with expected, disk_errors_named("a.bin"), open("/dev/full", "wb") as file:
         file.write(b"x" * 100_000)
+
+
+def disk_error(number, path=None):
+    def raise_it(*_, **__):
+        raise OSError(number, os.strerror(number), path)
+
+    return raise_it
+
+
+def test_a_lock_holds_on_a_full_disk_and_a_read_only_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "pwrite", disk_error(errno.ENOSPC))
+    with locked_folder(tmp_path / "run"), pytest.raises(FolderLocked), locked_folder(tmp_path / "run"):
+        pass
+    assert not os.listdir(tmp_path)
+    monkeypatch.setattr(os, "open", disk_error(errno.EROFS, str(tmp_path / "run/.lock")))
+    refused = pytest.raises(InputError, match=r"run: may not be written to \(Read-only file system\)")
+    with refused, locked_folder(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_any_writer_that_meets_a_full_or_read_only_disk_ends_a_command_with_one_line(number, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_plain(disk_error(number, "run/figure.png"), None, ["x"])
+    assert ended.value.code == 2
+    assert re.fullmatch(r"error: run/figure.png: .*; free space or .* run again\n", capsys.readouterr().err)
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):

@@ -21,6 +21,7 @@ from diversity_jax.core.files import (
     canonical_json,
     content_hash,
     create_file,
+    disk_errors_named,
     exists,
     file_hash,
     is_remote,
@@ -66,17 +67,19 @@ def exclusive_lock(path: str | os.PathLike, message: str, *, wait_seconds: float
                 raise FolderLocked(message.replace("{holder}", holder))
         time.sleep(0.1)
     try:
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with contextlib.suppress(OSError):  # the lock holds on a full disk, too; it then names no process
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def _try_lock(path: Path) -> int | None:
-    make_folder(path.parent)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        with disk_errors_named(path):
+            make_folder(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except FileNotFoundError:  # the lock's former holder has removed the folder
         return None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+import errno
 import gc
 import logging
 import os
@@ -140,9 +141,14 @@ def _run(work: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        _exit_if_output_closed()
-        raise
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            _exit_if_output_closed()
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; free space or choose another folder, then run again", file=sys.stderr)
+        sys.exit(2)
     finally:
         gc.freeze()  # Python's last collections would look through all objects: 0.1 s after a scoring
 

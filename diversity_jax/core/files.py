@@ -67,15 +67,20 @@ def list_files(pattern: str | os.PathLike) -> list[str]:
 
 
 @contextlib.contextmanager
-def full_disk_named(path: str | os.PathLike) -> Iterator[None]:
-    """Replaces the error of a full disk by one line that names the file that was being written.
+def disk_errors_named(path: str | os.PathLike) -> Iterator[None]:
+    """Replaces the error of a full or read-only disk by one line that names the file that was being written.
 
     Raises:
       DiskFull: the block ran out of disk space.
+      InputError: it may not write there.
     """
     try:
         yield
     except OSError as error:
+        where = Path(path).parent
+        is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if is_refused and Path(error.filename or path).parent == where:  # not of a file that the block reads
+            raise InputError(f"{where}: may not be written to ({error.strerror}); choose another folder") from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFull(f"{path}: the disk is full; free space or choose another folder, then run again") from error
@@ -143,7 +148,7 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
         if is_remote(path):
             file = resources.enter_context(_uploading(os.fspath(path)))
         else:
-            file = resources.enter_context(_created(resources.enter_context(path_to_write(Path(path)))))
+            file = resources.enter_context(open(resources.enter_context(path_to_write(Path(path))), "xb"))
         if "b" in mode:
             yield file
         else:
@@ -160,7 +165,7 @@ def path_to_write(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: is a folder; name a file")
     # Random, since writers in containers that share a folder all have the same process id.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.partial")
-    with full_disk_named(path):
+    with disk_errors_named(path):
         make_folder(path.parent)
         try:
             yield partial
@@ -169,16 +174,6 @@ def path_to_write(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-
-
-def _created(path: Path) -> IO[bytes]:
-    """Opens a new file; never an existing one, nor the target of a link of this name."""
-    try:
-        return open(path, "xb")
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise InputError(f"{path.parent}: may not be written to ({error.strerror}); choose another folder") from None
 
 
 _WRITE_BYTES = 16 << 20  # sent at once; gcsfs waits for each block

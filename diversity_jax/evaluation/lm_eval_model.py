@@ -14,7 +14,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, full_disk_named
+from diversity_jax.core.files import content_hash, disk_errors_named
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel, encode_pairs, open_model, windows
@@ -56,7 +56,7 @@ class RequestStore:
                         self._answers[key] = value
                     intact_bytes += len(line)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with full_disk_named(self._path):
+        with disk_errors_named(self._path):
             self._file = open(path, "ab")  # noqa: SIM115 - stays open for appending
             if path.is_file():
                 self._file.truncate(intact_bytes)
@@ -84,12 +84,12 @@ class RequestStore:
           InputError: the disk is full.
         """
         self._answers.update(answers)
-        with full_disk_named(self._path):
+        with disk_errors_named(self._path):
             self._file.write(b"".join(json.dumps(answer).encode() + b"\n" for answer in answers))
             self._file.flush()
 
     def close(self) -> None:
-        with full_disk_named(self._path):
+        with disk_errors_named(self._path):
             self._file.close()
 
 

@@ -281,7 +281,9 @@ def token_shares(
         members = [i for i, component in enumerate(components) if component.kind == kind]
         total = sum(weights[i] for i in members)
         if part and not total:
-            raise InputError(f"real_to_synthetic: {float(part):g} parts are {kind}, but no {kind} component has a share")
+            raise InputError(
+                f"real_to_synthetic: {float(part):g} parts are {kind}, but no {kind} component has a share"
+            )
         for i in members:
             shares[i] = decimal_fraction(part) * weights[i] / total if total else Fraction(0)
     return exact_shares(shares)

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import full_disk_named, make_folder, open_file, read_json
+from diversity_jax.core.files import disk_errors_named, make_folder, open_file, read_json
 from diversity_jax.core.json_text import parse_json
 from diversity_jax.training.trackers import Tracker
 
@@ -38,7 +38,7 @@ class JsonLinesLog:
         Raises:
           DiskFull: there is no space for it.
         """
-        with full_disk_named(self._path):
+        with disk_errors_named(self._path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
 

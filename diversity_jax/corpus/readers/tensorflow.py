@@ -14,7 +14,7 @@ import numpy as np
 
 from diversity_jax.core.compression import compression, read_blocks
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import file_bytes, full_disk_named, is_remote, open_file
+from diversity_jax.core.files import disk_errors_named, file_bytes, is_remote, open_file
 from diversity_jax.core.tensorflow import import_quietly
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import (
@@ -90,7 +90,7 @@ def _plain_file(path: str) -> Iterator[str]:
         yield path
         return
     with tempfile.NamedTemporaryFile(suffix=".tfrecord") as copy:
-        with full_disk_named(copy.name):
+        with disk_errors_named(copy.name):
             for block in read_blocks(path):
                 copy.write(block)
             copy.flush()

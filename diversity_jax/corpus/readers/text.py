@@ -19,7 +19,7 @@ import numpy as np
 
 from diversity_jax.core.compression import MOST_DOCUMENT_BYTES, compression, read_blocks, read_document, read_lines
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import full_disk_named, is_remote, open_file
+from diversity_jax.core.files import disk_errors_named, is_remote, open_file
 from diversity_jax.corpus.corpus import RecordCorpus
 from diversity_jax.corpus.document import (
     CorpusConfig,
@@ -226,7 +226,7 @@ def spooled_input() -> str:
         raise InputError("-: stands for text from standard input; pipe some in, such as: cat texts.jsonl | ...")
     descriptor, path = tempfile.mkstemp(prefix="standard-input-")
     atexit.register(_remove, path, os.getpid())
-    with open(descriptor, "wb") as file, full_disk_named(path):
+    with open(descriptor, "wb") as file, disk_errors_named(path):
         shutil.copyfileobj(sys.stdin.buffer, file)
     return path
 

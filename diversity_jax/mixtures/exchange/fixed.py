@@ -13,7 +13,7 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from diversity_jax.core.files import full_disk_named, make_folder, write_json, writing
+from diversity_jax.core.files import disk_errors_named, make_folder, write_json, writing
 from diversity_jax.mixtures.exchange.format import (
     ARRAYS,
     Block,
@@ -60,7 +60,7 @@ class MegatronFormat(Format):
     def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         path = self._path(root, shard.stream, layout, ".bin")
         offset = at = shard.first * layout.row_bytes
-        with full_disk_named(path):
+        with disk_errors_named(path):
             make_folder(path.parent)
             # The file grows in place: no reader opens it without its index, which is written last.
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -247,7 +247,7 @@ class LevanterFormat(Format):
             for column in layout.columns:
                 values[column.name][filled : filled + len(block["tokens"])] = self._aligned(block, column)
             filled += len(block["tokens"])
-        with full_disk_named(folder):
+        with disk_errors_named(folder):
             shutil.rmtree(folder, ignore_errors=True)
             make_folder(folder)
             # The number of rows, then the end of each.
