@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from diversity_jax.core import progress
+from diversity_jax.core import artifacts, progress
 from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock, locked_folder
 from diversity_jax.core.cli import run_plain
 from diversity_jax.core.config import check_least
@@ -21,6 +21,7 @@ from diversity_jax.core.files import (
     disk_errors_named,
     exists,
     file_hash,
+    local_folder,
     read_json,
     remove_tree,
     resolve_path,
@@ -94,13 +95,14 @@ DEAD = f"process 999999999 on {socket.gethostname()}"
 @pytest.mark.parametrize(
     ("lock", "is_taken_over"),
     [
-        ({"holder": "process 1 on elsewhere", "renewed": -61}, True),
+        ({"holder": "process 1 on elsewhere", "place": "", "renewed": -61}, True),
         ({"holder": DEAD, "renewed": 0}, True),
         ({"holder": f"process {os.getpid()} on {socket.gethostname()}", "renewed": 0}, False),
     ],
     ids=["not renewed", "a dead process's", "a living process's"],
 )
-def test_a_lock_in_a_bucket_outlives_no_process(lock, is_taken_over):
+def test_a_lock_in_a_bucket_outlives_no_process(lock, is_taken_over, monkeypatch):
+    monkeypatch.setattr(artifacts, "_EXPIRE_SECONDS", 0.1)
     folder = "memory://locks/run"
     with locked_folder(folder):
         held = read_json(f"{folder}/.lock")
@@ -116,6 +118,15 @@ def test_a_lock_in_a_bucket_outlives_no_process(lock, is_taken_over):
         with pytest.raises(FolderLocked), locked_folder(folder):
             pass
         remove_tree(f"{folder}/.lock")
+
+
+def test_a_lock_in_a_bucket_is_kept_by_a_process_whose_clock_is_late(monkeypatch):
+    url = "memory://locks/late/.lock"
+    lock = {"holder": "process 1 on elsewhere", "lease": "theirs", "renewed": time.time() - 600}
+    write_json(url, lock)
+    monkeypatch.setattr(artifacts.time, "sleep", lambda _: write_json(url, {**lock, "renewed": lock["renewed"] + 15}))
+    with pytest.raises(FolderLocked, match="process 1 on elsewhere"), locked_folder("memory://locks/late"):
+        pass
 
 
 def test_artifacts_count_once_they_are_committed_and_only_undamaged(tmp_path):
@@ -177,6 +188,8 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
         pass
     with pytest.raises(InputError, match="is a folder; name a file"), writing(tmp_path):
         pass
+    with pytest.raises(InputError, match=r"^output_dir=~/run: ~ was not replaced by the shell; write /.*/run$"):
+        local_folder("~/run", "output_dir")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Formatting of numbers keeps their value, and foreign text is escaped."""
 
+import errno
 from fractions import Fraction
+import os
 import re
+import tempfile
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +27,7 @@ from diversity_jax.core.formats import (
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.mixtures.mixture import MixtureComponent
 from diversity_jax.report.figures.diversity import Distribution
-from diversity_jax.report.html import Html, HtmlTable, html, macro
+from diversity_jax.report.html import Html, HtmlTable, environment, html, macro
 from diversity_jax.report.pages.mixture import gate_figures
 
 
@@ -131,3 +134,17 @@ def _decision(**fields) -> MixtureComponent:
 def test_wrong_data_is_refused_by_name(make, says):
     with pytest.raises(InputError, match=says):
         make()
+
+
+def test_templates_that_cannot_be_cached_are_used_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "diversity_jax" / "templates").mkdir(parents=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    opened = []
+
+    def full(*_, **__):
+        opened.append(1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    assert environment.__wrapped__().get_template("macros.html.j2").module
+    assert opened

@@ -7,7 +7,9 @@ import json
 import logging
 import math
 from pathlib import Path
+import signal
 import threading
+import time
 import types
 
 import jax
@@ -217,6 +219,22 @@ def test_a_trace_that_was_never_begun_is_named(caplog):
     assert "train.profile_start=10, and the run ended at step 6" in caplog.text
 
 
+@pytest.mark.parametrize("failing", ["start_trace", "stop_trace"])
+def test_a_trace_that_cannot_be_written_ends_no_run(failing, caplog, monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: vm.xplane.pb; No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: None)
+    monkeypatch.setattr(jax.profiler, failing, fail)
+    settings = TrainConfig(profile_start=0, profile_steps=1)
+    trace = callbacks.StepTrace(types.SimpleNamespace(output_dir=Path("run"), config=settings))
+    for step in range(3):
+        trace.before_step(step)
+        trace.on_step(throughput.StepResult(step=step + 1, state=None, metrics={}, input_wait_seconds=0.0))
+    trace.close()
+    assert caplog.text.count("no profiler trace: RESOURCE_EXHAUSTED") == 1
+
+
 def test_in_another_thread_sigterm_is_left_as_it_is():
     entered = []
     thread = threading.Thread(target=lambda: entered.append(runtime.StopRequest(1, lambda: None).__enter__()))
@@ -224,6 +242,33 @@ def test_in_another_thread_sigterm_is_left_as_it_is():
     thread.join()
     assert not entered[0].asked
     entered[0].__exit__()
+
+
+def test_ctrl_c_inside_a_step_saves_it_and_a_second_one_is_raised_at_once(mixture, tmp_path, monkeypatch):
+    def interrupted(*args, **fields):
+        init_state, train_step = make_train_step(*args, **fields)
+
+        def step(*args):
+            result = train_step(*args)  # its argument is donated: without the result there is no state
+            steps.append(result)
+            for _ in range(presses if len(steps) == 3 else 0):
+                signal.raise_signal(signal.SIGINT)
+            return result
+
+        return init_state, step
+
+    make_train_step = loop.make_train_step
+    monkeypatch.setattr(loop, "make_train_step", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in a shell's background ignores it
+    try:
+        for presses, saved in ((1, 3), (2, None)):
+            steps, output = [], tmp_path / str(presses)
+            with pytest.raises(KeyboardInterrupt):
+                run(mixture, output, checkpoint_every=100)
+            assert (len(steps), Checkpoints(output / "checkpoints").last_complete) == (3, saved)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(mixture, tmp_path):
@@ -242,10 +287,22 @@ def test_goodput_counts_only_steps_that_were_not_done_again():
     assert result.share == pytest.approx((50 * 0.8 + 60) / 200)
     assert result.share_with_pauses == pytest.approx((50 * 0.8 + 60) / 300)
     assert (result.sittings, result.steps_done_again) == (2, 20)
+    set_back = goodput([killed, attempt(100, 200, 60.0, -50.0, 50.0)])
+    assert set_back.share_with_pauses == set_back.share == pytest.approx(110 / 200)
     twice = goodput([killed, attempt(80, 90, 5.0, 100.0, 110.0), attempt(50, 200, 75.0, 110.0, 200.0)])
     assert twice.share == pytest.approx((50 * 0.5 + 75) / 200)
     assert twice.steps_done_again == 60
     assert goodput([]).share == 0
+
+
+def test_a_clock_that_is_set_back_changes_no_duration(tmp_path, monkeypatch):
+    parts = {"clock": throughput.StepClock(), "compile_clock": runtime.CompileClock()}
+    log = callbacks.GoodputLog(
+        types.SimpleNamespace(output_dir=tmp_path, writer="w", **parts), began=time.time(), start=0
+    )
+    monkeypatch.setattr(callbacks.time, "time", lambda: 0.0)
+    log.save(now=True)
+    assert 0 < log.attempt.last - log.attempt.began < 600
 
 
 def test_the_record_of_attempts_outlives_a_process(mixture, tmp_path):

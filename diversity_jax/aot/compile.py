@@ -93,7 +93,10 @@ def compile_step(request: CompileRequest, *, folder: Path | None) -> dict[str, A
     if "input_error" in report:
         raise InputError(report["input_error"])
     if path:
-        write_json(path, report)
+        try:
+            write_json(path, report)
+        except InputError as error:
+            log.warning("the report is not kept for the next time: %s", error)
     return report
 
 

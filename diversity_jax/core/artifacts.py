@@ -135,8 +135,8 @@ _RENEW_SECONDS, _EXPIRE_SECONDS = 15.0, 60.0  # of a lock in a bucket: four rene
 def _leased(url: str, message: str) -> Iterator[None]:
     """Holds a lock in a bucket: an object made only where there is none, renewed by a thread while the block runs.
 
-    A lock that was not renewed for a minute, or whose process ran on this machine and has ended, is taken over. Whether
-    a process of another machine is alive is found out by waiting for its next renewal.
+    A lock that is not renewed for a minute of waiting, or whose process ran on this machine and has ended, is taken
+    over.
     """
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     mine = {"holder": holder, "lease": uuid.uuid4().hex, "place": machine_id(), "began": start_time(os.getpid())}
@@ -215,12 +215,10 @@ class _Lease:
         return from_json(cls, read_json(url), url)
 
     def is_abandoned(self) -> bool:
-        """Whether its process has ended on this machine, or the lock has expired."""
+        """Whether its process ran on this machine and has ended; clocks of two machines are not compared."""
         number = self.holder.removeprefix("process ").split(" on ", 1)[0]
         known = number.isascii() and number.isdigit() and len(number) < 10
-        if self.place == machine_id() and known and start_time(int(number)) != self.began:
-            return True
-        return time.time() - self.renewed > _EXPIRE_SECONDS
+        return self.place == machine_id() and known and start_time(int(number)) != self.began
 
 
 class ArtifactStore:

@@ -146,7 +146,7 @@ def _run(work: Callable[[], Any]) -> None:
             _exit_if_output_closed()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{error.filename2 or error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}; free space or choose another folder, then run again", file=sys.stderr)
         sys.exit(2)
     finally:

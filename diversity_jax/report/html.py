@@ -6,6 +6,7 @@ colours repeat with another dash pattern. The style sheet is `templates/style.cs
 """
 
 from collections.abc import Sequence
+import contextlib
 import functools
 import os
 import re
@@ -108,7 +109,13 @@ def _compiled_templates() -> "jinja2.BytecodeCache | None":
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    return jinja2.FileSystemBytecodeCache(str(folder)) if os.access(folder, os.W_OK) else None
+
+    class Cache(jinja2.FileSystemBytecodeCache):
+        def dump_bytecode(self, bucket: Any) -> None:
+            with contextlib.suppress(OSError):  # a full disk: the page itself may go to another
+                super().dump_bytecode(bucket)
+
+    return Cache(str(folder)) if os.access(folder, os.W_OK) else None
 
 
 @functools.cache

@@ -153,7 +153,7 @@ def run_step(step: Step, store: StepStore, command: Command, code: Mapping[str, 
 
     SIGTERM and Ctrl-C leave the step neither done nor failed.
     """
-    key, began, cpu_began = step.key, time.time(), time.process_time()
+    key, began, cpu_began = step.key, time.monotonic(), time.process_time()
     try:
         for need in step.needs:
             if not store.output(need).exists():
@@ -172,7 +172,7 @@ def run_step(step: Step, store: StepStore, command: Command, code: Mapping[str, 
         "settings": step.settings,
         "needs": step.needs,
         "finished": time.time(),
-        "seconds": time.time() - began,
+        "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time() - cpu_began,
         "host": socket.gethostname(),
         "code": code,

@@ -128,8 +128,8 @@ class StepTrace(Callback):
 
     def before_step(self, finished_steps: int) -> None:
         if self._steps_left and not self._running and finished_steps >= self._start:
-            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._running = True
+            self._profile(lambda: jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True))
 
     def on_step(self, result: StepResult) -> None:
         if self._running:
@@ -145,10 +145,19 @@ class StepTrace(Callback):
             log.warning("no profiler trace: train.profile_start=%d, and the run ended at step %d", self._start, step)
 
     def close(self) -> None:
-        if self._running:
-            jax.profiler.stop_trace()
+        if self._running and self._profile(jax.profiler.stop_trace):
             self._running, self._steps_left = False, 0
             log.info("profiler trace: %s", self._folder)
+
+    def _profile(self, action: Callable[[], None]) -> bool:
+        """Whether the profiler did it. No run ends for its trace, as on a full disk or beside another profile."""
+        try:
+            action()
+        except (OSError, RuntimeError) as error:
+            log.warning("no profiler trace: %s", " ".join(str(error).split())[:200])
+            self._running, self._steps_left = False, 0
+            return False
+        return True
 
 
 class LossStaysNonFinite(InputError):
@@ -167,6 +176,7 @@ class GoodputLog(Callback):
         super().__init__()
         self._path, self._write, self._written = run.output_dir / "goodput.json", run.writer is not None, 0.0
         self._clock, self._compile_clock = run.clock, run.compile_clock
+        self._clock_offset = time.time() - time.monotonic()  # kept, so that a clock that is set changes no duration
         self.attempt = Attempt(began=began, last=time.time(), first_step=start, last_step=start)
         earlier = read_attempts(self._path) if self._write and not anew else []
         self.attempts, self.timed_steps = [*earlier, self.attempt], 0
@@ -181,7 +191,7 @@ class GoodputLog(Callback):
     def save(self, *, now: bool = False) -> None:
         """Writes the file, if `now` is set or the last write is a few seconds ago."""
         attempt, clock = self.attempt, self._clock
-        attempt.last, attempt.compile_seconds = time.time(), self._compile_clock.seconds
+        attempt.last, attempt.compile_seconds = self._clock_offset + time.monotonic(), self._compile_clock.seconds
         attempt.evaluation_seconds, attempt.save_seconds = clock.evaluation_seconds, clock.save_seconds
         if self._write and (now or attempt.last - self._written > _WRITE_EVERY_SECONDS):
             write_json(self._path, {"sittings": [dataclasses.asdict(attempt) for attempt in self.attempts]})

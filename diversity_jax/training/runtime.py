@@ -129,7 +129,9 @@ class CompileClock:
 class StopRequest:
     """Treats SIGTERM as a request to stop after the current step; several hosts stop at the same step.
 
-    Python handles signals in the main thread only: training in another thread leaves SIGTERM as it is.
+    So is the first Ctrl-C (SIGINT) in a process of its own: raised inside a step, whose argument is donated, it would
+    lose the state. `raise_interrupt` raises it afterwards, and a second Ctrl-C is raised at once. Python handles
+    signals in the main thread only: training in another thread leaves them as they are.
 
     Args:
       grace_seconds: time from SIGTERM after which the process exits with status 143, saved or not.
@@ -137,23 +139,36 @@ class StopRequest:
     """
 
     def __init__(self, grace_seconds: float, last_saved: Callable[[], int | None]):
-        self.asked = False
+        self.asked = self._interrupted = False
         self._last_saved, self._grace_seconds = last_saved, grace_seconds
         self._several = jax.process_count() > 1
         self._deadline = threading.Timer(grace_seconds, self._give_up)
         self._deadline.daemon = True
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         # On several hosts JAX's preemption service listens for the signal.
         if not self._several and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def _ask(self, *_: Any) -> None:
-        if not self.asked:
-            self.asked = True
+        self.asked = True
+        if self._deadline.ident is None:  # not started yet
             self._deadline.start()
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self.asked:
+            signal.default_int_handler(number, frame)
+        self.asked = self._interrupted = True
+        log.warning("interrupted: saving a checkpoint after this step; Ctrl-C again stops at once")
+
+    def raise_interrupt(self) -> None:
+        """Raises `KeyboardInterrupt` where SIGINT was the request."""
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def _give_up(self) -> None:
         saved = self._last_saved()
@@ -174,8 +189,8 @@ class StopRequest:
 
     def __exit__(self, *_: Any) -> None:
         self._deadline.cancel()
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 T = TypeVar("T")

@@ -213,7 +213,8 @@ def goodput(attempts: Sequence[Attempt]) -> Goodput:
         useful_seconds += attempt.step_seconds * useful / steps if steps else 0.0
         repeated += steps - useful
     seconds = sum(attempt.last - attempt.began for attempt in attempts)
-    since_first = attempts[-1].last - attempts[0].began if attempts else 0.0
+    # The clock may have been set back between attempts.
+    since_first = max(seconds, attempts[-1].last - attempts[0].began) if attempts else 0.0
     return Goodput(
         share=useful_seconds / seconds if seconds > 0 else 0.0,
         share_with_pauses=useful_seconds / since_first if since_first > 0 else 0.0,
