@@ -35,8 +35,8 @@ names now.
 def exports(package: str) -> Callable[[str], Any]:
     """The `__getattr__` (PEP 562) of a package whose `__init__.py` imports its public names under TYPE_CHECKING.
 
-    Those imports, which type checkers read, are the only list of the names. A name must not be that of a module of the
-    package: importing the module would replace it.
+    Those imports, which type checkers read, are the only list of the names; `__all__` is made of them. A name must not
+    be that of a module of the package: importing the module would replace it.
     """
     modules: dict[str, str | None] = {}
     for statement in ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8")).body:
@@ -44,6 +44,7 @@ def exports(package: str) -> Callable[[str], Any]:
             for line in statement.body:
                 if isinstance(line, ast.ImportFrom):
                     modules |= {alias.name: line.module for alias in line.names}
+    vars(sys.modules[package])["__all__"] = sorted(modules)
 
     def load(name: str) -> Any:
         if name not in modules:

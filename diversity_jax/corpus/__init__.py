@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from diversity_jax.core import lazy
 
 if TYPE_CHECKING:
-    from diversity_jax.corpus.document import Corpus, CorpusConfig, Document
-    from diversity_jax.corpus.sources import open_corpus
+    from diversity_jax.corpus.document import Corpus as Corpus
+    from diversity_jax.corpus.document import CorpusConfig as CorpusConfig
+    from diversity_jax.corpus.document import Document as Document
+    from diversity_jax.corpus.sources import open_corpus as open_corpus
 else:
     __getattr__ = lazy.exports(__name__)
-
-__all__ = ["Corpus", "CorpusConfig", "Document", "open_corpus"]
