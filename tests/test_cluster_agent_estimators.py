@@ -13,13 +13,7 @@ from diversity_jax.cluster_agent.canaries import ErrorRates, binomial, corrected
 from diversity_jax.cluster_agent.estimators import groupings_needed
 from diversity_jax.cluster_agent.groupings import COLUMNS, OPTIONAL_COLUMNS, Groupings, count_partition
 from diversity_jax.core.errors import InputError
-from tests.simulated_corpus import (
-    count_clusters,
-    count_pairs,
-    even_shares,
-    simulate_groupings,
-    zipf_shares,
-)
+from tests.simulated_corpus import count_clusters, count_pairs, even_shares, simulate_groupings, zipf_shares
 
 
 def groupings_of(partitions, k, valid=None, sets=None):

@@ -14,14 +14,7 @@ import pytest
 
 from diversity_jax.cluster_agent import AgentConfig, LlmJudge, Scorecard, score_corpus
 from diversity_jax.cluster_agent.llm import schema_of, system_of, user_of
-from diversity_jax.cluster_agent.types import (
-    STAGES,
-    Cluster,
-    CriteriaSet,
-    Criterion,
-    Sample,
-    Task,
-)
+from diversity_jax.cluster_agent.types import STAGES, Cluster, CriteriaSet, Criterion, Sample, Task
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, Engine, EngineConfig
 from tests.kills import kills

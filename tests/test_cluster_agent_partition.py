@@ -4,13 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from diversity_jax.cluster_agent.canaries import (
-    CanaryResult,
-    canary_result,
-    plant,
-    with_controls,
-    without_planted,
-)
+from diversity_jax.cluster_agent.canaries import CanaryResult, canary_result, plant, with_controls, without_planted
 from diversity_jax.cluster_agent.exam_corpora import FOREIGN_TEXTS, foreign_text
 from diversity_jax.cluster_agent.groupings import parse_partition, parse_validation
 from diversity_jax.cluster_agent.types import AnswerError, Cluster, Sample

@@ -13,15 +13,7 @@ import numpy as np
 import pytest
 
 from tests import earlier_versions
-from tests.earlier_versions import (
-    EXPECTED,
-    ROOT,
-    config,
-    flat,
-    read,
-    rewritten,
-    run,
-)
+from tests.earlier_versions import EXPECTED, ROOT, config, flat, read, rewritten, run
 from tests.json_lines import json_lines
 from tests.llm_server import serve
 from tests.synthesis_answers import subject_of, write

@@ -14,16 +14,7 @@ from diversity_jax.metrics import MetricsReport
 from diversity_jax.mixtures.mixture import Mixture
 from tests import earlier_versions
 from tests.cluster_agent_answers import by_first_word
-from tests.earlier_versions import (
-    EXPECTED,
-    ROOT,
-    config,
-    flat,
-    read,
-    rewritten,
-    run,
-    sha256,
-)
+from tests.earlier_versions import EXPECTED, ROOT, config, flat, read, rewritten, run, sha256
 from tests.llm_server import serve
 from tests.processes import run_python
 

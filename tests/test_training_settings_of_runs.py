@@ -14,17 +14,7 @@ from diversity_jax.training import checkpoint, run
 from diversity_jax.training.checkpoint import read_info
 from diversity_jax.training.config import OptimizerConfig
 from diversity_jax.training.resume import FREE
-from tests.training_settings import (
-    MODEL,
-    NAMES,
-    another,
-    changed,
-    config_for,
-    refused,
-    shown,
-    state_of,
-    write_texts,
-)
+from tests.training_settings import MODEL, NAMES, another, changed, config_for, refused, shown, state_of, write_texts
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,7 @@ from typing import Any
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.corpus_scorer import CorpusScorer
 from diversity_jax.cluster_agent.estimators import across_draws, effective_clusters
-from diversity_jax.cluster_agent.score import (
-    CANDIDATES,
-    blocking,
-    prepared,
-    score_corpus_async,
-    writing_lines,
-)
+from diversity_jax.cluster_agent.score import CANDIDATES, blocking, prepared, score_corpus_async, writing_lines
 from diversity_jax.cluster_agent.scorecard import Scorecard, at_common_length
 from diversity_jax.cluster_agent.sequential_test import (
     LOOKS,

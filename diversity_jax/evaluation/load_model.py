@@ -16,12 +16,7 @@ import numpy as np
 
 from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import (
-    join_path,
-    parent_folder,
-    path_inside,
-    resolve_path,
-)
+from diversity_jax.core.files import join_path, parent_folder, path_inside, resolve_path
 from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.evaluation.loglikelihood import Scored, Scorer
 from diversity_jax.model.cache import for_inference

@@ -33,16 +33,7 @@ from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.mixtures.exchange.arrow import ArrowFormat, ParquetFormat
 from diversity_jax.mixtures.exchange.examples import ArrayRecordFormat, TFRecordFormat
 from diversity_jax.mixtures.exchange.fixed import LevanterFormat, LitDataFormat, MegatronFormat, MosaicFormat
-from diversity_jax.mixtures.exchange.format import (
-    ARRAYS,
-    Block,
-    Column,
-    ExportShard,
-    FileRange,
-    Format,
-    Layout,
-    Stream,
-)
+from diversity_jax.mixtures.exchange.format import ARRAYS, Block, Column, ExportShard, FileRange, Format, Layout, Stream
 from diversity_jax.mixtures.loader import Loader, as_arrays
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.tokenizers.document_start import Boundaries

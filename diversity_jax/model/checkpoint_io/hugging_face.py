@@ -17,10 +17,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import path_inside, read_json, write_json
-from diversity_jax.model.checkpoint_io.hugging_face_config import (
-    config_from_hugging_face,
-    config_to_hugging_face,
-)
+from diversity_jax.model.checkpoint_io.hugging_face_config import config_from_hugging_face, config_to_hugging_face
 from diversity_jax.model.checkpoint_io.tensor_files import Tensor, dtype_named, read_tensors, read_torch, write_tensors
 from diversity_jax.model.config import LlamaConfig
 from diversity_jax.model.llama import param_shapes
