@@ -43,7 +43,6 @@ class Operation:
     opcode: str
     operands: tuple[str, ...]
     rest: str  # the text from the operands on
-    is_root: bool
 
     @property
     def bytes(self) -> int:
@@ -102,13 +101,13 @@ def parse(text: str) -> tuple[Computations, str]:
             name = _first(r"^(?:ENTRY )?%?([\w.\-]+)", line)
             current = computations.setdefault(name, [])
             entry = name if line.startswith("ENTRY") else entry
-        elif match := re.match(r"\s+(ROOT )?%([\w.\-]+) = ", line):
+        elif match := re.match(r"\s+(?:ROOT )?%([\w.\-]+) = ", line):
             shape_end = _closing(line, match.end()) if line[match.end()] == "(" else line.index(" ", match.end())
             opening = line.index("(", shape_end)
             closing = _closing(line, opening)
             arrays, operands = _arrays(line[match.end() : shape_end]), tuple(_NAME.findall(line[opening:closing]))
             opcode = line[shape_end:opening].strip()
-            current.append(Operation(match[2], arrays, opcode, operands, line[opening:], bool(match[1])))
+            current.append(Operation(match[1], arrays, opcode, operands, line[opening:]))
     return computations, entry
 
 

@@ -54,11 +54,10 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A least-squares fit: coefficients by name, including `intercept`, the share of variance explained, residuals."""
+    """A least-squares fit: coefficients by name, including `intercept`, and the share of variance explained."""
 
     coefficients: dict[str, Interval]
     r_squared: float
-    residuals: np.ndarray
 
     def __getitem__(self, name: str) -> Interval:
         return self.coefficients[name]
@@ -127,7 +126,7 @@ def least_squares(outcome: Values, predictors: Mapping[str, Values]) -> Fit:
         name: Interval.around(value, width, n)
         for name, value, width in zip(["intercept", *columns], fit.params / scale, half / scale, strict=True)
     }
-    return Fit(coefficients=coefficients, r_squared=float(fit.rsquared), residuals=fit.resid)
+    return Fit(coefficients=coefficients, r_squared=float(fit.rsquared))
 
 
 def _fisher(correlation: float, n: int, degrees: int, factor: float = 1.0) -> Interval:

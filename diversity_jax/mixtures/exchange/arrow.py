@@ -78,7 +78,6 @@ class ParquetFormat(_ColumnsFormat):
     """Parquet files with a checksum for every page, not compressed: ids compress little, and slowly."""
 
     title = "Parquet"
-    readers = "datasets.load_dataset, torchtitan, MaxText (grain_file_type=parquet), DuckDB, Polars, Spark"
 
     def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         import pyarrow as pa
@@ -102,7 +101,6 @@ class ArrowFormat(_ColumnsFormat):
     """A folder for `datasets.load_from_disk`, which maps it into memory."""
 
     title = "Arrow"
-    readers = "datasets.load_from_disk, torchtitan"
 
     def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         import pyarrow as pa

@@ -185,7 +185,6 @@ class TFRecordFormat(_ExampleFormat):
     """TFRecord files."""
 
     title = "TFRecord"
-    readers = "t5x and other SeqIO code, tf.data, MaxText (grain_file_type=tfrecord)"
 
     def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         path = root / shard.stream.folder / f"{layout.split}.tfrecord-{shard.number:05d}-of-{shard.count:05d}"
@@ -202,7 +201,6 @@ class ArrayRecordFormat(_ExampleFormat):
     """ArrayRecord files with one record in each group, so that a row can be read without others."""
 
     title = "ArrayRecord"
-    readers = "Grain, MaxText"
 
     def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         from array_record.python.array_record_module import ArrayRecordWriter

@@ -55,7 +55,6 @@ class MegatronFormat(Format):
 
     title = "Megatron .bin/.idx"
     names: ClassVar = {"tokens": "tokens"}
-    readers = "Megatron-LM, NeMo, MaxText (grain_file_type=mmap)"
 
     def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         path = self._path(root, shard.stream, layout, ".bin")
@@ -103,7 +102,6 @@ class MosaicFormat(Format):
 
     title = "MDS"
     names: ClassVar = {name: name for name in ARRAYS}
-    readers = "mosaicml-streaming, llm-foundry"
 
     def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         path = root / shard.stream.folder / f"shard.{shard.number:05d}.mds"
@@ -153,7 +151,6 @@ class LitDataFormat(Format):
 
     title = "litdata"
     names: ClassVar = {name: name for name in ARRAYS if name != "component"}
-    readers = "litdata, LitGPT"
 
     def write(self, root: Path, shard: ExportShard, layout: Layout, blocks: Iterator[Block]) -> list[FileRange]:
         path, sizes = root / shard.stream.folder / f"chunk-0-{shard.number}.bin", self._sizes(layout)
@@ -234,7 +231,6 @@ class LevanterFormat(Format):
 
     title = "Levanter cache"
     names: ClassVar = {"tokens": "input_ids", "loss_mask": "loss_weights"}
-    readers = "Levanter, Marin"
 
     def dtype(self, array: str, vocabulary_size: int) -> str:
         return "int32" if array == "tokens" else "float32"

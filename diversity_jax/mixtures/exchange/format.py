@@ -133,12 +133,10 @@ class Format(abc.ABC):
     Attributes:
       title: shown to users.
       names: its name for each array that it can hold; other arrays are not exported.
-      readers: libraries that read it.
     """
 
     title: ClassVar[str]
     names: ClassVar[Mapping[str, str]]
-    readers: ClassVar[str]
 
     def dtype(self, array: str, vocabulary_size: int) -> str:
         """Type of an array's numbers: the smallest that holds them and that the readers accept."""
