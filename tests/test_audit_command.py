@@ -57,7 +57,7 @@ def test_exam_and_injections_are_written_printed_and_not_asked_twice(server, tmp
     page = (tmp_path / "out" / "report.html").read_text()
     for phrase in ("is fit", "Truth and reading", "Mistakes by kind", "Hostile documents", "split_as_json"):
         assert phrase in page
-    judge = open_judge(config, [], tmp_path / "out" / "ledger.sqlite")
+    judge = open_judge(config, tmp_path / "out" / "ledger.sqlite")
     assert judge.exam.judge == "fit"
     asked = sum(server.stats()["answered"].values())
     elsewhere = settings(server, tmp_path / "again", exam_dir=str(tmp_path / "out" / "exams"))

@@ -194,7 +194,7 @@ def test_verification_names_what_is_misplaced():
 
 def test_a_judge_by_an_unknown_embedder_is_refused(tmp_path):
     with pytest.raises(InputError, match="expected st:NAME_OR_PATH, openai:MODEL or llama:FOLDER"):
-        open_judge(ScoreConfig(judge="embedding:word2vec"), (), tmp_path / "cache")
+        open_judge(ScoreConfig(judge="embedding:word2vec"), tmp_path / "cache")
 
 
 def test_known_labels_are_read_on_real_text():

@@ -4,7 +4,7 @@
 language model, `PROVIDER:MODEL`. What differs between judges is a field of `JudgeKind`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 from dataclasses import dataclass
 import difflib
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from diversity_jax.cluster_agent.config import AgentConfig
-from diversity_jax.cluster_agent.types import OFFLINE_LABEL, Judge, SampledCorpus
+from diversity_jax.cluster_agent.types import OFFLINE_LABEL, Judge
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig, parse_model, price_of
 from diversity_jax.llm.providers.registry import PROVIDERS
@@ -160,9 +160,8 @@ def judge_note(label: str) -> str:
     return next((kind.note for kind in JUDGES.values() if kind.label == label), judge_kind(label).note)
 
 
-def open_judge(settings: JudgeSettings, corpora: Sequence[SampledCorpus], cache: Path) -> Judge:
-    """The judge of a configuration, one for all `corpora` to be compared; its attribute `exam` is the verdict of its
-    stored exam, or None.
+def open_judge(settings: JudgeSettings, cache: Path) -> Judge:
+    """The judge of a configuration; its attribute `exam` is the verdict of its stored exam, or None.
 
     Args:
       cache: file of paid answers, unless `engine.ledger` names another.

@@ -18,7 +18,6 @@ from diversity_jax.cluster_agent import (
     plan_calls,
     plan_exam,
 )
-from diversity_jax.cluster_agent.exam_corpora import exam_corpora
 from diversity_jax.core.artifacts import exclusive_lock
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import write_json
@@ -62,7 +61,7 @@ def run_audit(config: ScoreConfig) -> AuditResult | None:
     corpora = open_corpora(config) if config.corpus or config.corpora else {}
     kind.check(config, not config.forecast_only)
     cache = output_dir / "ledger.sqlite"
-    judge = open_judge(config, list(exam_corpora().values()), cache)
+    judge = open_judge(config, cache)
     cached = cached_exam(judge, config.agent, exam_folder(config, cache))
     planned = _plan(config, list(corpora.values()), with_exam=cached is None) if kind.is_llm else []
     cost = price_calls(config, planned) if planned else None
@@ -94,7 +93,7 @@ def _attack(
     """The audit of each corpus; and for those that an unfit judge could not score the reason."""
     injections, failures = {}, {}
     for name, corpus in corpora.items():
-        judge = open_judge(config, [corpus], cache)
+        judge = open_judge(config, cache)
         try:
             injections[name] = audit(corpus, judge, config.agent, share=config.hostile_share)
         except InputError as error:

@@ -57,7 +57,7 @@ class ScoringForecast:
     def run_pilot(self, groupings: int, cache: Path) -> None:
         """Judges the first `groupings` of each corpus, which the run then gets from the response cache."""
         if self.planned:
-            judge = open_judge(self._settings, self._corpora, cache)
+            judge = open_judge(self._settings, cache)
             planned = pilot_calls(self._corpora, judge, self._settings.agent, groupings)
             self.costs["pilot"] = price_calls(self._settings, planned)
 

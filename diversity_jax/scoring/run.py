@@ -174,7 +174,7 @@ def _check_folder(config: ScoreConfig, corpora: Mapping[str, Corpus]) -> dict[st
     judged = judge_kind(config.judge).open is not None
     key = {"settings": dataclasses.asdict(replace(config, **_NOT_OF_A_SCORING)), "version": diversity_jax.__version__}
     if judged:
-        judge = open_judge(config, list(corpora.values()), output_dir / "ledger.sqlite")
+        judge = open_judge(config, output_dir / "ledger.sqlite")
         key["scores"] = {name: score_key(corpus.fingerprint(), judge, config.agent) for name, corpus in corpora.items()}
     return {"key": content_hash(key), "corpora": fingerprints}
 
@@ -260,7 +260,7 @@ def _score(
 ) -> tuple[dict[str, Scorecard], list[PairComparison]]:
     """Scorecards and comparisons, with a number of groupings fixed beforehand or until a comparison is decided."""
     paths = {name: folder / "groupings.jsonl" for name, folder in folders.items()}
-    judge = open_judge(config, list(corpora.values()), cache)
+    judge = open_judge(config, cache)
     if not config.until_decided:
         log.info("scoring %s (judge: %s)", ", ".join(corpora), judge.label)
         progress = expected.watch(judge)
@@ -293,14 +293,14 @@ def _run_checks(
     """Scores the draws and the other K that a configuration asks for."""
     draws, drifts = {}, {}
     for name, corpus in corpora.items() if config.draws else ():
-        judge = open_judge(config, list(corpora.values()), cache)
+        judge = open_judge(config, cache)
         log.info("%s: scoring %d draws of %s documents", name, config.draws, f"{config.draw_size:,}")
         draws[name] = score_draws(corpus, judge, config.agent, draws=config.draws, draw_size=config.draw_size)
         mean = draws[name].effective_clusters
         interval = f"[{mean.low:.4g}, {mean.high:.4g}]"
         log.info("%s: %.4g effective clusters %s over %d draws", name, mean.value, interval, config.draws)
     if config.drift_samples_per_grouping:
-        judge = open_judge(config, list(corpora.values()), cache)
+        judge = open_judge(config, cache)
         agent = replace(config.agent, samples_per_grouping=config.drift_samples_per_grouping)
         log.info("scoring %s at K = %d", ", ".join(corpora), config.drift_samples_per_grouping)
         for name, scorecard in score_corpora(corpora, judge, agent).items():
@@ -333,7 +333,7 @@ def scorer(
             return {}
         kind, index = judge_kind(settings.judge), folder / "index.json"
         kind.check(settings, True)
-        judge = open_judge(settings, list(corpora.values()), folder / "ledger.sqlite")
+        judge = open_judge(settings, folder / "ledger.sqlite")
         key = content_hash(
             {name: score_key(corpus.fingerprint(), judge, settings.agent) for name, corpus in corpora.items()}
         )

@@ -205,6 +205,6 @@ async def open_clusters(
       InputError: an unknown judge, a missing key, or no criteria.
     """
     settings = dataclasses.replace(config, engine=dataclasses.replace(config.engine, progress="off"))
-    judge = await stack.enter_async_context(entered(open_judge(settings, (), Path(config.cache_path))))
+    judge = await stack.enter_async_context(entered(open_judge(settings, Path(config.cache_path))))
     proposed = await propose_criteria([_Texts(texts)], judge, config.agent)
     return JudgedClusters(judge, proposed.criteria, adapted(judge, config.agent))

@@ -148,7 +148,7 @@ def _open_folder(
     is_bucket = is_remote(config.output_dir)
     folders: list[Path] = []
     mirrors: list[Mirror] = []
-    build = config.prepared is None and not _is_mixture_built(config, output_dir)
+    build = config.prepared is None and not _is_mixture_built(output_dir)
 
     def enter() -> None:
         if not folders:  # else this is the first process, which has entered in `make_ready`
@@ -184,7 +184,7 @@ def _stays_in_bucket(build: bool) -> Callable[[str], bool]:
     return is_skipped
 
 
-def _is_mixture_built(config: Config, output_dir: Path | str) -> bool:
+def _is_mixture_built(output_dir: Path | str) -> bool:
     """Whether the run has a mixture and checkpoints: the mixture is then used as it is, and no corpus is read."""
     from diversity_jax.training.checkpoint import complete_steps
 

@@ -280,7 +280,7 @@ def _write(
         splits[split] = Split(
             documents=counts.documents - before,
             tokens=len(offsets) * row_tokens,
-            text_bytes=_text_bytes(rows, len(offsets), row_tokens, tokenizer),
+            text_bytes=_text_bytes(rows, len(offsets), tokenizer),
             dropped_tokens=sum(end - first for first, end in intervals) - len(offsets) * row_tokens,
             rows=len(offsets),
             shards=tuple(_shards(folder / split, rows, linked, order, checksums, settings)),
@@ -320,7 +320,7 @@ def _checked(rows: LinkedRows, count: int, row_tokens: int, counts: _Counts) -> 
     return checksums
 
 
-def _text_bytes(rows: LinkedRows, count: int, row_tokens: int, tokenizer: Tokenizer) -> int:
+def _text_bytes(rows: LinkedRows, count: int, tokenizer: Tokenizer) -> int:
     """Bytes of the rows' text, estimated from some that are decoded."""
     chosen = np.unique(np.linspace(0, count - 1, min(count, _SAMPLED_ROWS)).astype(np.int64))
     return sum(len(tokenizer.decode(row.tolist()).encode()) for row in rows[chosen]) * count // len(chosen)

@@ -114,7 +114,7 @@ def export_gguf(
     entries = [
         ("general.name", path.stem),
         ("general.file_type", _FILE_TYPE[dtype]),
-        *((f"{family}.{key}", value) for key, value in _model_entries(config, theirs, family)),
+        *((f"{family}.{key}", value) for key, value in _model_entries(config, theirs)),
         *tokens,
     ]
     tensors = [_to_llama_cpp(theirs, family, tensor) for tensor in hugging_face_tensors(config, params)]
@@ -167,7 +167,7 @@ def refuse_gguf(path: Path, dtype: str) -> None:
         raise InputError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
 
 
-def _model_entries(config: LlamaConfig, theirs: Mapping[str, Any], family: str) -> Iterator[tuple[str, Any]]:
+def _model_entries(config: LlamaConfig, theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "vocab_size", config.vocab_size
     context = theirs["max_position_embeddings"]
     if config.sliding_window is not None:
