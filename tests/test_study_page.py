@@ -1,6 +1,7 @@
 """The page of a study with made-up runs: its content, and that it depends on the JSON alone."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,7 +9,8 @@ from diversity_jax.core import config, run_info
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json, write_json
 from diversity_jax.study import analysis, page
-from diversity_jax.study.config import StudyConfig
+from diversity_jax.study.config import StudyConfig, StudyRun
+from diversity_jax.study.graph import StepStore
 
 CORPORA = ((1, 40.0), (5, 90.0), (10, 100.0), (20, 140.0), (34, 160.0), (50, 155.0))
 
@@ -155,3 +157,21 @@ def test_missing_figures_and_controls_are_said(tmp_path):
     _, text = drawn(tmp_path, records, ("length",))
     assert "1 recipe has no effective_clusters" in text
     assert "length is not controlled for accuracy over effective_clusters: some runs have none" in text
+
+
+def test_a_figure_that_one_corpus_lacks_is_shown_for_the_others(tmp_path):
+    records = list(small(6))
+    records[0] = records[0] | {"diversity": {"metrics.self_repetition": 2.6}}
+    results, _ = drawn(tmp_path, records)
+    [shown] = [figure for figure in results["figures"] if figure["figure"] == "effective_clusters"]
+    assert len(shown["levels"]["synthetic tokens (B)"]) == 6
+
+
+def test_tokens_are_those_of_the_run_where_the_study_sets_epochs(tmp_path, monkeypatch):
+    store = StepStore(tmp_path)
+    settings = {"train": {"steps": 1000, "batch_size": 4, "epochs": 2.0}}
+    store.commit("train-1/done.json", {"settings": settings})
+    write_json(store.output("train-1") / "run.json", {"settings": {"train": settings["train"] | {"steps": 7}}})
+    monkeypatch.setattr(analysis, "_mixture", lambda *_: SimpleNamespace(sequence_length=16, taken=[]))
+    run = StudyRun(levels={}, seed=0, keys={"train": "train-1"})
+    assert analysis._controls(run, store, "train") == {"tokens": 7.0 * 4 * 16}

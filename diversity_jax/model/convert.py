@@ -77,7 +77,8 @@ def _adapted_model(run: str | os.PathLike, settings: Mapping[str, Any]) -> Path 
     for folder in folders:
         if exists(folder):
             return folder
-    raise InputError(f"{run}: the model of its adapters, {named}, is not there, nor is {folders[0]}; put it back")
+    places = " nor at ".join(dict.fromkeys((named, str(folders[0]))))
+    raise InputError(f"{run}: the model of its adapters is not at {places}; put it back")
 
 
 def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any], base_folder: Path | str) -> Params:

@@ -13,7 +13,7 @@ from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
 from diversity_jax.core.formats import counted
-from diversity_jax.core.json_fields import read_fields
+from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.study import statistics
 from diversity_jax.study.config import StudyConfig, StudyRun, recipe_name
@@ -139,11 +139,11 @@ def _changes_score(factor: str, runs: Sequence[StudyRun]) -> bool:
 
 def _controls(run: StudyRun, store: StepStore, training: str) -> dict[str, float]:
     """`tokens` that the model was trained on, and the mean `length` of synthetic documents in tokens."""
-    record = store.done(run.keys[training]) if training in run.keys else None
     mixture = _mixture(run, store, training)
-    if record is None or mixture is None:
+    if training not in run.keys or mixture is None or store.done(run.keys[training]) is None:
         return {}
-    train = record["settings"]["train"]
+    # The run's own record, which holds the number of steps where the study set epochs.
+    train = read_fields(store.output(run.keys[training]) / "run.json", settings=Fields)["settings"]["train"]
     controls = {"tokens": float(train["steps"] * train["batch_size"] * mixture.sequence_length)}
     manifests = [part.manifest for part in mixture.taken if part.kind == "synthetic"]
     synthetic = [manifest.splits["train"] for manifest in manifests if manifest is not None]
@@ -203,7 +203,7 @@ def _figures(study: StudyConfig, rows: Sequence[Row], factors: Sequence[str]) ->
         levels: dict[str, list[dict[str, Any]]] = {}
         for factor in factors:
             by_level: dict[Any, list[float]] = {}
-            for row in corpora:
+            for row in (row for row in corpora if name in row["diversity"]):
                 by_level.setdefault(row["levels"][factor], []).append(row["diversity"][name])
             means = [{"name": level, "value": _mean(values), "values": values} for level, values in by_level.items()]
             if len(means) > 1:
