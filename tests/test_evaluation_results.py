@@ -8,8 +8,11 @@ from scipy import stats
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.lm_eval_model import RequestStore
-from diversity_jax.evaluation.results import compare, figure, mcnemar, paper_average
+from diversity_jax.evaluation.results import compare, figure, is_accuracy, mcnemar, paper_average
+from diversity_jax.evaluation.run import summary
 from diversity_jax.evaluation.tasks import BY_TASK, PAPER, local_file, read_items, task_names
+from diversity_jax.report.pages import evaluation
+from diversity_jax.study.analysis import outcomes as study_outcomes
 from tests.evaluation_items import ARC, FILES, HELLASWAG, PIQA, WINOGRANDE, write_items
 from tests.shared_data import shared_file
 
@@ -168,3 +171,17 @@ def test_the_average_weighs_tasks_alike_and_needs_all_eight():
     assert average["value"] == pytest.approx(0.35)
     assert average["stderr"] == pytest.approx(0.02 / np.sqrt(8))
     assert paper_average({name: tasks[name] for name in list(tasks)[:7]}) is None
+
+
+def test_figures_that_are_no_shares_are_neither_in_percent_nor_accuracies():
+    def task(title, metric, value):
+        return {"title": title, "metric": metric, "metrics": {metric: figure(value, 0.1)}, "items": 10}
+
+    tasks = {"wikitext": task("wikitext", "word_perplexity", 30.25), "piqa": task("PIQA", "acc", 0.6)}
+    results = {"tasks": tasks, "average": None, "held_out": {}}
+    assert [line.split()[2] for line in summary(results)] == ["30.25", "60.00"]
+    assert study_outcomes(results) == {"accuracy": 0.6, "word_perplexity of wikitext": 30.25}
+    only = {"model": {"name": "small"}, "average": None, "tasks": {"wikitext": tasks["wikitext"]}}
+    assert evaluation._verdict(only) == "small reaches 30.2 (not in %) on wikitext."
+    assert is_accuracy(task("IFEval", "prompt_level_strict_acc", 0.2))
+    assert not is_accuracy(task("SQuAD", "f1", 61.5))

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,6 +110,15 @@ def test_a_tracker_that_fails_does_not_stop_the_run(finished, caplog):
     (record,) = caplog.records
     expected = "mlflow: gets no more of this run (ConnectionError: the server went away); metrics.jsonl has it all"
     assert record.getMessage() == expected
+
+
+def test_empty_settings_are_shown_and_infinity_is_no_number_for_mlflow():
+    assert trackers._flat({"a": [], "b": {"c": {}, "d": [1, []]}}) == {"a": [], "b.c": {}, "b.d.0": 1, "b.d.1": []}
+    sent, tracker = [], object.__new__(trackers.MLflow)
+    tracker._id, tracker._metric = "run", lambda name, value, *_: (name, value)
+    tracker._client = SimpleNamespace(log_batch=lambda _, metrics: sent.extend(metrics))
+    tracker.write(1, {"loss": float("inf"), "rows": 8.0})
+    assert str(sent) == "[('loss', nan), ('rows', 8.0)]"
 
 
 def test_what_cannot_be_shown_is_one_line_before_anything_is_done(tmp_path, monkeypatch):

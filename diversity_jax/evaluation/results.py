@@ -55,6 +55,16 @@ def figure(value: float, error: Any, *, is_share: bool = False, items: int | Non
 _SHARES = ("acc", "exact_match", "em", "f1", "pass")  # prefixes of the names of metrics between 0 and 1
 
 
+def is_share(metric: str, value: float) -> bool:
+    """Whether a figure is a share of the items by its name and value; others, such as perplexities, are not."""
+    return (metric.startswith(_SHARES) or metric.endswith(("_acc", "accuracy"))) and 0 <= value <= 1
+
+
+def is_accuracy(task: Mapping[str, Any]) -> bool:
+    """Whether the main metric of a task, as `summarise` returns it, is a share."""
+    return is_share(task["metric"], task["metrics"][task["metric"]]["value"])
+
+
 def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
     """Tasks of the harness's results, each with its metrics and the name of its main one; without groups of tasks."""
     tasks = {}
@@ -65,7 +75,7 @@ def summarise(results: Mapping[str, Any]) -> dict[str, Any]:
             key.removesuffix(",none"): figure(
                 float(value),
                 metrics.get(key.replace(",", "_stderr,", 1)),
-                is_share=key.startswith(_SHARES) and 0 <= value <= 1,
+                is_share=is_share(key.removesuffix(",none"), value),
                 items=results["n-samples"][name]["effective"],
             )
             for key, value in metrics.items()  # such as `acc,none` and `acc_stderr,none`
@@ -182,7 +192,7 @@ def compare(
     """
     shared = [task for task in this if task in other]
     if not shared:
-        raise InputError("the two evaluations have no task in common; evaluate both on the same tasks")
+        raise InputError("the two evaluations have no task in common with an accuracy; evaluate both on the same tasks")
     generator = np.random.default_rng(seed)
     compared: dict[str, TaskComparison] = {}
     resampled, flipped = [], []

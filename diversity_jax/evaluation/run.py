@@ -24,6 +24,7 @@ from diversity_jax.evaluation.load_model import LanguageModel, open_model
 from diversity_jax.evaluation.results import (
     FORMAT_VERSION,
     compare,
+    is_accuracy,
     load_results,
     outcomes,
     paper_average,
@@ -193,7 +194,8 @@ def _load_other(config: EvaluateConfig) -> tuple[Path, dict[str, Any]] | None:
 
 def _compare(config: EvaluateConfig, tasks: Mapping[str, Any], other: tuple[Path, Mapping[str, Any]]) -> dict[str, Any]:
     other_folder, other_results = other
-    shared = [name for name in tasks if name in other_results["tasks"]]
+    both = [name for name in tasks if name in other_results["tasks"]]
+    shared = [name for name in both if is_accuracy(tasks[name]) and is_accuracy(other_results["tasks"][name])]
     ours, theirs = (
         {name: outcomes(read_samples(folder, name), tasks[name]["metric"]) for name in shared}
         for folder in (Path(config.output_dir), other_folder)
@@ -237,16 +239,18 @@ def _code_facts() -> dict[str, Any]:
 def summary(results: Mapping[str, Any]) -> list[str]:
     """The figures in a few aligned lines."""
 
-    def percent(figure: Mapping[str, float | None]) -> str:
-        error = "" if figure["stderr"] is None else f" (standard error {100 * figure['stderr']:.2f})"
-        return f"{100 * (figure['value'] or 0.0):6.2f}{error}"
+    def shown(figure: Mapping[str, float | None], *, in_percent: bool = True) -> str:
+        unit = 100 if in_percent else 1
+        error = "" if figure["stderr"] is None else f" (standard error {unit * figure['stderr']:.2f})"
+        return f"{unit * (figure['value'] or 0.0):6.2f}{error}"
 
     lines = [
-        f"{task['title']:<16} {task['metric']:<9} {percent(task['metrics'][task['metric']])}  ({task['items']:,} items)"
+        f"{task['title']:<16} {task['metric']:<9} "
+        f"{shown(task['metrics'][task['metric']], in_percent=is_accuracy(task))}  ({task['items']:,} items)"
         for task in results["tasks"].values()
     ]
     if results["average"]:
-        lines.append(f"{'average':<16} {'':<9} {percent(results['average'])}")
+        lines.append(f"{'average':<16} {'':<9} {shown(results['average'])}")
     lines += [
         f"{name:<16} {loss['nats_per_token']:.4f} nats/token, {loss['bits_per_byte']:.4f} bits/byte  "
         f"({loss['tokens']:,} tokens)"

@@ -14,6 +14,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
 from diversity_jax.core.formats import counted
 from diversity_jax.core.json_fields import Fields, read_fields
+from diversity_jax.evaluation.results import is_accuracy
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.study import statistics
 from diversity_jax.study.config import StudyConfig, StudyRun, recipe_name
@@ -56,13 +57,16 @@ def table(study: StudyConfig, runs: Sequence[StudyRun], store: StepStore) -> lis
 
 
 def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of an evaluation: `accuracy`, the mean over tasks, and of each; `loss on NAME`, nats a token, and
-    `bits on NAME`, bits a byte, of held-out texts.
+    """Figures of an evaluation: `accuracy`, the mean over tasks that have one, and of each; `METRIC of TASK` of other
+    tasks; `loss on NAME`, nats a token, and `bits on NAME`, bits a byte, of held-out texts.
     """
-    accuracies = {
-        f"accuracy of {task['title']}": task["metrics"][task["metric"]]["value"] for task in results["tasks"].values()
-    }
-    figures = {"accuracy": sum(accuracies.values()) / len(accuracies)} if accuracies else {}
+    accuracies, figures = {}, {}
+    for task in results["tasks"].values():
+        is_one, name = is_accuracy(task), task["metric"]
+        named = accuracies if is_one else figures
+        named[f"{'accuracy' if is_one else name} of {task['title']}"] = task["metrics"][name]["value"]
+    if accuracies:
+        figures = {"accuracy": sum(accuracies.values()) / len(accuracies), **figures}
     if len(accuracies) > 1:
         figures |= accuracies
     for name, loss in results.get("held_out", {}).items():

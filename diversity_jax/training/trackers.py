@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import importlib.util
 import logging
+import math
 import os
 from pathlib import Path
 import queue
@@ -128,7 +129,8 @@ class MLflow(Tracker):
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
-        self._client.log_batch(self._id, [self._metric(name, value, now, step) for name, value in figures.items()])
+        finite = {name: value if math.isfinite(value) else math.nan for name, value in figures.items()}  # inf: 1.8e308
+        self._client.log_batch(self._id, [self._metric(name, value, now, step) for name, value in finite.items()])
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
@@ -198,7 +200,7 @@ def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """Nested JSON values by dotted name."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    items = list(value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ())
     if not items:
         return {name: value}
     parts = [_flat(item, f"{name}.{key}" if name else str(key)) for key, item in items]

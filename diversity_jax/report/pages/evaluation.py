@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from diversity_jax.core import formats
-from diversity_jax.core.formats import count, counted, signed
+from diversity_jax.core.formats import count, counted, signed, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact
-from diversity_jax.evaluation.results import PAPER_AVERAGES, PAPER_MODELS
+from diversity_jax.evaluation.results import PAPER_AVERAGES, PAPER_MODELS, is_accuracy
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
 from diversity_jax.report.html import macro
@@ -64,6 +64,12 @@ def points(share: Mapping[str, Any]) -> str:
     return f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
 
 
+def _shown(task: Mapping[str, Any]) -> str:
+    """A task's main figure: a share in per cent, others as they are."""
+    main = _main(task)
+    return points(main) if is_accuracy(task) else f"{significant(main['value'])} (not in %)"
+
+
 def _difference(tested: Mapping[str, Any], unit: str = "") -> str:
     """A difference in percentage points with its sign and interval."""
     value, low, high = (signed(100 * tested[name], 2) for name in ("difference", "low", "high"))
@@ -81,7 +87,8 @@ def _verdict(results: Mapping[str, Any]) -> str:
         return f"{name} answers {points(results['average'])} % right on average over the paper's eight."
     if len(tasks) == 1:
         [task] = tasks.values()
-        return f"{name} reaches {points(_main(task))} % on {task['title']}."
+        unit = " %" if is_accuracy(task) else ""
+        return f"{name} reaches {_shown(task)}{unit} on {task['title']}."
     if tasks:
         return f"{name} was judged on {counted(len(tasks), 'task')}."
     loss = next(iter(results["held_out"].values()), None)
@@ -98,7 +105,7 @@ def _lede(results: Mapping[str, Any]) -> str:
         return lede
     average, other = comparison["average"], comparison["model"]["name"]
     text = _difference(average, " points")
-    if average["low"] > 0 or average["high"] < 0:
+    if average["p_value"] < 0.05 and (average["low"] > 0 or average["high"] < 0):
         better = "better" if average["difference"] > 0 else "worse"
         return f"{lede}That is {better} than {other} on the same items: {text}."
     return f"{lede}Against {other} on the same items nothing is decided: {text}."
@@ -108,7 +115,7 @@ def _benchmarks(results: Mapping[str, Any]) -> Section | None:
     tasks = list(results["tasks"].values())
     if not tasks:
         return None
-    bars = [_bar(task) for task in tasks if 0 <= _main(task)["value"] <= 1]
+    bars = [_bar(task) for task in tasks if is_accuracy(task)]
     alt = "Accuracy with 95 % interval: " + "; ".join(f"{bar.name} {100 * bar.interval.value:.1f} %" for bar in bars)
     plot = render("accuracy", alt, lambda width: outcomes.accuracies(bars, width)) if bars else None
     return page.section(
@@ -119,6 +126,7 @@ def _benchmarks(results: Mapping[str, Any]) -> Section | None:
         average=results["average"],
         plot=plot,
         points=points,
+        shown=_shown,
     )
 
 
