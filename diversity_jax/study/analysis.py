@@ -60,7 +60,8 @@ def outcomes(results: Mapping[str, Any]) -> dict[str, float]:
     """Figures of an evaluation: `accuracy`, the mean over tasks that have one, and of each; `METRIC of TASK` of other
     tasks; `loss on NAME`, nats a token, and `bits on NAME`, bits a byte, of held-out texts.
     """
-    accuracies, figures = {}, {}
+    accuracies: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for task in results["tasks"].values():
         is_one, name = is_accuracy(task), task["metric"]
         named = accuracies if is_one else figures
