@@ -224,3 +224,30 @@ def test_a_field_below_its_bound_is_named(values, message):
     check_least(Bounded(), "part.", rows=1, limit=1)
     with pytest.raises(InputError, match=message):
         check_least(Bounded(**values), "part.", rows=1, limit=1)
+
+
+_WORKER = """
+import asyncio, sys
+from diversity_jax.core.event_loop import run_to_end
+
+async def work():
+    print("begun", flush=True)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0)
+        print("freed", flush=True)
+
+run_to_end(work())
+"""
+
+
+def test_a_coroutine_that_sigterm_ends_cleans_up():
+    worker = subprocess.Popen(
+        [sys.executable, "-c", _WORKER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert worker.stdout.readline() == "begun\n"
+    worker.terminate()
+    out, err = worker.communicate(timeout=30)
+    assert (out, worker.returncode) == ("freed\n", 143)
+    assert err == "SIGTERM: stopped; run the same command again to go on\n"
