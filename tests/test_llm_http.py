@@ -3,12 +3,14 @@
 import asyncio
 import gzip
 import re
+import ssl
 
+import aiohttp
 import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm import Request
-from diversity_jax.llm.providers.base import connect
+from diversity_jax.llm.providers.base import connect, transport_failure
 from diversity_jax.llm.providers.endpoint import Endpoint
 from diversity_jax.llm.providers.outcomes import Transient
 
@@ -189,9 +191,10 @@ def test_a_request_carries_its_headers_a_clean_path_and_no_password():
     assert b"secret" not in head
 
 
-def test_a_request_goes_through_the_proxy_of_the_environment(monkeypatch):
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_request_goes_through_the_proxy_of_the_environment(scheme, monkeypatch):
     def name_the_proxy(port):
-        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("HTTP_PROXY", f"{scheme}127.0.0.1:{port}")
 
     reply, _, head = play(
         lambda *_: [WHOLE], lambda ask: ask(), prepare=name_the_proxy, url="http://nowhere.invalid/v1"
@@ -204,6 +207,28 @@ def test_a_host_that_the_environment_excepts_is_reached_without_the_proxy(monkey
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert play(lambda *_: [WHOLE], lambda ask: ask())[0].text == "a"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("HTTPS_PROXY", "socks5://me:secret@127.0.0.1:9", r"^https_proxy or all_proxy: socks5 is no proxy of HTTP"),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem", r"^SSL_CERT_FILE: /nowhere/ca\.pem: no such file"),
+    ],
+)
+def test_what_the_environment_names_wrongly_is_one_line(variable, value, says, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=says) as caught:
+        play(lambda *_: [], lambda ask: ask(), url="https://nowhere.invalid/v1")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_certificate_that_is_not_trusted_is_named():
+    error = aiohttp.ClientConnectorCertificateError(None, ssl.SSLCertVerificationError("unknown issuer"))
+    failure = transport_failure(error, "https://host/v1")
+    assert failure.kind == "unreachable"
+    assert "unknown issuer" in failure.detail
+    assert "SSL_CERT_FILE" in failure.detail
 
 
 @pytest.mark.parametrize("url", ["nowhere", "http://", "ftp://host/v1", "http://host:99999999/v1", "http://[::1/v1"])

@@ -16,7 +16,7 @@ import warnings
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.llm.providers.answers import read_gemini
-from diversity_jax.llm.providers.base import http_session, quieten, transport_failure
+from diversity_jax.llm.providers.base import http_session, quieten, transport_failure, untrusted
 from diversity_jax.llm.providers.endpoint import Endpoint
 from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
 from diversity_jax.llm.types import Request
@@ -250,6 +250,8 @@ class Gemini:
             raise Transient("unreachable", f"no connection to {url} in time") from None
         except errors.Timeout:
             raise Transient("timeout", f"no answer from {url} in time") from None
+        except errors.SSLError as error:
+            raise untrusted(url, error, "REQUESTS_CA_BUNDLE") from None
         except errors.ConnectionError as error:
             if "NewConnectionError" in repr(error) or "NameResolutionError" in repr(error):
                 raise Transient("unreachable", f"{url}: the connection was refused") from None
