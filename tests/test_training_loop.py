@@ -20,6 +20,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LLAMA, MeshConfig
 from diversity_jax.training import callbacks, loop, runtime, throughput
+from diversity_jax.training import log as training_log
 from diversity_jax.training.checkpoint import Checkpoints
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
 from diversity_jax.training.data import prepare
@@ -274,6 +275,15 @@ def test_ctrl_c_inside_a_step_saves_it_and_a_second_one_is_raised_at_once(mixtur
 def test_a_prompt_that_leaves_no_room_is_refused(mixture, tmp_path):
     with pytest.raises(InputError, match=r"more than model.max_length=16"):
         run(mixture, tmp_path, sample_prompts=("x" * 250,))
+
+
+def test_samples_of_an_attempt_that_was_lost_are_not_shown(tmp_path):
+    records = [(step, prompt, f"{step} first") for step in (20, 40, 60) for prompt in ("a", "b")]
+    records += [(40, prompt, "40 again") for prompt in ("a", "b")]
+    lines = [json.dumps({"step": step, "prompt": prompt, "text": text}) + "\n" for step, prompt, text in records]
+    (tmp_path / "samples.jsonl").write_text("".join(lines))
+    shown = {20: "20 first", 40: "40 again"}
+    assert training_log.read_samples(tmp_path / "samples.jsonl") == {"a": shown, "b": shown}
 
 
 def attempt(first, last, seconds, began, ended):

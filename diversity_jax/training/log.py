@@ -152,10 +152,14 @@ def read_samples(path: Path) -> dict[str, dict[int, str]]:
     for line, where in _complete_lines(path) if path.exists() else ():
         try:
             record = parse_json(line, where)
-            samples.setdefault(str(record["prompt"]), {})[int(record["step"])] = str(record["text"])
+            prompt, step, text = str(record["prompt"]), int(record["step"]), str(record["text"])
         except (ValueError, KeyError, TypeError, OverflowError):
             raise InputError(f"{where}: is not a sample as training writes it; remove the line") from None
-    return {prompt: dict(sorted(texts.items())) for prompt, texts in samples.items()}
+        for texts in samples.values():  # later steps are of the previous attempt, as in `read`
+            while texts and next(reversed(texts)) > step:
+                texts.popitem()
+        samples.setdefault(prompt, {})[step] = text
+    return {prompt: texts for prompt, texts in samples.items() if texts}
 
 
 _SUMMARY_KEYS = {"tokens_per_second", "step_seconds", "mfu", "input_wait_share", "goodput"}
