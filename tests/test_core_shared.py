@@ -89,6 +89,14 @@ def test_a_locked_folder_is_left_as_it_was_found(tmp_path):
         pass
 
 
+def test_a_rate_counts_the_time_in_which_nothing_was_done(clock):
+    with progress.ProgressDisplay("rows", 8000, mode="off") as display:
+        for seconds in (40.0, 0.001):
+            clock[0] += seconds
+            display.advance(200)
+        assert display.line() == "rows: 400 of 8,000 done, 10.0 per second, 0:12:40 left"
+
+
 DEAD = f"process 999999999 on {socket.gethostname()}"
 
 

@@ -74,7 +74,7 @@ class ProgressDisplay:
         amount = figures.get(self._unit, completed)
         self._figures = figures
         self._history.append((now, completed, amount if isinstance(amount, int) else completed))
-        while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW_SECONDS:
+        while len(self._history) > 2 and now - self._history[1][0] > RATE_WINDOW_SECONDS:  # the window or more is left
             self._history.popleft()
         if self._mode != "off" and now >= self._next_update:
             self._draw()
