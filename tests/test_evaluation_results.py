@@ -41,7 +41,7 @@ def test_items_are_checked_field_by_field():
         assert not any(benchmark.check(item) for item in items), name
 
 
-def test_a_bad_line_is_named(tmp_path):
+def test_a_bad_line_is_named(tmp_path, caplog):
     check = BY_TASK["piqa"].check
     path = tmp_path / "piqa_validation.jsonl"
     for text, message in (
@@ -53,6 +53,9 @@ def test_a_bad_line_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_items(path, check)
+    path.write_text(3 * (json.dumps(PIQA[0]) + "\n"))
+    assert len(read_items(path, check)) == 3
+    assert "2 items are the same as an earlier one" in caplog.text
     packed = tmp_path / "cut.jsonl.gz"
     packed.write_bytes((write_items(tmp_path / "data") / "piqa_validation.jsonl.gz").read_bytes()[:40])
     with pytest.raises(InputError, match="ends early"):

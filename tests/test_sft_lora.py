@@ -111,6 +111,17 @@ def tuned(folder, tmp_path_factory):
     return output
 
 
+def test_a_checkpoint_is_read_with_the_settings_that_made_it(tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["settings"]["train"]["lora"]["alpha"] = 99.0  # as a resumed run leaves it, before its first checkpoint
+    record["settings"]["model"]["rope_theta"] = 5.0
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    (config, params), (expected, merged_params) = read_model(tmp_path / "run"), read_model(tuned)
+    assert config == expected
+    jax.tree.map(np.testing.assert_array_equal, params, merged_params)
+
+
 def test_training_changes_adapters_alone_and_the_merged_model_is_what_was_measured(folder, tuned, tmp_path):
     lines = json_lines(tuned / "metrics.jsonl")
     losses = [line["eval/loss"] for line in lines if "eval/loss" in line]

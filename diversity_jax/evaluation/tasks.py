@@ -12,6 +12,7 @@ from typing import Any
 from diversity_jax.core.compression import read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import file_hash, join_path, writing
+from diversity_jax.core.formats import counted
 from diversity_jax.core.json_text import parse_json
 from diversity_jax.core.words import count_words, first_words
 from diversity_jax.corpus import open_corpus
@@ -213,6 +214,8 @@ def read_items(path: Path, check: Callable[[Item], str | None]) -> list[dict[str
         items.append(item)
     if not items:
         raise InputError(f"{path}: holds no item; expected one JSON object a line")
+    if repeated := len(items) - len({json.dumps(item, sort_keys=True) for item in items}):
+        log.warning("%s: %s the same as an earlier one; each counts", path, counted(repeated, "item is", "items are"))
     return items
 
 

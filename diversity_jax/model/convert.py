@@ -54,6 +54,7 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
       InputError: there is no model, or it is damaged or unsuitable.
     """
     from diversity_jax.model.checkpoint_io.hugging_face import import_hugging_face
+    from diversity_jax.model.checkpoint_io.shards import read_info
     from diversity_jax.model.llama import param_shapes
 
     source, folder = folder, model_folder(folder)
@@ -64,6 +65,9 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
         return config, _load(join_path(source, "weights"), param_shapes(config))
     checkpoint = _checkpoint(join_path(source, "checkpoints"), step)
     settings = _settings(folder)
+    # A checkpoint's own settings: a run may be resumed with others, which its run.json then holds.
+    settings = {**settings, **((read_info(checkpoint) or {}).get("settings") or {})}
+    config = dataclasses.replace(_config(Path(folder, "run.json"), settings["model"]), **overrides)
     tuned = settings.get("train") or {}
     if (tuned.get("lora") or {}).get("rank"):
         return config, _merged(config, checkpoint, tuned, _adapted_model(source, settings))
