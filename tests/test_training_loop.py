@@ -272,6 +272,17 @@ def test_ctrl_c_inside_a_step_saves_it_and_a_second_one_is_raised_at_once(mixtur
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize(("start", "says"), [(4, "step 4: lower .* branch off there"), (0, "no checkpoint is older")])
+def test_steps_that_stay_non_finite_name_a_checkpoint_from_before_them(start, says):
+    saved = types.SimpleNamespace(steps=[2, 4, 6, 8] if start else [2], wait=lambda: None)
+    config = TrainConfig(max_skipped_steps=3)
+    report = callbacks.StepReport(types.SimpleNamespace(config=config, checkpoints=saved, writer=None), [])
+    records = [{"applied": step < start} for step in range(12)]
+    window = throughput.StepWindow(step=12, records=records, timed_steps=12, seconds=1.0, input_wait_seconds=0.0)
+    with pytest.raises(callbacks.LossStaysNonFinite, match=f"3 steps in a row, up to step {start + 3}; .*{says}"):
+        report.on_window(window)
+
+
 def test_a_prompt_that_leaves_no_room_is_refused(mixture, tmp_path):
     with pytest.raises(InputError, match=r"more than model.max_length=16"):
         run(mixture, tmp_path, sample_prompts=("x" * 250,))

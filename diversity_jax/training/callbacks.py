@@ -228,14 +228,19 @@ class StepReport(Callback):
         log.info(console_line(step, run.config.steps, figures))
 
     def _stop_if_it_cannot_learn(self, window: StepWindow) -> None:
-        for record in window.records:
+        run = self._run
+        for step, record in enumerate(window.records, window.step - len(window.records) + 1):
             self._skipped_in_a_row = 0 if record["applied"] else self._skipped_in_a_row + 1
-            if self._skipped_in_a_row >= self._run.config.max_skipped_steps:
-                saved = self._run.checkpoints.last_complete
-                last = f"the last checkpoint is step {saved}" if saved is not None else "there is no checkpoint yet"
+            if self._skipped_in_a_row >= run.config.max_skipped_steps:
+                run.checkpoints.wait()  # the latest one may still be being written
+                # What is saved during these steps is the state in which they cannot go on.
+                before = [saved for saved in run.checkpoints.steps if saved <= step - self._skipped_in_a_row]
+                last = f"the last checkpoint before them is step {before[-1]}" if before else "no checkpoint is older"
                 raise LossStaysNonFinite(
-                    f"loss or gradient was not finite for {self._skipped_in_a_row} steps in a row, up to step "
-                    f"{window.step}; {last}: lower optimizer.learning_rate or optimizer.clip_norm and train again"
+                    f"loss or gradient was not finite for {self._skipped_in_a_row} steps in a row, up to step {step}; "
+                    f"{last}: lower optimizer.learning_rate or optimizer.clip_norm, and "
+                    + ("branch off there with train.branch_from and train.branch_step, or " if before else "")
+                    + "begin anew"
                 )
         if skipped := sum(not record["applied"] for record in window.records):
             warning = "%d of the last %d updates were skipped: loss or gradient was not finite"
