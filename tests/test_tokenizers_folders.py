@@ -238,3 +238,16 @@ def test_text_of_special_tokens_is_letters_where_the_vocabulary_itself_holds_it(
     plain = tokenizer.encode_each(["a</s>b"])[0]
     assert [tokenizer.token_text(i) for i in plain] == list("\u2581a</s>b")
     assert tokenizer.encode_each(["a</s>b"], special=True)[0].count(1) == 1
+
+
+def test_a_special_token_that_words_are_made_of_changes_no_other_id(tmp_path):
+    """As where a fine-tuned model's settings take a piece of words as their padding token."""
+    plain = load_tokenizer(str(layouts.qwen(tmp_path, TEXTS, 400, tokenizer_json=True)))
+    piece = plain.token_text(plain.encode_each(["return"])[0][0])
+    text = f"return<tool_call> {piece}"
+    expected = plain.encode_each([text])
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": piece}))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert piece in tokenizer.special_ids
+    assert tokenizer.encode_each([text]) == expected

@@ -192,9 +192,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
             data = json.loads(self._tokenizer.to_str()) | {"post_processor": None}
             names = {text: _hidden_name(number) for text, number in self.special_ids.items()}
+            vocab = data["model"]["vocab"]
+            own = dict(vocab) if isinstance(vocab, list) else vocab
+            # Last, since renamed ones may have to be added behind the others, whose ids are given out in this order.
+            data["added_tokens"].sort(key=lambda token: token["content"] in own)
             for token in data["added_tokens"]:
                 token["content"] = names.get(token["content"], token["content"])
-            vocab = data["model"]["vocab"]
             hidden = dict(data["model"])
             if isinstance(vocab, list):
                 hidden["vocab"] = [[names.get(text, text), score] for text, score in vocab]
