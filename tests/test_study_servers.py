@@ -1,5 +1,6 @@
 """Servers that a study starts for its steps, and judges whose figures it leaves out."""
 
+import dataclasses
 import json
 from pathlib import Path
 import socket
@@ -13,6 +14,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import write_json
 from diversity_jax.scoring.config import ScoreConfig
 from diversity_jax.study import analysis
+from diversity_jax.study import run as study_run
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig, plan
 from diversity_jax.study.graph import Server, StepStore, answering, named_in
 from diversity_jax.study.run import commands
@@ -136,6 +138,28 @@ def test_a_second_judge_that_gives_nothing_usable_is_a_result_and_no_failure(tmp
     ):
         with pytest.raises(InputError):
             run[kind](config)
+
+
+def test_a_study_of_which_a_step_failed_ends_with_status_1_after_its_page(tmp_path, monkeypatch):
+    def judged(config):
+        if "bad" in str(config.corpus):
+            raise InputError("no text")
+
+    written = []
+    monkeypatch.setattr(score, "main", judged)
+    monkeypatch.setattr(study_run, "_analyse", lambda *arguments: written.append(arguments[-1]))
+    levels = tuple(Level(name=name, set={"score.corpus": f"{name}.jsonl"}) for name in ("good", "bad"))
+    made = StudyConfig(
+        name="s",
+        output_dir=str(tmp_path),
+        factors=(Factor(name="f", levels=levels),),
+        seed_fields=(),
+        recipe=Recipe(score=ScoreConfig(corpus="a")),
+    )
+    with pytest.raises(SystemExit) as ended:
+        study_run.run(made)
+    assert (ended.value.code, len(written[0].done), len(written[0].failed)) == (1, 1, 1)
+    study_run.run(dataclasses.replace(made, only="f=good"))
 
 
 def test_a_model_that_is_not_trained_is_judged_once_whatever_the_seeds(tmp_path):

@@ -108,7 +108,11 @@ def codes() -> dict[str, dict[str, str]]:
 
 
 def run(study: StudyConfig) -> None:
-    """Runs the study, or one step of it, or prints its graph; prints the page's path last."""
+    """Runs the study, or one step of it, or prints its graph; prints the page's path last.
+
+    Raises:
+      SystemExit: steps have failed; the page is written.
+    """
     from diversity_jax.study import cost_forecast
 
     check_folder(study)
@@ -124,7 +128,10 @@ def run(study: StudyConfig) -> None:
         return
     _handle_stale(study, plan.steps, store)
     store.clear_failures(plan.steps)
-    _analyse(study, plan, store, _run_steps(study, plan.steps, store))
+    states = _run_steps(study, plan.steps, store)
+    _analyse(study, plan, store, states)
+    if states.failed:
+        sys.exit(1)
 
 
 def check_folder(study: StudyConfig) -> None:
