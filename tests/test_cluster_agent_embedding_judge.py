@@ -143,6 +143,20 @@ def test_what_the_ruler_cannot_read_is_refused_with_an_embedder_to_take(texts, m
         score(texts, groupings=20)
 
 
+_SENTENCES = {
+    "French": ("Le chat dort.", "Il fait beau aujourd'hui.", "Nous allons \u00e0 Paris demain.", "Je ne sais pas."),
+    "Spanish": ("El gato duerme.", "Hace buen tiempo hoy.", "Vamos a Madrid.", "No lo s\u00e9.", "Mi hermano trabaja."),
+    "Polish": ("Kot \u015bpi.", "Dzisiaj jest \u0142adna pogoda.", "Jutro jedziemy do Warszawy.", "Nie wiem."),
+}
+
+
+@pytest.mark.parametrize("language", _SENTENCES)
+def test_sentences_too_short_to_be_recognised_alone_are_refused_together(language):
+    with pytest.raises(InputError, match=rf"short documents of it are {language}; take an embedder"):
+        JUDGE.read_corpus("it", _SENTENCES[language] * 30, None)
+    JUDGE.read_corpus("it", ["The cat sleeps.", "Nice weather.", "Ask Jos\u00e9."] * 30, None)
+
+
 def test_vectors_of_zeros_are_no_reading():
     blank = replace(default_ruler(), read=lambda texts, lengths: np.zeros((len(texts), len(lengths), 8), np.float32))
     with pytest.raises(InputError, match=r"vector of zeros.*judge=embedding:st:"):

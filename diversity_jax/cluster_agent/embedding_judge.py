@@ -34,6 +34,7 @@ from diversity_jax.core.words import first_words, words
 VERSION = "embedding-1"
 
 _WARNED_FOREIGN, _MOST_FOREIGN = 0.01, 0.05  # share of documents that a ruler cannot read: for a remark, refused
+_JOINED_CHARACTERS = 400  # as many as are read for a text's language
 _REMEDY = (
     "take an embedder that tells them apart, such as judge=embedding:st:sentence-transformers/LaBSE "
     "(pip install sentence-transformers) or judge=embedding:openai:text-embedding-3-small, or a language model"
@@ -95,12 +96,18 @@ class EmbeddingJudge:
         Raises:
           InputError: the ruler cannot read these texts.
         """
-        foreign = Counter(map(self.ruler.foreign, texts))
-        foreign.pop("", None)
+        languages = list(map(self.ruler.foreign, texts))
+        # Sentences of a few words are recognised only together.
+        short = _joined([text for text, language in zip(texts, languages, strict=True) if not language])
+        of_short = Counter(filter(None, map(self.ruler.foreign, short)))
+        foreign = Counter(filter(None, languages))
         shares = ", ".join(f"{what} {count / len(texts):.1%}" for what, count in foreign.most_common(3))
         if foreign.total() > _MOST_FOREIGN * len(texts):
             share = foreign.total() / len(texts)
             what = f"{self.ruler.name} reads English, and {share:.0%} of the documents of {name} are not ({shares})"
+            raise InputError(f"judge {self.label}: {what}; {_REMEDY}")
+        if of_short.total() > _MOST_FOREIGN * len(short):
+            what = f"{self.ruler.name} reads English, and short documents of {name} are {of_short.most_common(1)[0][0]}"
             raise InputError(f"judge {self.label}: {what}; {_REMEDY}")
         if why := refusal(self.ruler, texts):
             raise InputError(f"judge {self.label}: {self.ruler.name} cannot read {name}: {why}; {_REMEDY}")
@@ -164,6 +171,17 @@ class EmbeddingJudge:
             return {"cluster": number, "valid": int(not misplaced), "misplaced": misplaced, "reasoning": reason}
 
         return {"validation": [verdict(number, cluster) for number, cluster in enumerate(task.clusters, 1)]}
+
+
+def _joined(texts: Sequence[str]) -> list[str]:
+    """Neighbouring short texts joined to `_JOINED_CHARACTERS`; longer ones are left out."""
+    joined = [""]
+    for text in texts:
+        if len(joined[-1]) >= _JOINED_CHARACTERS:
+            joined.append("")
+        if len(text) < _JOINED_CHARACTERS:
+            joined[-1] += f" {text}"
+    return joined
 
 
 def _similarities(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
