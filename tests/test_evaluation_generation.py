@@ -182,6 +182,9 @@ def test_prompts_from_a_file(tmp_path):
     answers = generate_text(byte_model(), read_prompts(str(path)), config)
     assert [line.get("prompt") for line in answers] == ["ab", "ab", None, None]
     assert all(line["tokens"] <= 4 for line in answers)
+    for wrong in ({"messages": []}, {"prompt": "a" * 300}):
+        with pytest.raises(InputError, match="prompt 2 of 2"):
+            generate_text(byte_model(), [{"prompt": "ab"}, wrong], config)
     path.write_text('{"prompt": 3}\n')
     with pytest.raises(InputError, match=r"prompts.jsonl:1: expected an object"):
         read_prompts(str(path))

@@ -307,6 +307,12 @@ def test_a_folder_without_a_model_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_step_of_what_is_no_run_is_refused(tmp_path):
+    export_hugging_face(*model(), tmp_path)
+    with pytest.raises(InputError, match="is no run's output, so it has no checkpoint of step 3"):
+        read_model(tmp_path, step=3)
+
+
 def test_imported_weights_are_not_overwritten(tmp_path):
     config, params = model()
     write_imported(config, params, tmp_path)

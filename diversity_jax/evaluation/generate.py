@@ -82,9 +82,8 @@ class Generator:
         self._longest = 0  # blocks of the longest sequence that the cache is made for
         self._pool = BlockPool(0, self._shards)
         self._cache: Cache | None = None
-        self._waiting: deque[GenerationRequest] = (
-            deque()
-        )  # appended to by any thread, emptied by the generator's thread
+        # Appended to by any thread, emptied by the generator's thread.
+        self._waiting: deque[GenerationRequest] = deque()
         self._running: list[GenerationRequest] = []  # in the order of their numbers
 
     def reserve(self, tokens: int) -> None:
@@ -106,15 +105,17 @@ class Generator:
         self._pool = BlockPool(min(self._rows * self._longest + 1, self._fit), self._shards)
         self._cache = None
 
-    def _request(self, prompt: Sequence[int], sampling: Sampling, **fields: Any) -> GenerationRequest:
+    def _request(
+        self, prompt: Sequence[int], sampling: Sampling, name: str = "the prompt", **fields: Any
+    ) -> GenerationRequest:
         config = self.model.config
         if not prompt:
-            raise InputError("the prompt is empty; give at least one token")
+            raise InputError(f"{name} is empty; give at least one token")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise InputError(f"the prompt holds an id outside the model's vocabulary of {config.vocab_size:,}")
+            raise InputError(f"{name} holds an id outside the model's vocabulary of {config.vocab_size:,}")
         if len(prompt) + sampling.max_tokens > config.max_length:
             raise InputError(
-                f"the prompt has {len(prompt):,} tokens and asks for up to {sampling.max_tokens:,} more; "
+                f"{name} has {len(prompt):,} tokens and asks for up to {sampling.max_tokens:,} more; "
                 f"the model's context holds {config.max_length:,}: shorten the prompt or lower max_tokens"
             )
         stream = TextStream(self.model.tokenizer.decode, sampling.stop, min_tokens=sampling.min_tokens)
@@ -166,7 +167,7 @@ class Generator:
             the first such prompt.
         """
         settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
-        requests = [self._request(*pair) for pair in zip(prompts, settings, strict=True)]
+        requests = [self._request(*pair, name(n)) for n, pair in enumerate(zip(prompts, settings, strict=True))]
         self.reserve(max((request.longest for request in requests), default=1))
         self._waiting.extend(requests)
         # The last answers run in programs of as many rows as the first: compiling others would take longer.

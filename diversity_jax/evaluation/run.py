@@ -293,10 +293,24 @@ def generate_text(
     names = ("max_tokens", "temperature", "top_k", "top_p", "stop")
     shared = {name: getattr(config, name) for name in names}
     settings = [Sampling(**shared, seed=config.seed + number) for number in range(config.samples)]
+    prompts = list(prompts)
+
+    def name(number: int) -> str:
+        return f"prompt {number + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
+
+    ids = []
+    for number, prompt in enumerate(prompts):
+        try:
+            ids.append(_prompt_ids(model, prompt, config))
+        except InputError as error:
+            raise InputError(f"{name(number)}: {error}") from None
     repeated = [(prompt, sampling) for prompt in prompts for sampling in settings]
-    ids = [_prompt_ids(model, prompt, config) for prompt, _ in repeated]
     generator = generator or Generator(model, slots=min(config.slots, len(repeated)))
-    answers = generator.generate(ids, [sampling for _, sampling in repeated])
+    answers = generator.generate(
+        [tokens for tokens in ids for _ in settings],
+        [sampling for _, sampling in repeated],
+        name=lambda number: name(number // len(settings)),
+    )
     return [
         {**prompt, "text": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.tokens)}
         for (prompt, _), answer in zip(repeated, answers, strict=True)

@@ -58,6 +58,8 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
     from diversity_jax.model.llama import param_shapes
 
     source, folder = folder, model_folder(folder)
+    if step is not None and not (folder / "run.json").exists():
+        raise InputError(f"{folder}: is no run's output, so it has no checkpoint of step {step}; leave the step out")
     if (folder / "config.json").exists():
         return import_hugging_face(folder, **overrides)
     config = dataclasses.replace(read_config(folder), **overrides)
@@ -385,8 +387,7 @@ def compare_with_transformers(folder: str | os.PathLike, *, length: int = 64) ->
     from diversity_jax.model.llama import logits
 
     config, params = import_hugging_face(folder, compute_dtype="float32", scan_layers=True)
-    shape = (2, min(length, config.max_length))
-    tokens_BxL = np.random.default_rng(0).integers(0, config.vocab_size, shape, dtype=np.int32)
+    tokens_BxL = np.random.default_rng(0).integers(0, config.vocab_size, (2, min(length, config.max_length)), np.int32)
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(jax.jit(logits, static_argnums=0)(config, params, tokens_BxL))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
