@@ -353,6 +353,9 @@ def test_programs_are_kept_where_asked_and_a_given_folder_is_left_alone(tmp_path
     try:
         jax.config.update("jax_compilation_cache_dir", None)
         assert keep_programs(None) is None
+        (tmp_path / "file").touch()
+        assert keep_programs(str(tmp_path / "file" / "programs")) is None
+        assert jax.config.jax_compilation_cache_dir is None
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         folder = keep_programs("user")
         assert folder.startswith(str(tmp_path / "diversity_jax" / "programs" / "cpu-"))

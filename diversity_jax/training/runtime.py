@@ -26,7 +26,7 @@ import jax
 from jax._src import distributed as jax_distributed  # its client has no public name; Orbax reads it here too
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import user_cache
+from diversity_jax.core.files import is_remote, local_folder, user_cache
 from diversity_jax.core.process import TERMINATED
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def keep_programs(folder: str | None) -> str | None:
       folder: local or `gs://`; "user": `diversity_jax/programs` under XDG_CACHE_HOME or ~/.cache; None: no cache.
 
     Returns:
-      The folder in use; None where there is none.
+      The folder in use; None where there is none, or it cannot be made, which is logged.
     """
     given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # JAX's settings have no types
     if given or folder is None:
@@ -85,6 +85,12 @@ def keep_programs(folder: str | None) -> str | None:
         folder = str(user_cache("programs"))
     if jax.default_backend() == "cpu":
         folder = os.path.join(folder, f"cpu-{_cpu_kind()}")
+    if not is_remote(folder) and not os.path.isdir(folder):  # one that may only be read from is of use, too
+        try:
+            local_folder(folder, "train.compilation_cache")
+        except InputError as error:
+            log.warning("compiled programs are not kept: %s", error)
+            return None
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
     return folder
