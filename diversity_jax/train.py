@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from diversity_jax.core import cli
 from diversity_jax.core.buckets import public_name
-from diversity_jax.core.process import TERMINATED
+from diversity_jax.core.process import INTERRUPTED, TERMINATED
 from diversity_jax.training.run import Config
 
 if TYPE_CHECKING:
@@ -31,7 +31,14 @@ def main(config: Config) -> "TrainingResult":
 
 def run_command(config: Config) -> None:
     """Runs `main`; exits with status 143 if SIGTERM stopped it, so that Slurm and Kubernetes start it again."""
-    if main(config).interrupted:
+    try:
+        interrupted = main(config).interrupted
+    except KeyboardInterrupt:
+        from diversity_jax.training import runtime
+
+        runtime.exit_soon(INTERRUPTED)
+        raise
+    if interrupted:
         raise SystemExit(TERMINATED)
 
 

@@ -8,6 +8,8 @@ import logging
 import math
 from pathlib import Path
 import signal
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -270,6 +272,17 @@ def test_ctrl_c_inside_a_step_saves_it_and_a_second_one_is_raised_at_once(mixtur
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_after_ctrl_c_no_thread_of_a_save_keeps_the_process():
+    code = (
+        "import threading\nfrom diversity_jax import train\nfrom diversity_jax.training import runtime\n"
+        "soon = runtime.exit_soon\nruntime.exit_soon = lambda status: soon(status, 0.1)\n"
+        "def main(config):\n    threading.Thread(target=threading.Event().wait).start()\n    raise KeyboardInterrupt\n"
+        "train.main = main\ntrain.run_command(None)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert ended.returncode == 130
 
 
 @pytest.mark.parametrize(("start", "says"), [(4, "step 4: lower .* branch off there"), (0, "no checkpoint is older")])

@@ -10,6 +10,8 @@ import time
 
 TERMINATED = 143
 """Exit status of a process that SIGTERM ended, as shells report it; Slurm and Kubernetes start such a job again."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
 _PARENT_CHECK_SECONDS = 0.1
 
 

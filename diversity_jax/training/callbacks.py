@@ -365,8 +365,10 @@ class Saving(Callback):
         self._saved = step
 
     def on_error(self, error: BaseException, step: int, state: TrainState) -> None:
-        """Saves the last state, unless it is saved already or was the cause of the error."""
+        """Saves the last state, unless it is saved already, was the cause of the error, or nobody waits for it."""
         if step in (self._saved, self._start) or isinstance(error, (CheckpointError, LossStaysNonFinite)):
+            return
+        if isinstance(error, KeyboardInterrupt) and self._run.stop.asked:  # the second one
             return
         what = f"{type(error).__name__} after step {step}"
         if jax.process_count() > 1:

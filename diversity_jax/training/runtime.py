@@ -199,6 +199,15 @@ class StopRequest:
             signal.signal(number, handler)
 
 
+def exit_soon(status: int, seconds: float = 20.0) -> None:
+    """Ends the process after some seconds, also where threads of an interrupted save keep the interpreter from ending:
+    Orbax's wait five minutes for each other. Failures are shared with other processes before that.
+    """
+    timer = threading.Timer(seconds, os._exit, [status])
+    timer.daemon = True
+    timer.start()
+
+
 T = TypeVar("T")
 
 _FAILED, _HEARD, _DONE = (f"diversity_jax/{name}" for name in ("failed", "heard", "done"))  # keys of the service
