@@ -49,6 +49,16 @@ def tokenizers_of_all_kinds(folder):
     }
 
 
+def test_a_schema_that_says_what_holds_anyway_is_enforced():
+    items = {"type": "array", "items": {"type": "integer"}, "uniqueItems": False}
+    asked, plain = (
+        {"guided_json": {"type": "object", "properties": {"a": part}}}
+        for part in (items, {name: part for name, part in items.items() if name != "uniqueItems"})
+    )
+    assert read_grammar(asked) == read_grammar(plain)
+    Grammars(byte_model().tokenizer).compile(read_grammar(asked))
+
+
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface"])
 def test_every_kind_of_tokenizer_writes_what_a_grammar_allows_and_nothing_else(kind, tmp_path):
     import numpy as np

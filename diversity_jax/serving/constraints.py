@@ -116,14 +116,15 @@ def _grammar(kind: str, content: Any) -> str:
         text = content if isinstance(content, str) else json.dumps(content)
         _check_length(text)
         try:
-            schema = json.loads(text)
+            schema = json.loads(text, object_hook=_without_default)
         except (ValueError, RecursionError):
             raise InputError("is no JSON schema; give an object, or its JSON as text") from None
         if not isinstance(schema, dict | bool):
             raise InputError(f"is {type(schema).__name__}; expected a JSON schema, which is an object")
         if schema is False:
             raise InputError("is false, which no value fits")
-        return _converted(matcher.grammar_from_json_schema, "{}" if schema is True else text, overrides=_JSON_OPTIONS)
+        text = "{}" if schema is True else json.dumps(schema)
+        return _converted(matcher.grammar_from_json_schema, text, overrides=_JSON_OPTIONS)
     if kind == "choice":
         texts = content if isinstance(content, list) else []
         if not texts or not all(isinstance(text, str) and text for text in texts):
@@ -139,6 +140,11 @@ def _grammar(kind: str, content: Any) -> str:
     from llguidance.gbnf_to_lark import any_to_lark
 
     return _converted(lambda text: matcher.grammar_from_lark(any_to_lark(text)), content)
+
+
+def _without_default(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema without `uniqueItems: false`, which demands nothing and which llguidance does not know."""
+    return {name: part for name, part in schema.items() if name != "uniqueItems" or part is not False}
 
 
 def _check_length(text: str) -> None:
