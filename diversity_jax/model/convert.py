@@ -68,9 +68,9 @@ def read_model(folder: str | os.PathLike, step: int | None = None, **overrides: 
     checkpoint = _checkpoint(join_path(source, "checkpoints"), step)
     settings = _settings(folder)
     # A checkpoint's own settings: a run may be resumed with others, which its run.json then holds.
-    settings = {**settings, **((read_info(checkpoint) or {}).get("settings") or {})}
-    config = dataclasses.replace(_config(Path(folder, "run.json"), settings["model"]), **overrides)
-    tuned = settings.get("train") or {}
+    own = {**settings, **((read_info(checkpoint) or {}).get("settings") or {})}
+    config = dataclasses.replace(_config(Path(folder, "run.json"), own["model"]), **overrides)
+    tuned = own.get("train") or {}
     if (tuned.get("lora") or {}).get("rank"):
         return config, _merged(config, checkpoint, tuned, _adapted_model(source, settings))
     return config, _load(checkpoint, param_shapes(config))
@@ -83,8 +83,8 @@ def _adapted_model(run: str | os.PathLike, settings: Mapping[str, Any]) -> Path 
     for folder in folders:
         if exists(folder):
             return folder
-    places = " nor at ".join(dict.fromkeys((named, str(folders[0]))))
-    raise InputError(f"{run}: the model of its adapters is not at {places}; put it back")
+    beside = "" if str(folders[0]) == named else f", nor is {folders[0]}"
+    raise InputError(f"{run}: the model of its adapters, {named}, is not there{beside}; put it back")
 
 
 def _merged(config: LlamaConfig, checkpoint: Path | str, tuned: Mapping[str, Any], base_folder: Path | str) -> Params:
