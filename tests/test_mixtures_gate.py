@@ -15,7 +15,14 @@ from diversity_jax.core.json_fields import from_json
 from diversity_jax.core.run_info import plain
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig, token_shares
 from diversity_jax.mixtures.gate import decide, measure
-from diversity_jax.mixtures.shares import AvailableRows, GateResult, allocate_shares, part_shares, train_rows
+from diversity_jax.mixtures.shares import (
+    AvailableRows,
+    GateResult,
+    allocate_shares,
+    granted_shares,
+    part_shares,
+    train_rows,
+)
 from tests.example_run import make_scorecard
 
 
@@ -244,3 +251,33 @@ def test_whole_numbers_of_any_type_are_counts():
 def test_an_impossible_component_is_refused(options, words):
     with pytest.raises(InputError, match=words):
         component(**{"name": "a", "kind": "real", **options})
+
+
+@pytest.mark.parametrize(("shares_of", "limit"), [("tokens", None), ("examples", None), ("examples", 0.5)])
+def test_the_ratio_holds_in_what_shares_count_where_a_component_is_rejected_or_limited(shares_of, limit):
+    synthetic = [
+        component("a", "synthetic", repeat_limit=limit),
+        component("b", "synthetic"),
+        component("c", "synthetic"),
+    ]
+    config = MixtureConfig(
+        name="m",
+        components=(component("web", "real"), *synthetic),
+        real_to_synthetic=(4, 1),
+        shares_of=shares_of,
+        sequence_length=256,
+        train_tokens=256 * 5000,
+    )
+    contents = [(257, 25), (200, 8), (240, 1)]  # tokens and documents a row; of `b` nothing was prepared
+    rows = [AvailableRows(share=Fraction(1), rows=100, tokens=100 * n, documents=100 * k) for n, k in contents]
+    web, a, c = (GateResult(rows=(each,)) for each in rows)
+    granted = [float(share) for (share,) in granted_shares(config, [web, a, REJECTED, c])]
+    units = [pair[shares_of == "examples"] for pair in contents]
+    amounts = [share * per_row for share, per_row in zip((granted[0], granted[1], granted[3]), units, strict=True)]
+    assert amounts[0] / sum(amounts) == pytest.approx(0.8, abs=1e-3)
+    assert granted[2] == 0
+    if limit:
+        assert granted[1] <= limit * 100 / 5000
+        assert granted[1] == pytest.approx(limit * 100 / 5000, abs=1e-3)
+    else:
+        assert amounts[1] == pytest.approx(amounts[2], rel=1e-3)

@@ -170,6 +170,10 @@ def test_shares_count_what_they_say(sources, tmp_path, mixture, count):
     }[count]
     counted = np.array([row * per_row(train) for row, train in zip(rows, trains, strict=True)])
     assert counted / counted.sum() == pytest.approx(np.array(wanted) / sum(wanted), abs=2e-4)
+    normal, shown = np.array(wanted) / sum(wanted), inspect_mixture(built.folder, rows=5000, samples=0)
+    assert list(shown.realised.values()) == pytest.approx(normal, abs=1e-3)
+    assert [float(part.share_asked) for part in built.components] == pytest.approx(normal)
+    assert [float(part.share_granted) for part in built.as_asked] == pytest.approx(normal, abs=1e-4)
     assert [component.share_granted for component in replay(built.folder)] == [
         part.share_granted for part in Mixture.load(built.folder).taken
     ]

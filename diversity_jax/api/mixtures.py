@@ -141,7 +141,7 @@ class MixtureRows(ShownAsTable):
                 str(part.decision.get("action", "")),
                 count(part.manifest.splits["train"].rows) if part.manifest else "0",
             )
-            for part in self.mixture.components
+            for part in self.mixture.as_asked
         ]
         title = f"Mixture {self.mixture.name}: {count(len(self))} rows of {count(self.mixture.sequence_length)} tokens"
         columns = ("component", "kind", "share asked", "granted", "decision", "rows")

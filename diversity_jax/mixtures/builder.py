@@ -18,7 +18,7 @@ from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.core.run_info import plain
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus
-from diversity_jax.mixtures.config import KINDS, BuildConfig, Component, MixtureConfig
+from diversity_jax.mixtures.config import KINDS, SHARES_OF, BuildConfig, Component, MixtureConfig
 from diversity_jax.mixtures.exchange.token_files import TokenSet
 from diversity_jax.mixtures.exchange.token_import import import_tokens
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure, undecided
@@ -130,7 +130,7 @@ def build_configured(config: BuildConfig) -> Mixture:
     folder = Path(config.output_dir)
     write_demo_text(config.grammar)
     mixture = build(config.mixture, folder, scorer(config, folder / "scorecards", undecided(config.mixture.components)))
-    for component in mixture.components:
+    for component in mixture.as_asked:
         asked, granted = float(component.share_asked), float(component.share_granted)
         log.info("shares: %-24s asked %7.3f %%  granted %7.3f %%", component.name, 100 * asked, 100 * granted)
     if config.register:
@@ -163,7 +163,7 @@ def document_start(
 
 def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponent], start: DocumentStart) -> Mixture:
     """The mixture with its allocated shares and everything they were computed from."""
-    requested, granted = granted_shares(config, [part.result for part in gated])
+    requested, granted = config.shares_asked(), granted_shares(config, [part.result for part in gated])
     components: list[MixtureComponent] = []
     for gated_component, asked, granted_parts in zip(gated, requested, granted, strict=True):
         component = gated_component.component
@@ -235,11 +235,14 @@ def _warn_of_shares(mixture: Mixture) -> None:
         if component.manifest and not component.share_granted:
             log.warning("shares: %s gets no tokens: its share rounds to 0 in parts of 1/100,000", component.name)
     for kind in KINDS:
-        components = [component for component in mixture.components if component.kind == kind]
+        components = [component for component in mixture.as_asked if component.kind == kind]
         asked = float(sum(component.share_asked for component in components))
         granted = float(sum(component.share_granted for component in components))
         if abs(asked - granted) > _SHARE_TOLERANCE:
-            log.warning("shares: %s text gets %.4g of the tokens instead of the %.4g asked for", kind, granted, asked)
+            units = SHARES_OF[mixture.shares_of]
+            log.warning(
+                "shares: %s text gets %.4g of the %s instead of the %.4g asked for", kind, granted, units, asked
+            )
 
 
 def _score(

@@ -21,7 +21,8 @@ from diversity_jax.tokenizers.document_start import check_setting
 KINDS = ("real", "synthetic")
 TRAINED = "trained"
 """The vocabulary that is trained on the mixture's own text; see `mixtures.sources.open_vocabulary`."""
-SHARES_OF = ("tokens", "examples", "epochs")
+SHARES_OF = {"tokens": "tokens", "examples": "documents", "epochs": "passes"}
+"""Values of `MixtureConfig.shares_of`, and what each counts."""
 FREED_SHARE = ("kind_then_all", "kind", "all", "error")
 
 

@@ -1,5 +1,6 @@
 """A built mixture: `mixture.json`, with its components, their shares, and the decisions behind them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ class MixtureComponent:
     """One component of a built mixture.
 
     Attributes:
-      share_asked, share_granted: exact token shares before and after the gate and epoch limits.
+      share_asked: before the gate and epoch limits, of what the configuration's `shares_of` counts, exact.
+      share_granted: after them, of the mixture's rows, exact.
       decision: the gate's decision as JSON: action, reason, policy, figures, scorecard and its hash.
       manifest: the prepared rows; None for a component that was rejected.
       part_of: the requested component that this is a part of, if that is a mixture itself.
@@ -109,6 +111,32 @@ class Mixture:
     def taken(self) -> tuple[MixtureComponent, ...]:
         """Components with a share, in order: a batch's `component` is an index into these."""
         return tuple(component for component in self.components if component.share_granted)
+
+    @property
+    def shares_of(self) -> str:
+        """What the shares asked for count, as `MixtureConfig.shares_of`."""
+        return self.asked.get("shares_of") or "tokens"
+
+    def counted_shares(self, rows: Mapping[str, float]) -> dict[str, float]:
+        """Shares of what `shares_of` counts (of the tokens, unless told otherwise) of rows, given by component."""
+        stored, per_row = Counter[str](), {}
+        for part in self.taken:
+            stored[part.part_of or part.name] += part.prepared.splits["train"].rows
+        for part in self.taken:
+            train, whole = part.prepared.splits["train"], stored[part.part_of or part.name]
+            units = {"tokens": train.tokens, "examples": train.documents, "epochs": train.rows / whole}
+            per_row[part.name] = units[self.shares_of] / train.rows
+        total = sum(rows[name] * units for name, units in per_row.items() if name in rows) or 1
+        return {name: rows[name] * units / total for name, units in per_row.items() if rows.get(name)}
+
+    @property
+    def as_asked(self) -> tuple[MixtureComponent, ...]:
+        """The components with the granted share in the unit of the asked one, to be compared with it."""
+        granted = self.counted_shares({part.name: float(part.share_granted) for part in self.taken})
+        shares = {name: Fraction(share).limit_denominator(10**9) for name, share in granted.items()}
+        return tuple(
+            dataclasses.replace(part, share_granted=shares.get(part.name, Fraction(0))) for part in self.components
+        )
 
     @property
     def train_rows(self) -> int:

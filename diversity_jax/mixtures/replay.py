@@ -16,6 +16,7 @@ import numpy as np
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path, parent_folder, read_json
+from diversity_jax.core.formats import counted
 from diversity_jax.core.json_fields import from_json
 from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure
@@ -112,7 +113,7 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
             )
         decisions.append(decision)
         results.append(gate_result(decision, before.measurement, before.rows))
-    shares, granted = granted_shares(asked, results)
+    granted = granted_shares(asked, results)
     for before, parts in zip(recorded, granted, strict=True):
         if before.granted != parts:
             both = f"{float(sum(before.granted)):.6g}, its decisions give {float(sum(parts)):.6g}"
@@ -125,7 +126,7 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
             decision=decision,
             from_scorecards=part.name in saved,
         )
-        for part, share, parts, decision in zip(recorded, shares, granted, decisions, strict=True)
+        for part, share, parts, decision in zip(recorded, asked.shares_asked(), granted, decisions, strict=True)
     ]
 
 
@@ -224,9 +225,10 @@ class MixtureView:
 
     @property
     def realised(self) -> dict[str, float]:
-        """Share of the first `rows` rows that each component has, by name."""
-        pairs = zip(self.mixture.taken, self.counts, strict=True)
-        return {component.name: float(count / self.rows) for component, count in pairs}
+        """Each component's share of the first `rows` rows, counted as shares are asked for, by name."""
+        return self.mixture.counted_shares(
+            {part.name: float(count) for part, count in zip(self.mixture.taken, self.counts, strict=True)}
+        )
 
     @property
     def replay_summary(self) -> str:
@@ -295,14 +297,14 @@ def describe(view: MixtureView) -> str:
     """The view as text for a console."""
     mixture, info = view.mixture, view.mixture.vocabulary
     lines = [
-        f"mixture {mixture.name}: {len(mixture.taken)} of {len(mixture.components)} components taken; "
+        f"mixture {mixture.name}: {len(mixture.taken)} of {counted(len(mixture.components), 'component')} taken; "
         f"rows of {mixture.sequence_length:,} + 1 tokens; {info.kind}, {info.size:,} ids",
         f"documents begin with: {_start(mixture)}",
         "",
         f"{'component':<24} {'kind':<10} {'asked':>9} {'granted':>9} {'dealt':>9} {'rows':>11} {'tokens':>14} "
         f"{'documents':>11}  decision",
     ]
-    for component in mixture.components:
+    for component in mixture.as_asked:
         amounts = f"{'-':>11} {'-':>14} {'-':>11}"
         if component.share_granted:
             train = component.prepared.splits["train"]
@@ -312,7 +314,7 @@ def describe(view: MixtureView) -> str:
         action = component.decision.get("action", "-")
         lines.append(f"{component.name:<24} {component.kind:<10} {percents} {amounts}  {action}")
     deviation = f"no component is further than {view.deviation:.2f} rows from its share"
-    lines += ["", f"first {view.rows:,} rows: {deviation}", view.replay_summary]
+    lines += ["", f"first {counted(view.rows, 'row')}: {deviation}", view.replay_summary]
     for component in mixture.components:
         action, reason = component.decision.get("action", "-"), component.decision.get("reason", "")
         lines.append(f"  {action:<11} {component.name}: {reason}")

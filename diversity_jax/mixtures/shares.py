@@ -3,7 +3,7 @@
 All arithmetic is exact and over what a mixture file records, so that shares can be recomputed from that file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 import math
@@ -51,12 +51,15 @@ def allocate_shares(
     shares: Sequence[Fraction],
     results: Sequence[GateResult],
     train_rows: int | None = None,
+    shares_of: str = "tokens",
 ) -> tuple[Fraction, ...]:
-    """Shares after gate and limits; they sum to one.
+    """Shares of rows after gate and limits; they sum to one.
 
     First `auto` components divide the sum of their shares, then every share is multiplied by its factor, then shares
     above a limit are reduced to it. Each component's `freed_share` says which others receive what was removed, and
-    reducing is repeated until no component is above its limit.
+    reducing is repeated until no component is above its limit. Shares are of what `shares_of` counts until all is
+    allocated, so that a share that one component frees is as many tokens, or documents, of another. All rows of text
+    have the same number of tokens, so that a share of tokens is one of rows; rows of conversations nearly so.
 
     Args:
       shares: asked for, exact, summing to one.
@@ -70,50 +73,70 @@ def allocate_shares(
     if not any(allocated):
         raise InputError("the gate rejected every component; loosen a policy (on_fail='warn') or add text that passes")
     limits = [_limit(component, gate, train_rows) for component, gate in zip(components, results, strict=True)]
+    per_row = _units_of_rows(shares_of, results)
     untouched = {i for i, gate in enumerate(results) if gate.factor == 1 and wanted[i]}
-    freed = {i: before - after for i, (before, after) in enumerate(zip(wanted, allocated, strict=True))}
-    cause = "the gate takes away"
+    freed = {
+        i: before - after for i, (before, after) in enumerate(zip(wanted, allocated, strict=True)) if before > after
+    }
+
+    def recipients(losses: Mapping[int, Fraction], cause: str) -> dict[int, dict[int, Fraction]]:
+        """For each component that loses a share, those that receive it, with their parts of it."""
+        chosen = {i: _recipients(components, i, untouched, share, cause) for i, share in losses.items()}
+        return {i: {j: wanted[j] / sum(wanted[k] for k in others) for j in others} for i, others in chosen.items()}
+
+    parts = recipients(freed, "the gate takes away")
     while True:
         for i, share in freed.items():
-            if not share:
-                continue
-            recipients = _recipients(components, i, untouched, share, cause)
-            total = sum(wanted[recipient] for recipient in recipients)
-            for recipient in recipients:
-                allocated[recipient] += share * wanted[recipient] / total
-        above = {i: limit for i, limit in enumerate(limits) if limit is not None and allocated[i] > limit}
+            for j, part in parts[i].items():
+                allocated[j] += share * part
+        rows = [share / units for share, units in zip(allocated, per_row, strict=True)]
+        above = {i: limit for i, limit in enumerate(limits) if limit is not None and rows[i] > limit * sum(rows)}
         if not above:
-            return exact_shares(allocated)
-        freed = {i: allocated[i] - limit for i, limit in above.items()}
-        for i, limit in above.items():
-            allocated[i] = limit
+            return exact_shares(rows)
         untouched -= set(above)
-        cause = "its limit of epochs takes away"
+        excess = {i: allocated[i] - limit * per_row[i] * sum(rows) for i, limit in above.items()}
+        parts = recipients(excess, "its limit of epochs takes away")
+        freed = _above_limits(above, allocated, per_row, parts)
+        for i, share in freed.items():
+            allocated[i] -= share
 
 
-def granted_shares(
-    config: MixtureConfig, results: Sequence[GateResult]
-) -> tuple[tuple[Fraction, ...], list[tuple[Fraction, ...]]]:
-    """Requested shares of rows, and those granted to the parts of each component; raises as `allocate_shares`."""
-    requested = row_shares(config.shares_of, config.shares_asked(), results)
-    rows = train_rows(config.train_tokens, config.sequence_length)
-    return requested, part_shares(allocate_shares(config.components, requested, results, rows), results)
+def _above_limits(
+    limits: Mapping[int, Fraction],
+    allocated: Sequence[Fraction],
+    per_row: Sequence[Fraction],
+    parts: Mapping[int, Mapping[int, Fraction]],
+) -> dict[int, Fraction]:
+    """What components must lose so that each has its limit of all rows, whose number depends on what they lose.
 
-
-def row_shares(shares_of: str, shares: Sequence[Fraction], results: Sequence[GateResult]) -> tuple[Fraction, ...]:
-    """Shares of rows that give `shares`, which sum to one, of what `shares_of` counts.
-
-    All rows of text have the same number of tokens, so that a share of rows is one of tokens; rows of conversations
-    nearly so. A component that was not prepared counts as the mean of the others.
+    Args:
+      limits: of rows, by component; parts: who receives what it loses, and which part of it.
     """
+    rows = sum((share / units for share, units in zip(allocated, per_row, strict=True)), Fraction(0))
+    added = {i: sum(part / per_row[j] for j, part in parts[i].items()) - 1 / per_row[i] for i in limits}
+    # After losing a[i] - limit[i] * units[i] * total there are total = rows + sum(loss[i] * added[i]) rows.
+    fixed = rows + sum(allocated[i] * added[i] for i in limits)
+    total = fixed / (1 + sum(limit * per_row[i] * added[i] for i, limit in limits.items()))
+    # Rounded down, so that repeating this ends.
+    kept = {i: Fraction(math.floor(limit * per_row[i] * total * 10**9), 10**9) for i, limit in limits.items()}
+    return {i: max(Fraction(0), allocated[i] - share) for i, share in kept.items()}
+
+
+def granted_shares(config: MixtureConfig, results: Sequence[GateResult]) -> list[tuple[Fraction, ...]]:
+    """Shares of rows granted to the parts of each component; raises as `allocate_shares`."""
+    rows = train_rows(config.train_tokens, config.sequence_length)
+    allocated = allocate_shares(config.components, config.shares_asked(), results, rows, config.shares_of)
+    return part_shares(allocated, results)
+
+
+def _units_of_rows(shares_of: str, results: Sequence[GateResult]) -> list[Fraction]:
+    """Units of what shares count in a row of each component; one that was not prepared counts as the mean of others."""
     per_row = [_units_per_row(shares_of, gate.rows) for gate in results]
     known = [units for units in per_row if units is not None]
     if not known or len(set(known)) == 1:
-        return tuple(shares)
+        return [Fraction(1)] * len(results)
     mean = sum(known, Fraction(0)) / len(known)
-    return exact_shares(
-        [share / (mean if units is None else units) for share, units in zip(shares, per_row, strict=True)]
-    )
+    return [mean if units is None else units for units in per_row]
 
 
 def _units_per_row(shares_of: str, parts: Sequence[AvailableRows]) -> Fraction | None:

@@ -243,7 +243,7 @@ class _ThreadedTracker(Tracker):
 def mixture_figures(mixture: Mixture) -> dict[str, float]:
     """Shares and scores of a mixture's components, as figures of the first step."""
     figures: dict[str, float] = {}
-    for part in mixture.components:
+    for part in mixture.as_asked:
         figures[f"mixture/share_asked/{part.name}"] = float(part.share_asked)
         figures[f"mixture/share_granted/{part.name}"] = float(part.share_granted)
         for name in ("effective_clusters", "ratio"):

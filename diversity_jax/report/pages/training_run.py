@@ -14,6 +14,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path
 from diversity_jax.core.formats import count, counted, duration, percent, significant
 from diversity_jax.core.run_info import Fact, RunInfo, folders_read
+from diversity_jax.mixtures.config import SHARES_OF
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
@@ -68,10 +69,11 @@ class RunFolder:
 
     @property
     def realised(self) -> dict[str, float] | None:
-        """Token shares so far, which are those of rows, as all rows are of one length; None before training."""
+        """Shares so far, counted as they were asked for; None before training."""
         rows = self.rows
-        total = sum(rows.values())
-        return {name: number / total for name, number in rows.items()} if total else None
+        if not any(rows.values()):
+            return None
+        return self.mixture.counted_shares(rows) if self.mixture else None
 
     @property
     def tokens(self) -> float:
@@ -179,7 +181,7 @@ def _lede(run: RunFolder) -> str:
         sentences.append(f"{formats.compact(run.tokens, 'tokens')} were trained on.")
     realised = run.realised
     if run.mixture and realised is not None:
-        off = [abs(realised.get(part.name, 0.0) - float(part.share_granted)) for part in run.mixture.components]
+        off = [abs(realised.get(part.name, 0.0) - float(part.share_granted)) for part in run.mixture.as_asked]
         points = significant(max(0.01, 100 * max(off)), 2)
         sentences.append(
             f"Every component's share of them lies within {points} percentage points of what the gate granted."
@@ -225,11 +227,11 @@ def _shares(run: RunFolder, palette: Palette) -> Section:
             )
         )
     titles = ("Component", "#Documents", "#Training tokens", "#Held-out tokens", "#Passes made")
-    intro = "Shares count tokens, not documents: every row of a batch is full, and rows are dealt by a fixed schedule."
+    intro = f"Shares count {SHARES_OF[run.mixture.shares_of]}; rows are dealt by a fixed schedule."
     granted = "Bars: the share granted by the gate; nothing has been trained yet."
     caption = granted if run.realised is None else "Bars: tokens trained on."
     prepared = HtmlTable(titles, rows)
-    return mixture_page.shares_section(run.mixture.components, run.realised, palette, intro, caption, prepared)
+    return mixture_page.shares_section(run.mixture.as_asked, run.realised, palette, intro, caption, prepared)
 
 
 def _loss(log: TrainingLog | None, palette: Palette) -> Section:
