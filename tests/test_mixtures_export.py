@@ -1,5 +1,6 @@
 """Rows exported to other trainers' formats are read back, by those trainers' readers or equivalents."""
 
+import dataclasses
 from fractions import Fraction
 import itertools
 import json
@@ -237,6 +238,19 @@ def test_components_apart_with_a_blend(mixture, tmp_path):
     assert words == ["0.6", "data/prose/train", "0.4", "data/code/train"]
     dealt = written(mixture, tmp_path / "dealt", "megatron", per_component=True, rows=ROWS, split="validation")
     assert len(megatron(dealt / "prose", "validation")["tokens"]) == 300
+
+
+def test_a_component_without_held_out_rows_is_named_and_the_others_are_exported(mixture, tmp_path, caplog):
+    prose, code = mixture.taken
+    splits = {"train": code.prepared.splits["train"]}
+    without = dataclasses.replace(code, manifest=dataclasses.replace(code.prepared, splits=splits))
+    some = dataclasses.replace(mixture, components=(prose, without))
+    folder = written(some, tmp_path / "out", "megatron", per_component=True, split="validation")
+    assert (folder / "prose").is_dir()
+    assert not (folder / "code").exists()
+    assert "code has no validation rows" in caplog.text
+    with pytest.raises(InputError, match="has no 'validation' rows"):
+        written(some, tmp_path / "mixed", "megatron", split="validation")
 
 
 def test_a_pass_sees_no_row_twice(mixture, tmp_path):

@@ -29,6 +29,7 @@ from diversity_jax.core.files import (
     write_json,
     writing,
 )
+from diversity_jax.core.formats import counted
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.mixtures.exchange.arrow import ArrowFormat, ParquetFormat
 from diversity_jax.mixtures.exchange.examples import ArrayRecordFormat, TFRecordFormat
@@ -36,6 +37,7 @@ from diversity_jax.mixtures.exchange.fixed import LevanterFormat, LitDataFormat,
 from diversity_jax.mixtures.exchange.format import ARRAYS, Block, Column, ExportShard, FileRange, Format, Layout, Stream
 from diversity_jax.mixtures.loader import Loader, as_arrays
 from diversity_jax.mixtures.mixture import Mixture
+from diversity_jax.mixtures.schedule import Schedule
 from diversity_jax.tokenizers.document_start import Boundaries
 
 log = logging.getLogger(__name__)
@@ -144,7 +146,7 @@ def verify(folder: Path) -> tuple[int, int]:
         damaged += [part["file"] for part in ranges if not _is_intact(folder, part)][:1]
     size = sum(part["bytes"] for shard in record["shards"] for part in shard["pieces"])
     if damaged:
-        more = f", as are {len(damaged) - 1:,} others" if len(damaged) > 1 else ""
+        more = f"; damaged too: {counted(len(damaged) - 1, 'other')}" if len(damaged) > 1 else ""
         raise InputError(f"{folder / damaged[0]}: is damaged (checksum){more}; run the export again to rewrite it")
     return len(record["shards"]), size
 
@@ -208,18 +210,19 @@ def _streams(mixture: Mixture, request: ExportRequest, layout: Layout, boundarie
     Raises:
       InputError: there are no rows to export.
     """
-    all_rows = mixture.loader(batch_size=1, split=request.split)
-    stored = [part.prepared.splits[request.split].rows for part in mixture.taken]
     if request.per_component:
-        counts = stored if request.rows is None else all_rows.schedule.counts(request.rows).tolist()
-        parts = [
-            (part.name, part.share_granted, count, mixture.only(part).loader(batch_size=1, split=request.split), number)
-            for number, (part, count) in enumerate(zip(mixture.taken, counts, strict=True))
-            if count
-        ]
+        due = Schedule([part.share_granted for part in mixture.taken]).counts(request.rows or 0).tolist()
+        parts = []
+        for number, (part, count) in enumerate(zip(mixture.taken, due, strict=True)):
+            if (split := part.prepared.splits.get(request.split)) is None:
+                log.warning("%s has no %s rows: not exported", part.name, request.split)
+            elif count or request.rows is None:
+                loader = mixture.only(part).loader(batch_size=1, split=request.split)
+                parts.append((part.name, part.share_granted, count or split.rows, loader, number))
     else:
-        rows = request.rows if request.rows is not None else rows_seen_once(all_rows, stored)
-        parts = [("", Fraction(1), rows, all_rows, -1)]
+        all_rows = mixture.loader(batch_size=1, split=request.split)
+        stored = [part.prepared.splits[request.split].rows for part in mixture.taken]
+        parts = [("", Fraction(1), request.rows or rows_seen_once(all_rows, stored), all_rows, -1)]
     if not parts or not parts[0][2]:
         raise InputError(f"mixture {mixture.name!r}: has no {request.split} rows to export")
     wanted = {column.array for column in layout.columns}
