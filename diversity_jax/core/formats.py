@@ -97,11 +97,16 @@ def money(dollars: float) -> str:
     return f"${significant(dollars)}"
 
 
+def of_unit(number: str, units: str) -> str:
+    """The form of a unit, given in the plural, after a number as it is shown: clusters, but 1 cluster."""
+    return units.removesuffix("s") if number == "1" else units
+
+
 def estimate(interval: Estimate, unit: str = "") -> str:
     """An estimate with its interval, "4.1 clusters [3.8, 4.5]", or its single bound, "at least 120 clusters"."""
     one_sided = interval.low if interval.high is None else interval.high if interval.low is None else None
     shown = significant(interval.value if one_sided is None else one_sided)
-    unit = f" {unit.removesuffix('s') if shown == '1' else unit}" if unit else ""
+    unit = f" {of_unit(shown, unit)}" if unit else ""
     if interval.low is not None and interval.high is not None:
         return f"{significant(interval.value)}{unit} [{significant(interval.low)}, {significant(interval.high)}]"
     if interval.low is not None:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         if options.verify:
             shards, size = verify(folder)
             log.info(
-                "%s: all %s shards (%.3g GB) agree with their checksums", options.output_dir, f"{shards:,}", size / 1e9
+                "%s: %s (%.3g GB) as their checksums say", options.output_dir, counted(shards, "shard"), size / 1e9
             )
         else:
             names = ("to", "rows", "per_component", "split", "documents_apart", "without_masks", "shard_mb")

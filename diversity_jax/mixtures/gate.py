@@ -12,6 +12,7 @@ from typing import Any, Self
 from diversity_jax.cluster_agent import Scorecard, Undecided, clusters_at_its_look
 from diversity_jax.cluster_agent.compare import compare
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import of_unit
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.mixtures.config import ON_FAIL, Component, GatePolicy
 
@@ -195,6 +196,7 @@ def _finding(figure: str, measured: Estimate, required: float) -> Finding:
 
 def _reason(finding: Finding, relation: str) -> str:
     reference = finding.figure.partition(":")[2]
-    what = f"of the effective clusters of {reference}" if reference else "effective clusters"
+    value = f"{finding.value:.3g}"
+    what = f"of the effective clusters of {reference}" if reference else of_unit(value, "effective clusters")
     high = "unbounded" if finding.high is None else f"{finding.high:.3g}"
-    return f"{finding.value:.3g} [{finding.low:.3g}, {high}] {what}, {relation} the required {finding.required:.3g}"
+    return f"{value} [{finding.low:.3g}, {high}] {what}, {relation} the required {finding.required:.3g}"

@@ -22,6 +22,7 @@ from diversity_jax.core.files import (
     read_json,
     write_json,
 )
+from diversity_jax.core.formats import counted
 from diversity_jax.core.json_fields import from_json, read_fields
 from diversity_jax.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
@@ -281,19 +282,21 @@ def _described(manifest: Manifest) -> str:
     counts = {reason.replace("_", " "): statistics[reason] for reason in LEFT_OUT}
     left_out = "".join(f", {count:,} {reason}" for reason, count in counts.items() if count)
     lines = [
-        f"{manifest.name}: {statistics['kept']:,} of {statistics['documents']:,} documents kept{left_out}",
+        f"{manifest.name}: {statistics['kept']:,} of {counted(statistics['documents'], 'document')} kept{left_out}",
         f"  lengths in tokens: shortest {lengths['shortest']:,}, mean {lengths['mean']:,.1f}, longest "
-        f"{lengths['longest']:,}; {statistics['documents_across_rows']:,} documents lie in more than one row, "
+        f"{lengths['longest']:,}; {counted(statistics['documents_across_rows'], 'document')} in more than one row, "
         f"{statistics['truncated_documents']:,} lost tokens",
     ]
     for name, split in manifest.splits.items():
         lines.append(
-            f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens in {split.rows:,} rows of "
-            f"{manifest.row_tokens:,}, {len(split.shards):,} shards; {split.dropped_tokens:,} last tokens dropped"
+            f"  {name}: {counted(split.documents, 'document')}, {counted(split.tokens, 'token')} in "
+            f"{counted(split.rows, 'row')} of {manifest.row_tokens:,}, {counted(len(split.shards), 'shard')}; "
+            f"{counted(split.dropped_tokens, 'token')} dropped at the end"
         )
     if special := statistics.get("special_text_documents"):
         read = {"plain": "as letters", "special": "as that token"}[manifest.special_text_read]
-        lines.append(f"  {special:,} documents hold the text of a special token, read {read} (special_text)")
+        held = counted(special, "document holds", "documents hold")
+        lines.append(f"  {held} the text of a special token, read {read} (special_text)")
     if manifest.rejected:
         reasons = [f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())]
         lines.append("  rejected records: " + ", ".join(reasons))

@@ -22,6 +22,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, is_remote, join_path, open_file, writing
+from diversity_jax.core.formats import counted
 from diversity_jax.core.stores import StoreError
 from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.corpus import RecordCorpus, Tally
@@ -301,8 +302,9 @@ def _conversation_statistics(job: Job, records: Sequence[ChunkRecord]) -> dict[s
     capacity = sum(part.rows for part in train) * job.row_tokens
     too_long = sum(split.too_long for record in records for split in record.splits.values())
     if too_long:
-        message = "%s: %d conversations are longer than a row of %d tokens and left out"
-        log.warning(message, job.settings.name, too_long, job.row_tokens)
+        message = "%s: %s longer than a row of %d tokens and left out"
+        said = counted(too_long, "conversation is", "conversations are")
+        log.warning(message, job.settings.name, said, job.row_tokens)
     targets = sum(part.target_tokens for part in train)
     return {"too_long": too_long, "target_tokens": targets, "fill": round(tokens / capacity, 6)}
 

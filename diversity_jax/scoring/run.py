@@ -294,11 +294,10 @@ def _run_checks(
     draws, drifts = {}, {}
     for name, corpus in corpora.items() if config.draws else ():
         judge = open_judge(config, cache)
-        log.info("%s: scoring %d draws of %s documents", name, config.draws, f"{config.draw_size:,}")
+        log.info("%s: scoring %s of %s", name, counted(config.draws, "draw"), counted(config.draw_size, "document"))
         draws[name] = score_draws(corpus, judge, config.agent, draws=config.draws, draw_size=config.draw_size)
-        mean = draws[name].effective_clusters
-        interval = f"[{mean.low:.4g}, {mean.high:.4g}]"
-        log.info("%s: %.4g effective clusters %s over %d draws", name, mean.value, interval, config.draws)
+        mean = estimate(draws[name].effective_clusters, "effective clusters")
+        log.info("%s: %s over %s", name, mean, counted(config.draws, "draw"))
     if config.drift_samples_per_grouping:
         judge = open_judge(config, cache)
         agent = replace(config.agent, samples_per_grouping=config.drift_samples_per_grouping)

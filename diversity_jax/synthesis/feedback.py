@@ -13,6 +13,7 @@ import numpy as np
 
 from diversity_jax.cluster_agent.types import RunEnded
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import counted, of_unit
 from diversity_jax.synthesis.arms import Cell, GenerationGrid
 from diversity_jax.synthesis.config import SynthesisConfig
 from diversity_jax.synthesis.diversity import JudgedClusters, WordClusters, crowded, open_clusters, thin
@@ -150,9 +151,10 @@ class Feedback:
         """A line about a round; `documents` counts those of all rounds."""
         outcomes = sum(result.outcomes.values(), Counter[str]())
         flaws = (f"{count} {reason}" for reason, count in outcomes.most_common() if reason != "accepted")
-        parts = [f"{len(result.documents)} documents ({documents:,} in all)", f"${result.paid:.4f}", *flaws]
+        parts = [f"{counted(len(result.documents), 'document')} ({documents:,} in all)", f"${result.paid:.4f}", *flaws]
         if self._clusters.labels:
-            parts.append(f"{effective_clusters(np.array(self._clusters.labels)):.3g} effective clusters by words")
+            clusters = f"{effective_clusters(np.array(self._clusters.labels)):.3g}"
+            parts.append(f"{clusters} {of_unit(clusters, 'effective clusters')} by words")
         return ", ".join(parts)
 
     def _count(self, documents: Mapping[str, int], dollars: Mapping[str, float]) -> None:

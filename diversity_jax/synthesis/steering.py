@@ -22,6 +22,7 @@ import numpy as np
 
 from diversity_jax.cluster_agent.sequential_test import spent_levels
 from diversity_jax.cluster_agent.uncertainty import Mean
+from diversity_jax.core.formats import of_unit
 from diversity_jax.synthesis.config import SteeringConfig
 
 _DRAWS = 400
@@ -181,7 +182,8 @@ class Steering:
         stopped = is_planned and high < config.min_gain_per_dollar
         reason = "all planned looks are taken; it goes on"
         if is_planned:
-            reason = f"{gain.value:.3g} effective clusters a dollar, at most {high:.3g}"
+            gained = f"{gain.value:.3g}"
+            reason = f"{gained} {of_unit(gained, 'effective clusters')} a dollar, at most {high:.3g}"
         if stopped:
             reason = self.stopped[arm] = f"{reason}: below {config.min_gain_per_dollar:g}"
         return ArmDecision(

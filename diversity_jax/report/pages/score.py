@@ -181,7 +181,7 @@ def _scores(scorecards: Mapping[str, Scorecard], palette: Palette) -> Section:
 def whiskers_plot(name: str, rows: Sequence[Whisker], reference: Whisker | None, palette: Palette) -> Plot:
     """The estimates of several components on one axis."""
     alt = "; ".join(
-        f"{row.name}: {estimate(row.interval)} effective clusters" + (f", {row.note}" if row.note else "")
+        f"{row.name}: {estimate(row.interval, 'effective clusters')}" + (f", {row.note}" if row.note else "")
         for row in rows
     )
     return render(name, alt, lambda width: diversity.whiskers(rows, reference, palette, width))
