@@ -232,3 +232,32 @@ def test_rows_of_real_instructions_are_filled_to_97_percent(row_tokens):
     lengths = [len(example) for example in examples if len(example) <= row_tokens]
     assert len(lengths) > 0.95 * len(examples)
     assert sum(lengths) / len(pack(lengths, row_tokens)) / row_tokens >= 0.97
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "</s> Ulm"}'}}
+CALLED = [
+    {"role": "user", "content": "Is it cold in Ulm?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "content": "-3"},
+    {"role": "assistant", "content": "Yes."},
+]
+
+
+def test_tool_calls_are_answers_where_the_template_has_a_place_for_them(tmp_path):
+    (document,) = corpus(tmp_path, {"messages": CALLED})
+    messages = document.meta["messages"]
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "</s> Ulm"}
+    assert messages[2]["tool_call_id"] == "c1"
+    assert '"city": "</s> Ulm"' in document.text
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+        "{{ c.function.arguments | tojson }}{% endfor %}|{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    answers = [text for text, is_answer in answer_parts(messages, template=template) if is_answer]
+    assert answers == ['weather{"city": "</s> Ulm"}|', "Yes.|"]
+    with pytest.raises(InputError, match=r"has no place for the tool calls in messages\[1\]; set chat.template"):
+        answer_parts(messages)
+    broken = {"messages": [CALLED[0], {**CALLED[1], "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}
+    with pytest.raises(InputError, match=r"messages\[1\].tool_calls: expected functions with name and arguments"):
+        corpus(tmp_path, broken)

@@ -13,7 +13,7 @@ from diversity_jax.prepare.manifest import Manifest, describe
 from diversity_jax.prepare.packing import ChatFormat, ExampleEncoder
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.prepare.rows import ID_BITS
-from diversity_jax.tokenizers.base import has_breaks
+from diversity_jax.tokenizers.base import has_breaks, without_breaks
 from diversity_jax.tokenizers.chat_template import OWN_TEMPLATE
 from diversity_jax.tokenizers.tokenizer import load_tokenizer
 from tests.test_model_gguf import train_byte_level, train_sentencepiece
@@ -108,6 +108,15 @@ def test_marks_of_a_template_are_tokens_and_messages_are_letters(tokenizer, sett
     plain = tokenizer.encode_each([f"ke {special} mi"])[0]
     assert (ids[-1 - len(plain) + 1 : -1] == plain[1:]) is (setting == "plain")
     assert not has_breaks(tokenizer.decode(ids))
+
+
+def test_arguments_of_tool_calls_are_letters(tokenizer):
+    special = tokenizer.special["eos_token"]
+    call = {"function": {"name": "f", "arguments": {"x": [f"a {special}"]}}}
+    (turn,) = tokenizer.with_plain_content([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    (text,) = turn["tool_calls"][0]["function"]["arguments"]["x"]
+    assert special not in text
+    assert without_breaks(text) == f"a {special}"
 
 
 def test_a_message_that_holds_the_break_itself_is_refused(tokenizer):

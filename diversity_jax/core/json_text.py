@@ -43,6 +43,20 @@ def parse_json(data: bytes | str, where: str, *, remedy: str = "", number_lines:
     raise InputError(f"{where}: {reason}{remedy and '; '}{remedy}")
 
 
+def read_tool_call(call: Any) -> dict[str, Any]:
+    """A tool call of a message as chat templates take it: its arguments, JSON as text in APIs, as an object.
+
+    Raises:
+      TypeError, KeyError, ValueError, RecursionError: it is no function with name and arguments.
+    """
+    function = call["function"]
+    arguments = function["arguments"]
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(arguments, dict) or not isinstance(function["name"], str):
+        raise ValueError("expected a name, and arguments by name")
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
 def _is_deep(value: Any) -> bool:
     """Whether objects and lists are nested deeper than `_MOST_LEVELS`."""
     level = [value]

@@ -1,9 +1,10 @@
 """Reads instruction data in the usual published forms as conversations: lists of messages with roles."""
 
 from collections.abc import Mapping, Sequence
+import json
 from typing import Any
 
-from diversity_jax.core.json_text import ROLES
+from diversity_jax.core.json_text import ROLES, read_tool_call
 from diversity_jax.corpus.document import CONVERSATION_FORMS, Document, Rejected, list_fields, refuse_lone_surrogate
 
 _LISTS = ("messages", "conversations")
@@ -23,7 +24,7 @@ _UNREAD |= {"pairs": ("system_prompt",), "message": ("tool_calls", "function_cal
 _REMEDY = "remove the record, or leave such ones out with max_broken_share"
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT names them
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 def as_conversation(document: Document, form: str) -> Document:
@@ -38,12 +39,15 @@ def as_conversation(document: Document, form: str) -> Document:
       Rejected: see `read_messages`.
     """
     messages = read_messages(document.meta, form, document.id)
-    text = "\n\n".join(message["content"] for message in messages)
+    text = "\n\n".join(map(message_text, messages))
     return Document(id=document.id, text=text, meta={"messages": messages})
 
 
 def read_messages(record: Mapping[str, Any], form: str, where: str) -> list[Message]:
     """A record's turns up to the assistant's last one, each `{"role": ..., "content": ...}`.
+
+    An assistant's `tool_calls` are kept, their arguments parsed, and the `name` and `tool_call_id` of tools' messages;
+    its content may then be null. The chat template has to write them.
 
     Args:
       form: `messages` (a list of role and content, or of ShareGPT's from and value), `alpaca` (instruction, optional
@@ -65,6 +69,12 @@ def read_messages(record: Mapping[str, Any], form: str, where: str) -> list[Mess
         fields = ", or ".join(expected[name] for name in wanted)
         raise Rejected("no conversation", f"{where}: has no {fields}; its fields: {list_fields(record)}")
     return _checked(messages, where)
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """A message's content, followed by its tool calls as JSON."""
+    calls = (json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ()))
+    return "\n".join(filter(None, (message["content"], *calls)))
 
 
 def _messages(record: Mapping[str, Any], where: str) -> list[Message] | None:
@@ -89,11 +99,19 @@ def _message(turn: Any, name: str, where: str) -> Message:
     if turn.get("weight") not in (None, 1):
         raise Rejected("unread field", f"{where}: {name}.weight is {turn['weight']!r}; answers all count 1: {_REMEDY}")
     role: Any = turn.get("role", turn.get("from"))
+    role = _SPEAKERS.get(role, role) if isinstance(role, str) else role
     content = turn.get("content", turn.get("value"))
-    return {
-        "role": _SPEAKERS.get(role, role) if isinstance(role, str) else role,
-        "content": _text(content, f"{name}.content", where),
-    }
+    calls = turn.get("tool_calls") if role == "assistant" else None
+    message = {"role": role, "content": "" if calls and content is None else _text(content, f"{name}.content", where)}
+    if calls:
+        try:
+            message["tool_calls"] = list(map(read_tool_call, calls))
+        except (TypeError, KeyError, ValueError, RecursionError):
+            problem = f"{name}.tool_calls: expected functions with name and arguments"
+            raise Rejected("broken tool call", f"{where}: {problem}; {_REMEDY}") from None
+    if role == "tool":
+        message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+    return message
 
 
 def _columns(record: Mapping[str, Any], where: str) -> list[Message] | None:
@@ -149,8 +167,8 @@ def _checked(messages: list[Message], where: str) -> list[Message]:
         role, content, name = message["role"], message["content"], f"{where}: messages[{number}]"
         if role not in ROLES:
             raise Rejected("unknown role", f"{name}.role is {role!r}; expected one of {', '.join(ROLES)}")
-        refuse_lone_surrogate(content, name)
-        if not content.strip() and role in ("user", "assistant"):
+        refuse_lone_surrogate(message_text(message), name)
+        if not content.strip() and not message.get("tool_calls") and role in ("user", "assistant"):
             kind = "answer" if role == "assistant" else "question"
             raise Rejected(f"empty {kind}", f"{name} is an empty {kind}; {_REMEDY}")
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]

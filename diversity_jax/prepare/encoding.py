@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.corpus.conversations import message_text
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.packing import Chunk, ExampleEncoder, Job, fill_rows, pack
 from diversity_jax.prepare.rows import TARGET
@@ -151,7 +152,7 @@ def _encode_conversations(job: Job, texts: Sequence[str], encoder: str) -> Encod
     examples: list[np.ndarray] = []
     text_bytes, special_text = 0, 0
     for batch in _batches(texts):
-        contents = ["\n".join(turn["content"] for turn in json.loads(conversation)) for conversation in batch]
+        contents = ["\n".join(map(message_text, json.loads(conversation))) for conversation in batch]
         special_text += _count_special(job, contents)
         for example, answer_bytes in zip(*examples_of.encode(batch), strict=True):
             if len(example) <= row_tokens:

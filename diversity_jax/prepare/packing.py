@@ -14,6 +14,7 @@ from diversity_jax.core.artifacts import ArtifactStore
 from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import open_file
+from diversity_jax.corpus.conversations import message_text
 from diversity_jax.prepare.config import Chat, Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks
 from diversity_jax.prepare.rows import START, TARGET
@@ -107,7 +108,7 @@ class ExampleEncoder:
             example = np.concatenate(flagged)
             example[0] |= START
             examples.append(example)
-            answers = [turn["content"].strip() for turn in turns if turn["role"] == "assistant"]
+            answers = [message_text(turn).strip() for turn in turns if turn["role"] == "assistant"]
             answer_bytes.append(sum(len(answer.encode()) for answer in answers))
         return examples, answer_bytes
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import json
 import secrets
 import time
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.json_text import read_tool_call
 from diversity_jax.evaluation.load_model import LanguageModel
 from diversity_jax.evaluation.sampling import INT32_MAX, MAX_TOP_LOGPROBS, Sampling
 from diversity_jax.serving import constraints
@@ -312,9 +312,7 @@ def _read_message(number: int, message: Any, template: str) -> Any:
 
 def _read_call(where: str, call: Any) -> Any:
     try:
-        function = call["function"]
-        arguments = function["arguments"]
-        return {**call, "function": {**function, "arguments": json.loads(arguments)}}
+        return read_tool_call(call)
     except (TypeError, KeyError, ValueError, RecursionError):
         problem = f"{where}.tool_calls: expected functions with name and arguments, which are JSON as text"
         raise RequestRefused(400, problem, param="messages") from None

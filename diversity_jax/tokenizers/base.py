@@ -154,7 +154,7 @@ class Tokenizer(abc.ABC):
         return [first(text) for text in texts]
 
     def with_plain_content(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Messages for a chat template, with noncharacters put into special tokens' texts in their content.
+        """Messages for a chat template, with noncharacters put into special tokens' texts in all but their roles.
 
         Of the rendered text, `encode_batch(special=True)` reads the special tokens that the template writes as tokens,
         and these texts as letters; `without_breaks` removes the noncharacters.
@@ -162,15 +162,24 @@ class Tokenizer(abc.ABC):
         Raises:
           InputError: a message contains such a text and the noncharacter U+FDD0.
         """
-        split, results = self._special_pattern, []
+        results = []
         for message in messages:
-            content = message.get("content")
-            if split and isinstance(content, str) and split.search(content):
-                if _BREAK in content:
-                    raise InputError("messages: one holds the noncharacter U+FDD0, which no text may; take it out")
-                content = split.sub(lambda match: _BREAK.join(match.group()), content)
-            results.append({**message, "content": content})
+            plain = {key: _with_breaks(value, self._special_pattern) for key, value in message.items() if key != "role"}
+            results.append({**message, **plain})
         return results
+
+
+def _with_breaks(value: Any, special: re.Pattern[str] | None) -> Any:
+    """A value with noncharacters in the texts, at any depth, that `special` finds."""
+    if isinstance(value, dict):
+        return {_with_breaks(key, special): _with_breaks(inner, special) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_breaks(inner, special) for inner in value]
+    if not special or not isinstance(value, str) or not special.search(value):
+        return value
+    if _BREAK in value:
+        raise InputError("messages: one holds the noncharacter U+FDD0, which no text may; take it out")
+    return special.sub(lambda match: _BREAK.join(match.group()), value)
 
 
 def without_breaks(text: str) -> str:
