@@ -1,5 +1,6 @@
 """Parts that all packages share: estimates, progress on stderr, the folder store and its lock, paths."""
 
+import argparse
 import dataclasses
 import errno
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from diversity_jax.core import artifacts, progress
 from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock, locked_folder
+from diversity_jax.core.buckets import writes_to
 from diversity_jax.core.cli import run_plain
 from diversity_jax.core.config import check_least
 from diversity_jax.core.errors import InputError
@@ -259,3 +261,10 @@ def test_a_coroutine_that_sigterm_ends_cleans_up():
     out, err = worker.communicate(timeout=30)
     assert (out, worker.returncode) == ("freed\n", 143)
     assert err == "SIGTERM: stopped; run the same command again to go on\n"
+
+
+def test_an_empty_output_folder_is_not_the_current_one():
+    with pytest.raises(InputError, match="output_dir is empty; name a folder"):
+        local_folder("", "output_dir")
+    with pytest.raises(InputError, match="output_dir is empty; name a folder"):
+        writes_to("output_dir")(lambda config: None)(argparse.Namespace(output_dir=" "))

@@ -331,5 +331,7 @@ def test_the_command(mixture, tmp_path, capsys):
     ):
         with pytest.raises(InputError, match=words):
             command.main([*arguments, *more])
+    with pytest.raises(InputError, match="--output_dir is missing"):
+        command.main(["--mixture", "m", "--to", "mds", "--output_dir", ""])
     with pytest.raises(InputError, match="--mixture is missing"):
         command.main(["--to", "mds", "--output_dir", str(tmp_path)])

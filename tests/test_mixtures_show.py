@@ -55,5 +55,7 @@ def test_the_page_needs_nothing_else(folder, tmp_path, capsys):
 
 
 def test_no_mixture_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="mixture '': is no path; name the folder of a built mixture"):
+        inspect_mixture("")
     with pytest.raises(InputError, match=r"mixture\.json"):
         inspect_mixture(tmp_path)

@@ -369,6 +369,7 @@ def writes_to(field: str) -> Callable[[Callable[[C], Any]], Callable[[C], Any]]:
         def run(config: C) -> Any:
             folder = getattr(config, field)
             if not is_remote(folder):
+                local_folder(folder, field)
                 return command(config)
             with published(folder, field) as local:
                 return command(dataclasses.replace(config, **{field: str(local)}))  # type: ignore[type-var]

@@ -124,8 +124,10 @@ def local_folder(path: str | os.PathLike, field: str) -> Path:
       field: as users write it.
 
     Raises:
-      InputError: it is a file, may not be written to, or begins with a `~` that the shell left.
+      InputError: it is empty, is a file, may not be written to, or begins with a `~` that the shell left.
     """
+    if not os.fspath(path).strip():
+        raise InputError(f"{field} is empty; name a folder (. for the current one)")
     if Path(path).parts[:1] == ("~",):
         raise InputError(f"{field}={path}: ~ was not replaced by the shell; write {Path(path).expanduser()}")
     there = _nearest_folder(path)

@@ -62,7 +62,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shard_mb", type=float, default=64.0)
     options = parser.parse_args(argv)
     wanted = ("output_dir",) if options.verify else ("mixture", "to", "output_dir")
-    if missing := [name for name in wanted if getattr(options, name) is None]:
+    if missing := [name for name in wanted if not (getattr(options, name) or "").strip()]:
         raise InputError(f"--{missing[0]} is missing; {_USAGE}")
     if (options.steps is None) != (options.batch_size is None) or (options.steps and options.rows):
         raise InputError(f"--rows, or --steps with --batch_size: give one of the two; {_USAGE}")

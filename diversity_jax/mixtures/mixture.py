@@ -33,7 +33,13 @@ FORMAT_VERSION = 1
 
 
 def mixture_file(path: str | os.PathLike) -> Path | str:
-    """The path of a `mixture.json`, given that or its folder."""
+    """The path of a `mixture.json`, given that or its folder.
+
+    Raises:
+      InputError: the path is empty.
+    """
+    if not os.fspath(path).strip():
+        raise InputError(f"mixture {os.fspath(path)!r}: is no path; name the folder of a built mixture")
     is_file = os.fspath(path).endswith(".json") if is_remote(path) else not os.path.isdir(path)
     return (os.fspath(path) if is_remote(path) else Path(path)) if is_file else join_path(path, "mixture.json")
 
