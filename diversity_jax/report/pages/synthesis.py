@@ -11,7 +11,7 @@ import numpy as np
 
 from diversity_jax.core import formats
 from diversity_jax.core.files import read_json
-from diversity_jax.core.formats import compact, count, counted, money, of_unit, percent, significant
+from diversity_jax.core.formats import compact, count, counted, money, percent, significant
 from diversity_jax.core.run_info import Fact
 from diversity_jax.report import page
 from diversity_jax.report.html import LIGHT, Html, Palette, macro
@@ -231,8 +231,7 @@ def compose(store: Store, facts: Sequence[Fact]) -> Page:
 
 
 def _verdict(rounds: Sequence[Round], documents: int) -> str:
-    clusters = significant(rounds[-1]["effective_clusters"])
-    text = f"{counted(documents, 'document')} with {clusters} {of_unit(clusters, 'effective clusters')}"
+    text = f"{counted(documents, 'document')} with {significant(rounds[-1]['effective_clusters'])} effective clusters"
     if stopped := sum(verdict["stopped"] for summary in rounds for verdict in summary["verdicts"]):
         text += f"; {counted(stopped, 'arm')} stopped on the way"
     return f"{text}{'; ended by the budget' if rounds[-1]['ended'] else ''}."
