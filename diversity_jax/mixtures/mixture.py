@@ -129,8 +129,8 @@ class Mixture:
         for part in self.taken:
             stored[part.part_of or part.name] += part.prepared.splits["train"].rows
         for part in self.taken:
-            train, whole = part.prepared.splits["train"], stored[part.part_of or part.name]
-            units = {"tokens": train.tokens, "examples": train.documents, "epochs": train.rows / whole}
+            train, total_rows = part.prepared.splits["train"], stored[part.part_of or part.name]
+            units = {"tokens": train.tokens, "examples": train.documents, "epochs": train.rows / total_rows}
             per_row[part.name] = units[self.shares_of] / train.rows
         total = sum(rows[name] * units for name, units in per_row.items() if name in rows) or 1
         return {name: rows[name] * units / total for name, units in per_row.items() if rows.get(name)}

@@ -118,8 +118,8 @@ def _above_limits(
     fixed = rows + sum(allocated[i] * added[i] for i in limits)
     total = fixed / (1 + sum(limit * per_row[i] * added[i] for i, limit in limits.items()))
     # Rounded down, so that repeating this ends.
-    kept = {i: Fraction(math.floor(limit * per_row[i] * total * 10**9), 10**9) for i, limit in limits.items()}
-    return {i: max(Fraction(0), allocated[i] - share) for i, share in kept.items()}
+    lowered = {i: Fraction(math.floor(limit * per_row[i] * total * 10**9), 10**9) for i, limit in limits.items()}
+    return {i: max(Fraction(0), allocated[i] - share) for i, share in lowered.items()}
 
 
 def granted_shares(config: MixtureConfig, results: Sequence[GateResult]) -> list[tuple[Fraction, ...]]:

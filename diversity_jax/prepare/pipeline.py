@@ -303,8 +303,8 @@ def _conversation_statistics(job: Job, records: Sequence[ChunkRecord]) -> dict[s
     too_long = sum(split.too_long for record in records for split in record.splits.values())
     if too_long:
         message = "%s: %s longer than a row of %d tokens and left out"
-        said = counted(too_long, "conversation is", "conversations are")
-        log.warning(message, job.settings.name, said, job.row_tokens)
+        conversations = counted(too_long, "conversation is", "conversations are")
+        log.warning(message, job.settings.name, conversations, job.row_tokens)
     targets = sum(part.target_tokens for part in train)
     return {"too_long": too_long, "target_tokens": targets, "fill": round(tokens / capacity, 6)}
 
