@@ -144,7 +144,7 @@ def test_what_the_ruler_cannot_read_is_refused_with_an_embedder_to_take(texts, m
 
 
 _SENTENCES = {
-    "French": ("Le chat dort.", "Il fait beau aujourd'hui.", "Nous allons \u00e0 Paris demain.", "Je ne sais pas."),
+    "French": ("Le chat dort.", "Il fait beau aujourd'hui.", "Nous allons \u00e0 Paris.", "Mon fr\u00e8re travaille."),
     "Spanish": ("El gato duerme.", "Hace buen tiempo hoy.", "Vamos a Madrid.", "No lo s\u00e9.", "Mi hermano trabaja."),
     "Polish": ("Kot \u015bpi.", "Dzisiaj jest \u0142adna pogoda.", "Jutro jedziemy do Warszawy.", "Nie wiem."),
 }

@@ -98,8 +98,10 @@ BROKEN = {
     "nobody answers": {"messages": [{"role": "user", "content": "Anyone?"}]},
     r"field 'messages\[0\].content' holds nothing": {"messages": [{"role": "user"}]},
     r"messages\[0\] is not an object": {"messages": ["hello"]},
-    r"messages\[0\]: field 'tool_calls' is not read, but changes": {
-        "messages": [{"role": "assistant", "content": "I look.", "tool_calls": [{"function": {"name": "f"}}]}]
+    r"messages\[0\].tool_calls: expected functions .* and the role assistant": {
+        "messages": [
+            {"role": "user", "content": "Look.", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+        ]
     },
     r"messages\[0\].weight is 0; answers all count 1": {
         "messages": [{"role": "assistant", "content": "No.", "weight": 0}, {"role": "assistant", "content": "Yes."}]

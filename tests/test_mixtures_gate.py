@@ -271,7 +271,7 @@ def test_the_ratio_holds_in_what_shares_count_where_a_component_is_rejected_or_l
     contents = [(257, 25), (200, 8), (240, 1)]  # tokens and documents a row; of `b` nothing was prepared
     rows = [AvailableRows(share=Fraction(1), rows=100, tokens=100 * n, documents=100 * k) for n, k in contents]
     web, a, c = (GateResult(rows=(each,)) for each in rows)
-    granted = [float(share) for (share,) in granted_shares(config, [web, a, REJECTED, c])]
+    granted = [float(share) for (share,) in granted_shares(config, [web, a, REJECTED, c], shares_of)[1]]
     units = [pair[shares_of == "examples"] for pair in contents]
     amounts = [share * per_row for share, per_row in zip((granted[0], granted[1], granted[3]), units, strict=True)]
     assert amounts[0] / sum(amounts) == pytest.approx(0.8, abs=1e-3)

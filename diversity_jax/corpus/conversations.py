@@ -19,8 +19,10 @@ _PAIRS = (
 _UNREAD = {
     "messages": ("system", "system_prompt", "tools", "functions"),
     "alpaca": ("system", "system_prompt", "history"),
+    "pairs": ("system_prompt",),
+    "message": ("function_call", "reasoning_content"),
 }
-_UNREAD |= {"pairs": ("system_prompt",), "message": ("tool_calls", "function_call", "reasoning_content")}
+_EMPTY = ("None", "", "[]", "{}")  # some data sets hold lists as text
 _REMEDY = "remove the record, or leave such ones out with max_broken_share"
 _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT names them
 
@@ -86,8 +88,7 @@ def _messages(record: Mapping[str, Any], where: str) -> list[Message] | None:
 
 
 def _refuse_unread(record: Mapping[str, Any], kind: str, where: str) -> None:
-    empty = ("None", "", "[]", "{}")  # some data sets hold lists as text
-    if unread := next((field for field in _UNREAD[kind] if str(record.get(field)).strip() not in empty), None):
+    if unread := next((field for field in _UNREAD[kind] if str(record.get(field)).strip() not in _EMPTY), None):
         remedy = "take the field out, or put a system prompt into messages as role system"
         raise Rejected("unread field", f"{where}: field {unread!r} is not read, but changes the conversation; {remedy}")
 
@@ -101,13 +102,15 @@ def _message(turn: Any, name: str, where: str) -> Message:
     role: Any = turn.get("role", turn.get("from"))
     role = _SPEAKERS.get(role, role) if isinstance(role, str) else role
     content = turn.get("content", turn.get("value"))
-    calls = turn.get("tool_calls") if role == "assistant" else None
+    calls = None if str(turn.get("tool_calls")).strip() in _EMPTY else turn["tool_calls"]
     message = {"role": role, "content": "" if calls and content is None else _text(content, f"{name}.content", where)}
     if calls:
         try:
+            if role != "assistant":
+                raise ValueError("others call nothing")
             message["tool_calls"] = list(map(read_tool_call, calls))
         except (TypeError, KeyError, ValueError, RecursionError):
-            problem = f"{name}.tool_calls: expected functions with name and arguments"
+            problem = f"{name}.tool_calls: expected functions with name and arguments, and the role assistant"
             raise Rejected("broken tool call", f"{where}: {problem}; {_REMEDY}") from None
     if role == "tool":
         message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}

@@ -18,7 +18,7 @@ from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.core.run_info import plain
 from diversity_jax.core.stores import is_remote
 from diversity_jax.corpus import Corpus
-from diversity_jax.mixtures.config import KINDS, SHARES_OF, BuildConfig, Component, MixtureConfig
+from diversity_jax.mixtures.config import KINDS, BuildConfig, Component, MixtureConfig
 from diversity_jax.mixtures.exchange.token_files import TokenSet
 from diversity_jax.mixtures.exchange.token_import import import_tokens
 from diversity_jax.mixtures.gate import Decision, Measurement, decide, measure, undecided
@@ -163,7 +163,7 @@ def document_start(
 
 def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponent], start: DocumentStart) -> Mixture:
     """The mixture with its allocated shares and everything they were computed from."""
-    requested, granted = config.shares_asked(), granted_shares(config, [part.result for part in gated])
+    requested, granted = granted_shares(config, [part.result for part in gated], config.shares_of)
     components: list[MixtureComponent] = []
     for gated_component, asked, granted_parts in zip(gated, requested, granted, strict=True):
         component = gated_component.component
@@ -193,6 +193,7 @@ def _compose(config: MixtureConfig, folder: Path, gated: Sequence[_GatedComponen
         seed=config.seed,
         vocabulary=next(component.manifest.vocabulary for component in components if component.manifest),
         folder=folder,
+        shares_of=config.shares_of,
         asked=plain(config),
         gate=[_gate_json(part) for part in gated],
         nested=[part.source.mixture for part in gated if part.source.mixture],
@@ -239,10 +240,8 @@ def _warn_of_shares(mixture: Mixture) -> None:
         asked = float(sum(component.share_asked for component in components))
         granted = float(sum(component.share_granted for component in components))
         if abs(asked - granted) > _SHARE_TOLERANCE:
-            units = SHARES_OF[mixture.shares_of]
-            log.warning(
-                "shares: %s text gets %.4g of the %s instead of the %.4g asked for", kind, granted, units, asked
-            )
+            message = "shares: %s text gets %.4g of the %s instead of the %.4g asked for"
+            log.warning(message, kind, granted, mixture.unit, asked)
 
 
 def _score(

@@ -22,6 +22,7 @@ from diversity_jax.core.files import (
 )
 from diversity_jax.core.json_fields import from_json
 from diversity_jax.core.stores import is_remote
+from diversity_jax.mixtures.config import SHARES_OF
 from diversity_jax.mixtures.loader import Loader
 from diversity_jax.mixtures.schedule import read_share
 from diversity_jax.prepare.manifest import Manifest, VocabularyInfo
@@ -49,7 +50,7 @@ class MixtureComponent:
     """One component of a built mixture.
 
     Attributes:
-      share_asked: before the gate and epoch limits, of what the configuration's `shares_of` counts, exact.
+      share_asked: before the gate and epoch limits, of what the mixture's `shares_of` counts, exact.
       share_granted: after them, of the mixture's rows, exact.
       decision: the gate's decision as JSON: action, reason, policy, figures, scorecard and its hash.
       manifest: the prepared rows; None for a component that was rejected.
@@ -80,6 +81,7 @@ class Mixture:
       name: of the SeqIO mixture.
       components: all that were asked for, rejected ones too.
       folder: of `mixture.json`.
+      shares_of: what the shares asked for count: as in `MixtureConfig`, or `rows` in files of version 0.1.
       asked: the mixture's configuration as JSON; gate: for each requested component, in order, what its share was
         computed from. From these two alone `replay` recomputes every decision.
       nested: built mixtures that are components of this one: name, folder and content hash of each.
@@ -95,6 +97,7 @@ class Mixture:
     seed: int
     vocabulary: VocabularyInfo
     folder: Path | str
+    shares_of: str = "tokens"
     asked: Mapping[str, Any] = field(default_factory=dict)
     gate: Sequence[Mapping[str, Any]] = ()
     nested: Sequence[Mapping[str, str]] = ()
@@ -119,19 +122,19 @@ class Mixture:
         return tuple(component for component in self.components if component.share_granted)
 
     @property
-    def shares_of(self) -> str:
-        """What the shares asked for count, as `MixtureConfig.shares_of`."""
-        return self.asked.get("shares_of") or "tokens"
+    def unit(self) -> str:
+        """What shares asked for count, in the plural, for users."""
+        return SHARES_OF.get(self.shares_of, self.shares_of)
 
     def counted_shares(self, rows: Mapping[str, float]) -> dict[str, float]:
-        """Shares of what `shares_of` counts (of the tokens, unless told otherwise) of rows, given by component."""
+        """Shares of what `shares_of` counts of rows, given by component."""
         stored, per_row = Counter[str](), {}
         for part in self.taken:
             stored[part.part_of or part.name] += part.prepared.splits["train"].rows
         for part in self.taken:
             train, total_rows = part.prepared.splits["train"], stored[part.part_of or part.name]
             units = {"tokens": train.tokens, "examples": train.documents, "epochs": train.rows / total_rows}
-            per_row[part.name] = units[self.shares_of] / train.rows
+            per_row[part.name] = units.get(self.shares_of, train.rows) / train.rows
         total = sum(rows[name] * units for name, units in per_row.items() if name in rows) or 1
         return {name: rows[name] * units / total for name, units in per_row.items() if rows.get(name)}
 
@@ -185,6 +188,7 @@ class Mixture:
                 "document_start_id": self.document_start_id,
                 "vocabulary": {**vars(self.vocabulary), "files": list(self.vocabulary.files)},
                 "content_hash": self.content_hash,
+                "shares_of": self.shares_of,
                 "asked": dict(self.asked),
                 "gate": list(self.gate),
                 "ingredients": list(self.nested),
@@ -225,6 +229,8 @@ class Mixture:
                 raise InputError(f"{path}: format {value['version']} is not {FORMAT_VERSION}; build the mixture again")
             if type(value["sequence_length"]) is not int or type(value["seed"]) is not int:
                 raise ValueError("sequence_length or seed is no whole number")
+            if value.get("shares_of", "rows") not in ("rows", *SHARES_OF):
+                raise ValueError(f"shares_of {value['shares_of']!r}")
             if value.get("document_start") not in (None, *DOCUMENT_STARTS):
                 raise ValueError(f"document_start {value['document_start']!r}")
             mixture = cls(
@@ -233,6 +239,7 @@ class Mixture:
                 folder=parent_folder(path),
                 nested=value["ingredients"],
                 # Fields that older files lack.
+                shares_of=value.get("shares_of", "rows"),
                 repeat_shuffle=value.get("repeat_shuffle", False),
                 document_start=value.get("document_start"),
                 document_start_id=value.get("document_start_id"),

@@ -97,7 +97,7 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
       InputError: a decision or a share differs, or a scorecard is not the recorded one; the message names it.
     """
     path = mixture_file(path)
-    asked, recorded = _read(path)
+    asked, shares_of, recorded = _read(path)
     names = ["real", *(part.name for part in recorded if part.measurement)] if scorecards else []
     files = {name: join_path(parent_folder(path), "scorecards", f"{name}.json") for name in names}
     saved = {name: Scorecard.load(file) for name, file in files.items() if exists(file)}
@@ -113,7 +113,7 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
             )
         decisions.append(decision)
         results.append(gate_result(decision, before.measurement, before.rows))
-    granted = granted_shares(asked, results)
+    shares, granted = granted_shares(asked, results, shares_of)
     for before, parts in zip(recorded, granted, strict=True):
         if before.granted != parts:
             both = f"{float(sum(before.granted)):.6g}, its decisions give {float(sum(parts)):.6g}"
@@ -126,12 +126,12 @@ def replay(path: str | Path, *, scorecards: bool = True) -> list[Replayed]:
             decision=decision,
             from_scorecards=part.name in saved,
         )
-        for part, share, parts, decision in zip(recorded, asked.shares_asked(), granted, decisions, strict=True)
+        for part, share, parts, decision in zip(recorded, shares, granted, decisions, strict=True)
     ]
 
 
-def _read(path: str | Path) -> tuple[MixtureConfig, list[_Recorded]]:
-    """The mixture's configuration, and what the file records of each of its components."""
+def _read(path: str | Path) -> tuple[MixtureConfig, str, list[_Recorded]]:
+    """The mixture's configuration, what its shares count, and what the file records of each of its components."""
     value = read_json(path)
     try:
         asked = from_json(MixtureConfig, value["asked"], f"{path}: asked")
@@ -143,7 +143,7 @@ def _read(path: str | Path) -> tuple[MixtureConfig, list[_Recorded]]:
         raise InputError(f"{path}: records no decisions to replay ({error!r}); build the mixture again") from None
     if [component.name for component in asked.components] != [part.name for part in recorded]:
         raise InputError(f"{path}: its decisions are not of the components that were asked for; build it again")
-    return asked, recorded
+    return asked, value.get("shares_of", "rows"), recorded
 
 
 def gate_result(decision: Decision, measurement: Measurement | None, rows: Sequence[AvailableRows]) -> GateResult:

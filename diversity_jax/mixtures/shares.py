@@ -122,11 +122,20 @@ def _above_limits(
     return {i: max(Fraction(0), allocated[i] - share) for i, share in lowered.items()}
 
 
-def granted_shares(config: MixtureConfig, results: Sequence[GateResult]) -> list[tuple[Fraction, ...]]:
-    """Shares of rows granted to the parts of each component; raises as `allocate_shares`."""
+def granted_shares(
+    config: MixtureConfig, results: Sequence[GateResult], shares_of: str
+) -> tuple[tuple[Fraction, ...], list[tuple[Fraction, ...]]]:
+    """The shares asked for, and the shares of rows granted to the parts of each component; raises as `allocate_shares`.
+
+    Args:
+      shares_of: the configuration's; or `rows`: what was asked for is made shares of rows before any is freed, as in
+        files of version 0.1.
+    """
+    asked, per_row = config.shares_asked(), _units_of_rows(config.shares_of, results)
+    if shares_of == "rows" and len(set(per_row)) > 1:
+        asked = exact_shares([share / units for share, units in zip(asked, per_row, strict=True)])
     rows = train_rows(config.train_tokens, config.sequence_length)
-    allocated = allocate_shares(config.components, config.shares_asked(), results, rows, config.shares_of)
-    return part_shares(allocated, results)
+    return asked, part_shares(allocate_shares(config.components, asked, results, rows, shares_of), results)
 
 
 def _units_of_rows(shares_of: str, results: Sequence[GateResult]) -> list[Fraction]:
@@ -143,7 +152,7 @@ def _units_per_row(shares_of: str, parts: Sequence[AvailableRows]) -> Fraction |
     """Units of what shares count in a row of a component, the mean over its parts; None where they are not known."""
     units = Fraction(0)
     for part in parts:
-        count = part.tokens if shares_of == "tokens" else part.documents
+        count = {"tokens": part.tokens, "rows": part.rows}.get(shares_of, part.documents)
         if count is None:
             return None
         units += part.share * Fraction(count, part.rows)

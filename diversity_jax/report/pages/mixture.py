@@ -11,7 +11,7 @@ from diversity_jax.core.files import canonical_path, exists, join_path
 from diversity_jax.core.formats import count, percent, significant
 from diversity_jax.core.intervals import Estimate
 from diversity_jax.core.run_info import Fact
-from diversity_jax.mixtures.config import ACTION_TITLES, SHARES_OF
+from diversity_jax.mixtures.config import ACTION_TITLES
 from diversity_jax.mixtures.mixture import Mixture, MixtureComponent
 from diversity_jax.mixtures.replay import MixtureView, without_middle
 from diversity_jax.mixtures.shares import train_rows
@@ -239,7 +239,7 @@ def write(view: MixtureView, folder: Path) -> Path:
     mixture = view.mixture
     palette = Palette([component.name for component in mixture.components])
     intro = (
-        f"Shares count {SHARES_OF[mixture.shares_of]}; rows are dealt by a fixed schedule. Over the first "
+        f"Shares count {mixture.unit}; rows are dealt by a fixed schedule. Over the first "
         f"{count(view.rows)} rows no component is further than {significant(view.deviation, 2)} rows from its share."
     )
     caption = f"Bars: rows dealt among the first {count(view.rows)}."
@@ -288,7 +288,7 @@ def _key_figures(view: MixtureView) -> Html:
         rows=sum(train.rows for train in trains),
         granted=float(sum(component.share_granted for component in synthetic)),
         asked=float(sum(component.share_asked for component in synthetic)),
-        unit=SHARES_OF[view.mixture.shares_of],
+        unit=view.mixture.unit,
     )
 
 

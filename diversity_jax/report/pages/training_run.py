@@ -14,7 +14,6 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path
 from diversity_jax.core.formats import count, counted, duration, percent, significant
 from diversity_jax.core.run_info import Fact, RunInfo, folders_read
-from diversity_jax.mixtures.config import SHARES_OF
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.report import page
 from diversity_jax.report.figures import outcomes
@@ -227,7 +226,7 @@ def _shares(run: RunFolder, palette: Palette) -> Section:
             )
         )
     titles = ("Component", "#Documents", "#Training tokens", "#Held-out tokens", "#Passes made")
-    intro = f"Shares count {SHARES_OF[run.mixture.shares_of]}; rows are dealt by a fixed schedule."
+    intro = f"Shares count {run.mixture.unit}; rows are dealt by a fixed schedule."
     granted = "Bars: the share granted by the gate; nothing has been trained yet."
     caption = granted if run.realised is None else "Bars: tokens trained on."
     prepared = HtmlTable(titles, rows)
