@@ -147,15 +147,13 @@ def train(
             continuations.sample(step, state)
             losses_after = evaluation.evaluate(step, state)
         run.checkpoints.wait()
-        result = TrainingResult(
+        return TrainingResult(
             steps=step,
             interrupted=step < config.steps,
             held_out={n: (losses_before[n], loss) for n, loss in losses_after.items() if n in losses_before},
             skipped_steps=int(state.skipped),
             summary=_summary(run, goodput_log, begin.changes) if step > start else None,
         )
-        run.stop.raise_interrupt()
-        return result
 
 
 def _warn_of_idle_steps(optimizer: OptimizerConfig, steps: int) -> None:

@@ -136,8 +136,8 @@ class StopRequest:
     """Treats SIGTERM as a request to stop after the current step; several hosts stop at the same step.
 
     So is the first Ctrl-C (SIGINT) in a process of its own: raised inside a step, whose argument is donated, it would
-    lose the state. `raise_interrupt` raises it afterwards, and a second Ctrl-C is raised at once. Python handles
-    signals in the main thread only: training in another thread leaves them as they are.
+    lose the state. It is raised when the block ends, and a second Ctrl-C at once. Python handles signals in the main
+    thread only: training in another thread leaves them as they are.
 
     Args:
       grace_seconds: time from SIGTERM after which the process exits with status 143, saved or not.
@@ -171,11 +171,6 @@ class StopRequest:
         self.asked = self._interrupted = True
         log.warning("interrupted: saving a checkpoint after this step; Ctrl-C again stops at once")
 
-    def raise_interrupt(self) -> None:
-        """Raises `KeyboardInterrupt` where SIGINT was the request."""
-        if self._interrupted:
-            raise KeyboardInterrupt
-
     def _give_up(self) -> None:
         saved = self._last_saved()
         last = f"the last whole checkpoint is step {saved}" if saved is not None else "there is no checkpoint"
@@ -193,10 +188,12 @@ class StopRequest:
                 self._ask()
         return self.asked
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: type[BaseException] | None = None, *_: Any) -> None:
         self._deadline.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._interrupted and error is None:
+            raise KeyboardInterrupt
 
 
 def exit_soon(status: int, seconds: float = 20.0) -> None:
