@@ -207,10 +207,10 @@ def exit_soon(status: int, seconds: float = 20.0) -> None:
 
 T = TypeVar("T")
 
-_FAILED, _HEARD, _DONE = (f"diversity_jax/{name}" for name in ("failed", "heard", "done"))  # keys of the service
+_FAILED, _DONE = "diversity_jax/failed", "diversity_jax/done"  # keys of the service
 _POLL_SECONDS = 0.2
 _LEAVE_SECONDS = 5.0  # time for a process to end by itself after another has failed
-_END_SECONDS = 2.0  # time for the interpreter of a process that has acknowledged a failure to end, on a loaded host too
+_DISCONNECT_SECONDS = 15.0  # time for all processes to disconnect after one has failed
 _numbers = itertools.count()  # of calls of `together`, equal in all processes
 
 
@@ -305,8 +305,8 @@ def shared_failures() -> Iterator[None]:
         _announce(error)
         ended.set()
         watch.join()
-        atexit.register(_leave)  # runs before JAX's own, which would wait for the others
         failure = _failure()
+        atexit.register(_leave, _disconnect())  # runs before JAX's own, which would wait for the others
         if failure is None or failure["of"] == jax.process_index():
             raise
         log.error("error: %s", failure["line"])  # this process's error is a consequence
@@ -347,35 +347,34 @@ def _watch(ended: threading.Event) -> None:
             continue
         if not ended.wait(_LEAVE_SECONDS):
             log.error("error: %s", failure["line"])
-            _hear()
+            _disconnect().join(_DISCONNECT_SECONDS)
             logging.shutdown()
             os._exit(failure["status"])
 
 
-def _hear() -> None:
-    """Acknowledges the failure of another process."""
-    client = jax_distributed.global_state.client
-    assert client is not None  # of a run of several processes
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.key_value_set(f"{_HEARD}/{jax.process_index()}", "")
+def _disconnect() -> threading.Thread:
+    """Disconnects this process when all others do, in a thread.
 
-
-def _leave() -> None:
-    """Disconnects this process without waiting for the others; process 0 waits until all have acknowledged the failure.
-
-    It runs the coordination service; processes that lose it abort with pages of messages.
+    Process 0 runs the coordination service, and a process that loses it before it has disconnected aborts with pages of
+    messages. Hence none may end before all have heard of the failure, and JAX's barrier at the end proves that they
+    have.
     """
+
+    def disconnect() -> None:
+        try:
+            jax.distributed.shutdown()
+        except jax.errors.JaxRuntimeError as error:
+            log.debug("a process did not disconnect: %s", error)
+
+    thread = threading.Thread(target=disconnect, daemon=True)
+    thread.start()
+    return thread
+
+
+def _leave(disconnecting: threading.Thread) -> None:
+    """Waits until this process has disconnected, or gives it up where another process never does."""
+    disconnecting.join(_DISCONNECT_SECONDS)
     state = jax_distributed.global_state
-    if state.client is None:
-        return
-    _hear()
-    deadline = time.monotonic() + 3 * _LEAVE_SECONDS
-    while jax.process_index() == 0 and time.monotonic() < deadline:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            if len(state.client.key_value_dir_get(_HEARD)) == jax.process_count():
-                time.sleep(_END_SECONDS)
-                break
-        time.sleep(_POLL_SECONDS)
     for held in (state.client, state.service, state.preemption_sync_manager):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))  # never destroyed, since destructors wait for the others
     state.client = state.service = state.preemption_sync_manager = None
