@@ -66,6 +66,8 @@ def test_every_form_gives_the_same_turns(tmp_path):
     ] * len(FORMS)
     empty = {"system": None, "tools": "[]", "history": [], "system_prompt": ""}
     assert len(list(corpus(tmp_path, *(record | empty for record in FORMS.values())))) == len(FORMS)
+    again = {"prompt": "Add.\n\n1 and 2 ", "question": "Sum: Add.\n\n1 and 2", "answer": "3"}
+    assert len(list(corpus(tmp_path, *(record | again for record in FORMS.values())))) == len(FORMS)
     assert next(iter(corpus(tmp_path, FORMS["alpaca"]))).text == "Add.\n\n1 and 2\n\n3"
     assert corpus(tmp_path, FORMS["flan"]).fingerprint() != corpus(tmp_path, FORMS["flan"], form="pairs").fingerprint()
 
@@ -108,6 +110,9 @@ BROKEN = {
     },
     "field 'system' is not read": FORMS["shared"] | {"system": "Be brief."},
     "field 'history' is not read": FORMS["alpaca"] | {"history": [["Add.", "2"]]},
+    "'prompt' says something else than what is read; take one out, or set": FORMS["messages"] | {"prompt": "Count."},
+    "'answer' says something else": FORMS["alpaca"] | {"question": "Add.", "answer": "4"},
+    "'conversations' says something else": FORMS["shared"] | {"messages": TURNS},
     "lone surrogate": {"inputs": "\ud800", "targets": "3"},
 }
 

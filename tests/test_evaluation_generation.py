@@ -188,6 +188,9 @@ def test_prompts_from_a_file(tmp_path):
     path.write_text('{"prompt": 3}\n')
     with pytest.raises(InputError, match=r"prompts.jsonl:1: expected an object"):
         read_prompts(str(path))
+    path.write_text('{"prompt": "ab", "messages": null}\n{"prompt": "ab", "messages": []}\n')
+    with pytest.raises(InputError, match=r'prompts.jsonl:2: has both "prompt" and "messages"; take one out'):
+        read_prompts(str(path))
 
 
 @pytest.mark.parametrize(

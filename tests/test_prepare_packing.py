@@ -2,8 +2,11 @@
 reader.
 """
 
+import contextlib
+import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,7 @@ from diversity_jax.mixtures.replay import inspect_mixture, replay
 from diversity_jax.model import logits
 from diversity_jax.model.cross_entropy import loss
 from diversity_jax.prepare.config import Chat, Preparation, PrepareConfig
-from diversity_jax.prepare.manifest import Manifest
+from diversity_jax.prepare.manifest import Manifest, describe
 from diversity_jax.prepare.rows import RowReader
 from diversity_jax.tokenizers.tokenizer import ByteTokenizer
 from tests.sft_folders import build_components, write_examples, write_text
@@ -206,6 +209,24 @@ def test_too_long_conversations_are_left_out_and_counted(sources, tmp_path, capl
     assert "longer than a row of 97 tokens and left out" in caplog.text
     with pytest.raises(InputError, match="no conversation fits into a row of 17 tokens"):
         build_components(tmp_path / "none", {"long": sources["long"]}, {"long": 1}, sequence_length=16)
+
+
+def test_conversations_that_the_template_cannot_write_are_broken_records(sources, tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    path = tmp_path / "calls.jsonl"
+    lines = [json.dumps({"messages": [{"role": "user", "content": "Look."}, call]})] * 3
+    path.write_text("\n".join([*lines, "{broken"]) + "\n" + Path(sources["long"].source).read_text())
+    built = {}
+    for share, message in ((0.013, "4 of 304 records"), (0.014, None)):
+        corpus = CorpusConfig(source=str(path), conversations="auto", max_broken_share=share)
+        with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+            built = manifests(build_components(tmp_path / str(share), {"long": corpus}, {"long": 1}))
+    assert built["long"].rejected == {"not JSON": 1, "chat template fails": 3}
+    assert built["long"].statistics["kept"] == built["long"].statistics["documents"] == 300
+    assert "3 chat template fails" in describe(built["long"])
+    path.write_text(lines[0])
+    with pytest.raises(InputError, match=r"'Look.': .*; set chat.template to one .* with max_broken_share"):
+        build_components(tmp_path / "strict", {"long": dataclasses.replace(corpus, max_broken_share=0.0)}, {"long": 1})
 
 
 def test_what_shares_count_is_checked(sources):

@@ -15,6 +15,8 @@ _PAIRS = (
     ("prompt", "response"),
     ("question", "answer"),
 )
+_TEXTS = {"alpaca": (("instruction", "output"),), "pairs": _PAIRS[1:], "messages": (("prompt",),)}
+"""Fields of each form that hold the text of a conversation; `prompt` is the question of some lists of messages."""
 # Fields that are not read, though without them a conversation says something else.
 _UNREAD = {
     "messages": ("system", "system_prompt", "tools", "functions"),
@@ -59,12 +61,13 @@ def read_messages(record: Mapping[str, Any], form: str, where: str) -> list[Mess
 
     Raises:
       Rejected: a field is missing or is not text, a role is unknown, nothing is answered, an answer or a question is
-        empty, or a field that is not read changes the conversation.
+        empty, a field that is not read changes the conversation, or other fields of these forms hold another one.
     """
     wanted = CONVERSATION_FORMS[1:] if form == "auto" else (form,)
     for name in wanted:
         if (messages := _READERS[name](record, where)) is not None:
             _refuse_unread(record, name, where)
+            _refuse_other_texts(record, wanted, messages, where)
             break
     else:
         expected = {"messages": "messages", "alpaca": "instruction and output", "pairs": "inputs and targets"}
@@ -91,6 +94,25 @@ def _refuse_unread(record: Mapping[str, Any], kind: str, where: str) -> None:
     if unread := next((field for field in _UNREAD[kind] if str(record.get(field)).strip() not in _EMPTY), None):
         remedy = "take the field out, or put a system prompt into messages as role system"
         raise Rejected("unread field", f"{where}: field {unread!r} is not read, but changes the conversation; {remedy}")
+
+
+def _refuse_other_texts(record: Mapping[str, Any], forms: Sequence[str], messages: list[Message], where: str) -> None:
+    """Refuses a record that holds a second conversation: texts in fields of `forms` that are not in the messages."""
+    contents = [message["content"].strip() for message in messages if message["content"].strip()]
+    read = "\n\n".join(contents)
+    lists = {name: record[name] for name in _LISTS if "messages" in forms and isinstance(record.get(name), list)}
+    others = list(lists.items())[1:]
+    texts = [(name, turn.get("content", turn.get("value"))) for name, turns in others for turn in turns if turn]
+    has_text = "inputs_pretokenized" in record  # of which `inputs` was made
+    for fields in (fields for form in forms for fields in _TEXTS[form]):
+        if set(fields) <= set(record) and not (has_text and "inputs" in fields) and (lists or fields != ("prompt",)):
+            texts += [(field, record[field]) for field in fields]
+    for name, text in texts:
+        # Some data sets also hold a question in the form of a prompt.
+        found = not isinstance(text, str) or text.strip() in read or any(content in text for content in contents)
+        if not found:
+            remedy = "take one out" + (", or set corpus.conversations to the form to read" if len(forms) > 1 else "")
+            raise Rejected("two conversations", f"{where}: {name!r} says something else than what is read; {remedy}")
 
 
 def _message(turn: Any, name: str, where: str) -> Message:

@@ -169,6 +169,11 @@ class RecordCorpus:
         """
         return (document for _, document in self._read(self._parts[unit.first : unit.end], tally))
 
+    @property
+    def tolerates_broken(self) -> bool:
+        """Whether some records may be broken."""
+        return self._config.max_broken_share > 0
+
     def check_reading(self, tally: Tally) -> None:
         """Checks a reading of all units, and logs what it left out.
 

@@ -320,9 +320,10 @@ def generate_text(
 def _prompt_ids(model: LanguageModel, prompt: Mapping[str, Any], config: GenerateTextConfig) -> Sequence[int]:
     refuse_lone_surrogate(prompt.get("prompt") or "", "prompt")
     refuse_lone_surrogate(config.system_prompt or "", "system_prompt")
-    if "messages" not in prompt and not config.chat:
+    messages = prompt.get("messages")
+    if messages is None and not config.chat:
         return model.tokenizer.encode_prompt(prompt["prompt"])
-    messages = list(prompt["messages"] if "messages" in prompt else [{"role": "user", "content": prompt["prompt"]}])
+    messages = list([{"role": "user", "content": prompt["prompt"]}] if messages is None else messages)
     if messages and config.system_prompt:
         messages.insert(0, {"role": "system", "content": config.system_prompt})
     return model.encode_chat(messages)[1]
@@ -346,5 +347,7 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
         given = prompt if isinstance(prompt, dict) else {}
         if not isinstance(given.get("prompt"), str) and not isinstance(given.get("messages"), list):
             raise InputError(f'{path}:{number}: expected an object with "prompt" (text) or "messages" (a list)')
+        if None not in (given.get("prompt"), given.get("messages")):
+            raise InputError(f'{path}:{number}: has both "prompt" and "messages"; take one out')
         prompts.append(prompt)
     return prompts

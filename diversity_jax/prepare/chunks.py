@@ -55,7 +55,8 @@ class ChunkSplit:
       tokens: with end-of-text and the remainder; rows: full ones.
       row_offset, key_offset, remainder_offset: in the file, in bytes.
       documents_across_rows: documents with tokens in more than one row.
-      too_long: conversations left out because they do not fit into a row; target_tokens: of answers.
+      too_long: conversations left out because they do not fit into a row; failed: because the chat template fails on
+        them; first_failure: its message for the first; target_tokens: of answers.
       special_text: documents that contain the text of a special token.
     """
 
@@ -69,6 +70,8 @@ class ChunkSplit:
     remainder_offset: int
     documents_across_rows: int
     too_long: int = 0
+    failed: int = 0
+    first_failure: str | None = None
     target_tokens: int = 0
     special_text: int = 0
 
@@ -196,7 +199,7 @@ def encode_chunk(job: Job, chunk: Chunk, statuses: np.ndarray | None = None) -> 
     splits, sha256 = _write_chunk(job, chunk.name, encoded)
     record = ChunkRecord(
         name=chunk.name,
-        documents=len(chunk.texts),
+        documents=len(chunk.texts) - sum(split.failed for split in splits.values()),
         left_out={reason: int((statuses == status).sum()) for status, reason in enumerate(LEFT_OUT, start=1)},
         shortest=int(lengths.min()) if len(lengths) else 0,
         longest=int(lengths.max(initial=0)),

@@ -8,7 +8,7 @@ depends on the corpus alone, not on the order in which chunks are encoded.
 
 from collections.abc import Iterator, Mapping, Sequence
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class EncodedSplit(NamedTuple):
     rows: np.ndarray
     remainder: np.ndarray
     lengths: np.ndarray
-    counts: dict[str, int]
+    counts: dict[str, Any]
 
 
 class Encoding(NamedTuple):
@@ -149,12 +149,13 @@ def _encode_conversations(job: Job, texts: Sequence[str], encoder: str) -> Encod
     special = job.settings.special_text == "special"
     examples_of = ExampleEncoder(job.tokenizer, job.chat, special_text=special, encoder=encoder)
     row_tokens = job.row_tokens
-    examples: list[np.ndarray] = []
+    examples, failed = list[np.ndarray](), list[InputError]()
+    tolerated = failed if job.are_failures_tolerated else None
     text_bytes, special_text = 0, 0
     for batch in _batches(texts):
         contents = ["\n".join(map(message_text, json.loads(conversation))) for conversation in batch]
         special_text += _count_special(job, contents)
-        for example, answer_bytes in zip(*examples_of.encode(batch), strict=True):
+        for example, answer_bytes in zip(*examples_of.encode(batch, tolerated), strict=True):
             if len(example) <= row_tokens:
                 examples.append(example)
                 text_bytes += answer_bytes
@@ -169,7 +170,9 @@ def _encode_conversations(job: Job, texts: Sequence[str], encoder: str) -> Encod
         "tokens": int(lengths.sum()),
         "text_bytes": text_bytes,
         "documents_across_rows": 0,
-        "too_long": len(texts) - len(examples),
+        "too_long": len(texts) - len(failed) - len(examples),
+        "failed": len(failed),
+        "first_failure": str(failed[0]) if failed else None,
         "special_text": special_text,
         "target_tokens": sum(int(((example & TARGET) != 0).sum()) for example in examples),
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,16 +91,29 @@ class ExampleEncoder:
         self._tokenizer, self._chat, self._special_text, self._encoder = tokenizer, chat, special_text, encoder
         self._ends = {tokenizer.end_of_text_id, *turn_ends(tokenizer, chat.template, chat.special)}
 
-    def encode(self, conversations: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
+    def encode(
+        self, conversations: Sequence[str], failed: list[InputError] | None = None
+    ) -> tuple[list[np.ndarray], list[int]]:
         """Flagged tokens of each conversation, uint32, and the UTF-8 bytes of its answers.
 
         Each is a list of messages as JSON. Prompts and answers are tokenised separately, as when the model is used.
 
+        Args:
+          failed: gets the errors of conversations on which the template fails, which are then left out; None: they are
+            raised.
+
         Raises:
           InputError: the template fails on one; the error begins with its first message.
         """
-        messages = [json.loads(conversation) for conversation in conversations]
-        parts = [self._parts(turns) for turns in messages]
+        messages, parts = list[Any](), list[list[tuple[str, bool]]]()
+        for turns in map(json.loads, conversations):
+            try:
+                parts.append(self._parts(turns))
+                messages.append(turns)
+            except InputError as error:
+                if failed is None:
+                    raise
+                failed.append(error)
         texts = [text for conversation in parts for text, _ in conversation]
         ids = iter(self._tokenizer.encode_each(texts, special=True, encoder=self._encoder))
         examples, answer_bytes = [], []
@@ -118,7 +132,9 @@ class ExampleEncoder:
                 messages = self._tokenizer.with_plain_content(messages)
             return answer_parts(messages, template=self._chat.template, special=self._chat.special)
         except InputError as error:
-            raise InputError(f"conversation {without_breaks(messages[0]['content'])[:60]!r}: {error}") from None
+            begins = without_breaks(message_text(messages[0]))[:60]
+            remedy = "or leave such conversations out with max_broken_share"
+            raise InputError(f"conversation {begins!r}: {error}; {remedy}") from None
 
     def _flagged(self, ids: list[int], is_answer: bool, part: int) -> np.ndarray:
         if not is_answer:
@@ -205,6 +221,7 @@ class Job:
       folder: where the component goes; staging_dir: of intermediate files. Paths or URLs.
       dtype: of a token, `<u2` or `<u4`.
       chat: how conversations are written; None: documents are text.
+      are_failures_tolerated: conversations on which the template fails are left out and counted, instead of an error.
       begin_of_text_id: written before every document; None: nothing.
       reference_from: as `encoding.EncoderChoice.reference_from`.
     """
@@ -216,6 +233,7 @@ class Job:
     staging_dir: str
     dtype: str
     chat: ChatFormat | None = None
+    are_failures_tolerated: bool = False
     begin_of_text_id: int | None = None
     reference_from: str | None = None
 

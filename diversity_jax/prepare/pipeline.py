@@ -91,6 +91,7 @@ def prepare(
     folder = folder if is_remote(folder) else Path(folder)
     staging, manifest_path = Staging(folder), join_path(folder, "manifest.json")
     job = _job(tokenizer, _with_special_text(settings, manifest_path), str(folder), staging.folder, manifest_path)
+    job = dataclasses.replace(job, are_failures_tolerated=getattr(corpus, "tolerates_broken", False))
     request = _request(job, (executor or LocalExecutor()).fingerprint(corpus, job.folder))
     if exists(manifest_path) and not exists(staging.folder):
         return _existing(folder, request)
@@ -159,8 +160,8 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
         executor.run_stage(corpus, job, SIGNING, None)
         statuses, copies = find_copies(job, _checked_reading(corpus, job)[0])
     executor.run_stage(corpus, job, ENCODING, statuses)
-    names, tally = _checked_reading(corpus, job)
-    records = _sure_records(corpus, job, executor, statuses, names)
+    records = _sure_records(corpus, job, executor, statuses, _checked_reading(corpus, job)[0])
+    names, tally = _checked_reading(corpus, job, records)
     remainders, truncated = write_remainders(job, records)
     all_records = [*records, remainders]
     if not sum(record.splits["train"].rows for record in all_records):
@@ -223,8 +224,11 @@ def _sure_records(
     return chunk_records(job, names)
 
 
-def _checked_reading(corpus: Corpus, job: Job) -> tuple[list[str], Tally]:
+def _checked_reading(corpus: Corpus, job: Job, records: Sequence[ChunkRecord] = ()) -> tuple[list[str], Tally]:
     """All chunks' names in the order of the corpus, and the counts of all units together.
+
+    Args:
+      records: whose conversations that the chat template fails on are counted as broken, too.
 
     Raises:
       InputError: more broken records than the corpus tolerates.
@@ -232,6 +236,9 @@ def _checked_reading(corpus: Corpus, job: Job) -> tuple[list[str], Tally]:
     units, total = read_units(job.staging), Tally()
     for _, tally in units.values():
         total.add(tally)
+    for split in (split for record in records for split in record.splits.values() if split.failed):
+        rejected = Counter({"chat template fails": split.failed})
+        total.add(Tally(broken=split.failed, first_error=split.first_failure, rejected=rejected))
     if isinstance(corpus, RecordCorpus):
         corpus.check_reading(total)
     return [name for names, _ in units.values() for name in names], total

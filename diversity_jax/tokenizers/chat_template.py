@@ -92,7 +92,7 @@ def answer_parts(
     called = [number for number in numbers if messages[number].get("tool_calls")]
     if called and "tool_calls" not in (template or ""):
         lacks = f"chat template: has no place for the tool calls in messages[{called[0]}]"
-        raise InputError(f"{lacks}; set chat.template to one that has, or remove such conversations")
+        raise InputError(f"{lacks}; set chat.template to one that has")
     asked = [part for number in numbers for part in ((messages[:number], True), (messages[: number + 1], False))]
     text, *rendered = _render([(messages, False), *asked], template, special)
     parts: list[tuple[str, bool]] = []
