@@ -13,7 +13,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
 from diversity_jax.core.json_fields import from_json
 from diversity_jax.core.run_info import plain
-from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig, token_shares
+from diversity_jax.mixtures.config import SHARES_OF, Component, GatePolicy, MixtureConfig, token_shares
 from diversity_jax.mixtures.gate import decide, measure
 from diversity_jax.mixtures.shares import (
     AvailableRows,
@@ -142,17 +142,20 @@ def test_a_freed_share_goes_where_the_policy_says(freed_share, expected):
     assert [float(share) for share in granted] == pytest.approx([float(share) for share in expected], abs=1e-5)
 
 
-@pytest.mark.parametrize("freed_share", ["kind", "error", "spare"])
-def test_a_share_with_nowhere_to_go_is_one_clear_line(freed_share):
+@pytest.mark.parametrize(
+    ("freed_share", "unit"), [("kind", "tokens"), ("error", "documents"), ("spare", "passes"), ("spare", "rows")]
+)
+def test_a_share_with_nowhere_to_go_is_one_clear_line(freed_share, unit):
     components = [
         component("web", "real"),
         component("poor", "synthetic", freed_share=freed_share),
         component("spare", "real", 0),
     ]
-    with pytest.raises(
-        InputError, match=r"'poor': the gate takes away 0.5 .* nowhere to go \(freed_share=.*could take them: web\)"
-    ) as caught:
-        allocate_shares(components, [Fraction(1, 2), Fraction(1, 2), Fraction(0)], [taken(), REJECTED, taken()])
+    words = f"'poor': the gate takes away 0.5 of the mixture's {unit}, .* nowhere to go "
+    shares, results = [Fraction(1, 2), Fraction(1, 2), Fraction(0)], [taken(), REJECTED, taken()]
+    counted = {words: name for name, words in SHARES_OF.items()}.get(unit, unit)
+    with pytest.raises(InputError, match=words + r"\(freed_share=.*could take them: web\)") as caught:
+        allocate_shares(components, shares, results, shares_of=counted)
     assert "\n" not in str(caught.value)
 
 

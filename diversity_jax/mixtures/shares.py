@@ -9,7 +9,7 @@ from fractions import Fraction
 import math
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.mixtures.config import Component, MixtureConfig, decimal_fraction
+from diversity_jax.mixtures.config import SHARES_OF, Component, MixtureConfig, decimal_fraction
 from diversity_jax.mixtures.schedule import exact_shares
 
 _GRID = 100_000  # limits are rounded down to multiples of 1 / this, which the schedule keeps exactly
@@ -81,7 +81,9 @@ def allocate_shares(
 
     def recipients(losses: Mapping[int, Fraction], cause: str) -> dict[int, dict[int, Fraction]]:
         """For each component that loses a share, those that receive it, with their parts of it."""
-        chosen = {i: _recipients(components, i, untouched, share, cause) for i, share in losses.items()}
+        unit = SHARES_OF.get(shares_of, shares_of)
+        lost = {i: f"{cause} {float(share):.4g} of the mixture's {unit}" for i, share in losses.items()}
+        chosen = {i: _recipients(components, i, untouched, what) for i, what in lost.items()}
         return {i: {j: wanted[j] / sum(wanted[k] for k in others) for j in others} for i, others in chosen.items()}
 
     parts = recipients(freed, "the gate takes away")
@@ -193,10 +195,8 @@ def _limit(component: Component, gate: GateResult, train_rows: int | None) -> Fr
     return Fraction(math.floor(min(allowed) / train_rows * _GRID), _GRID)
 
 
-def _recipients(
-    components: Sequence[Component], loser: int, untouched: set[int], share: Fraction, cause: str
-) -> list[int]:
-    """The components that receive a share which component `loser` loses."""
+def _recipients(components: Sequence[Component], loser: int, untouched: set[int], lost: str) -> list[int]:
+    """The components that receive the share which component `loser` loses; `lost` says for an error what and why."""
     component, candidates = components[loser], sorted(untouched)
     freed_share = component.policy.freed_share
     same_kind = [i for i in candidates if components[i].kind == component.kind]
@@ -206,8 +206,8 @@ def _recipients(
     if not recipients:
         left = ", ".join(components[i].name for i in candidates) or "none"
         raise InputError(
-            f"component {component.name!r}: {cause} {float(share):.4g} of the mixture's tokens, which have nowhere to "
-            f"go (freed_share={freed_share!r}; components that could take them: {left}); choose another freed_share"
+            f"component {component.name!r}: {lost}, which have nowhere to go "
+            f"(freed_share={freed_share!r}; components that could take them: {left}); choose another freed_share"
         )
     return recipients
 
