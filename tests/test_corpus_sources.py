@@ -150,6 +150,10 @@ def test_folders_that_the_datasets_library_saved_are_read(tmp_path):
     assert (only.text, only.meta) == ("text 3", {"n": 3})
     with pytest.raises(InputError, match="has no split 'dev'; set split to one of: train, test"):
         open_corpus(CorpusConfig(source=str(tmp_path / "many"), split="dev"))
+    datasets.DatasetDict(train=rows.select([])).save_to_disk(str(tmp_path / "none"))
+    (tmp_path / "none" / "train" / "state.json").write_text('{"_data_files": []}')  # as datasets 5 writes it
+    with pytest.raises(InputError, match="train: holds no document, since the saved dataset has no rows"):
+        open_corpus(str(tmp_path / "none"))
     (tmp_path / "one" / "data-00001-of-00002.arrow").unlink()
     with pytest.raises(InputError, match=r"data-00001-of-00002.arrow: no such file"):
         open_corpus(str(tmp_path / "one"))

@@ -97,6 +97,29 @@ def test_another_mixture_of_the_same_name_is_refused(folder, tmp_path):
         register(other)
 
 
+def test_what_was_removed_is_registered_again_and_nothing_of_another_mixture_stays(tmp_path):
+    from diversity_jax.core.tensorflow import seqio
+    from diversity_jax.mixtures.registry import register
+
+    shares = {"a": Fraction(1, 2), "b": Fraction(1, 2)}
+    folders = [
+        build_mixture(tmp_path / name, given, name="again", documents=30, sequence_length=31)
+        for name, given in (("first", shares), ("second", {"a": Fraction(1, 5), "b": Fraction(4, 5)}))
+    ]
+    registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
+    for end in ("", "_exact", ".a", "_packed", "_packed_exact", "_packed.a", "_held_out"):
+        register(folders[0])
+        (registry,) = (each for each in registries if f"again{end}" in each.names())
+        registry.remove(f"again{end}")
+        register(folders[0])
+        assert f"again{end}" in registry.names()
+    seqio.MixtureRegistry.remove("again")
+    register(folders[1])
+    for name in ("again", "again_exact", "again_packed", "again_packed_exact"):
+        provider = seqio.get_mixture_or_task(name)
+        assert getattr(provider, "mixture", provider).content_hash == Mixture.load(folders[1]).content_hash
+
+
 @pytest.mark.slow
 def test_importing_the_registry_registers_and_leaves_jax_alone(folder):
     code = (

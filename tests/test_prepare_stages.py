@@ -16,6 +16,8 @@ import pytest
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.corpus import CorpusConfig, open_corpus
+from diversity_jax.mixtures.builder import build
+from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.prepare import executors
 from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.manifest import describe
@@ -251,6 +253,16 @@ def test_a_killed_worker_is_named_in_one_line(tmp_path):
     ):
         prepare(corpus, DeadlyTokenizer(), tmp_path / "part", asked(), processes=2)
     assert not (tmp_path / "part" / "manifest.json").exists()
+
+
+def test_an_empty_output_folder_is_not_the_current_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpus = open_corpus(write_text(tmp_path / "text", files=1, documents=9))
+    config = MixtureConfig(name="m", components=(Component(name="a", kind="real", corpus="text/text-0.jsonl"),))
+    for run in (lambda: prepare(corpus, load_tokenizer("bytes"), "", asked()), lambda: build(config, "", dict)):
+        with pytest.raises(InputError, match="output_dir is empty; name a folder"):
+            run()
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
 def test_broken_lines_beyond_the_tolerated_share_leave_nothing(tmp_path):

@@ -60,7 +60,10 @@ def saved_dataset(folder: str, split: str) -> list[str] | None:
         return None
     if (read_json(state) or {}).get("_indices_data_files"):
         raise InputError(f"{folder}: holds its rows by an index, as datasets before 2.0 saved them; save it again")
-    names = [str(file.get("filename")) for file in _member(state, "_data_files") if isinstance(file, dict)]
+    files = _member(state, "_data_files")
+    if not files:
+        raise InputError(f"{folder}: holds no document, since the saved dataset has no rows; save one that has")
+    names = [str(file.get("filename")) for file in files if isinstance(file, dict)]
     if not names or not all(name.endswith(".arrow") and name == os.path.basename(name) for name in names):
         raise InputError(f"{state}: names no files in _data_files; save the dataset again")
     return [str(join_path(folder, name)) for name in names]

@@ -13,7 +13,7 @@ import diversity_jax
 from diversity_jax.cluster_agent import Scorecard
 from diversity_jax.core.buckets import public_name
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import content_hash, exists, file_hash, join_path
+from diversity_jax.core.files import content_hash, exists, file_hash, join_path, local_folder
 from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.core.run_info import plain
 from diversity_jax.core.stores import is_remote
@@ -70,10 +70,10 @@ def build(config: MixtureConfig, folder: str | Path, score: Scorer) -> Mixture:
     that the gate accepts, and last `mixture.json`.
 
     Raises:
-      InputError: a corpus cannot be read, a scorecard is of other data, a policy names a reference that is not there,
-        the mixture would contain itself, or a removed share has no recipient.
+      InputError: `folder` cannot be written to, a corpus cannot be read, a scorecard is of other data, a policy names a
+        reference that is not there, the mixture would contain itself, or a removed share has no recipient.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, "output_dir")
     tokenizer = open_vocabulary(config, folder)
     sources = {part.name: open_source(part, config.name, folder, tokenizer) for part in config.components}
     start = document_start(config, folder, tokenizer, sources)

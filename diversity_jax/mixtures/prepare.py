@@ -12,7 +12,7 @@ stop.
 from collections.abc import Sequence
 
 from diversity_jax.core import cli
-from diversity_jax.core.files import is_remote, join_path, local_folder
+from diversity_jax.core.files import join_path
 from diversity_jax.corpus import open_corpus
 from diversity_jax.prepare.config import PrepareConfig
 from diversity_jax.prepare.manifest import describe
@@ -22,8 +22,6 @@ from diversity_jax.tokenizers.tokenizer import load_tokenizer
 
 def main(beam_flags: Sequence[str], config: PrepareConfig) -> None:
     """Prepares the component, and prints its statistics and, last, its manifest."""
-    if not is_remote(config.output_dir):
-        local_folder(config.output_dir, "output_dir")
     corpus, tokenizer = open_corpus(config.corpus), load_tokenizer(config.vocabulary, end_of_text=config.end_of_text)
     executor = None
     if config.runner:

@@ -185,17 +185,21 @@ def _register(
     is_derived: bool = False,
     **options: Any,
 ) -> list[str]:
-    """Registers tasks, mixture and the task of all rows under a name; a derived mixture is replaced by a named one."""
+    """Registers tasks, mixture and the task of all rows under a name, or those of them that are not registered.
+
+    A derived mixture is replaced by a named one, and by that of another mixture whose name had been removed.
+    """
     parts = [part for part in mixture.taken if set(splits) & set(part.prepared.splits)]
     known = seqio.MixtureRegistry.get(name) if name in seqio.MixtureRegistry.names() else None
-    if known is not None and getattr(known, "is_derived", False) and not is_derived:
-        seqio.MixtureRegistry.remove(name)
-        for task in (f"{name}_exact", *(task.name for task in known.tasks)):
-            seqio.TaskRegistry.remove(task)
-        known = None
-    elif known is not None and (
+    is_other = known is not None and (
         getattr(known, "content_hash", None) != mixture.content_hash or set(known.output_features) != set(features)
-    ):
+    )
+    if getattr(known, "is_derived", False) and (is_other or not is_derived):
+        seqio.MixtureRegistry.remove(name)
+        for task in known.tasks:
+            seqio.TaskRegistry.remove(task.name)
+        known = None
+    elif is_other:
         if is_derived:
             return []
         about = f"{mixture.folder}: another mixture named {name!r}, or with other features, is registered already"
@@ -203,7 +207,8 @@ def _register(
     tasks = [
         _register_task(f"{name}.{part.name}", part.prepared, mixture, features, splits, **options) for part in parts
     ]
-    if known is None:
+    registered = known
+    if registered is None:
         shares = [part.share_granted for part in parts]
         rates = [(task, float(share)) for task, share in zip(tasks, shares, strict=True)]
         sample = functools.partial(_by_schedule, tuple(tasks), tuple(shares))
@@ -211,13 +216,17 @@ def _register(
         registered.content_hash, registered.folder = mixture.content_hash, mixture.folder
         registered.is_derived = is_derived
         seqio.MixtureRegistry.add_provider(name, registered)
-        _register_exact(registered, features, parts)
+    _register_exact(registered, features, parts)
     return [name, *tasks]
 
 
 def _register_exact(mixture: PreparedMixture, features: dict[str, Any], parts: Sequence[Any]) -> None:
-    """Registers a mixture as one task, unless its name is taken or the mixture is for evaluation."""
+    """Registers a mixture as one task, unless others have taken its name or the mixture is for evaluation."""
     name = f"{mixture.name}_exact"
+    if name in seqio.TaskRegistry.names():
+        before = getattr(seqio.TaskRegistry.get(name), "mixture", mixture)
+        if before is not mixture and before.name == mixture.name:  # of a mixture that is registered no more
+            seqio.TaskRegistry.remove(name)
     splits = [split for split in SPLITS if all(split in task.splits for task in mixture.tasks)]
     if "train" not in splits or name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
         return

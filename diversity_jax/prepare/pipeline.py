@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.files import exists, is_remote, join_path, open_file, writing
+from diversity_jax.core.files import exists, is_remote, join_path, local_folder, open_file, writing
 from diversity_jax.core.formats import counted
 from diversity_jax.core.stores import StoreError
 from diversity_jax.corpus import Corpus
@@ -85,10 +85,11 @@ def prepare(
       show: show progress on standard error.
 
     Raises:
-      InputError: too few tokens for one row, a full disk, another process prepares `folder`, it holds another
-        component, the corpus has more broken records than it tolerates, or a benchmark file cannot be read.
+      InputError: `folder` cannot be written to, another process prepares it, it holds another component, too few tokens
+        for one row, a full disk, the corpus has more broken records than it tolerates, or a benchmark file cannot be
+        read.
     """
-    folder = folder if is_remote(folder) else Path(folder)
+    folder = folder if is_remote(folder) else local_folder(folder, "output_dir")
     staging, manifest_path = Staging(folder), join_path(folder, "manifest.json")
     job = _job(tokenizer, _with_special_text(settings, manifest_path), str(folder), staging.folder, manifest_path)
     job = dataclasses.replace(job, are_failures_tolerated=getattr(corpus, "tolerates_broken", False))
