@@ -109,8 +109,8 @@ def _refuse_other_texts(record: Mapping[str, Any], forms: Sequence[str], message
             texts += [(field, record[field]) for field in fields]
     for name, text in texts:
         # Some data sets also hold a question in the form of a prompt.
-        found = not isinstance(text, str) or text.strip() in read or any(content in text for content in contents)
-        if not found:
+        is_read = not isinstance(text, str) or text.strip() in read or any(content in text for content in contents)
+        if not is_read:
             remedy = "take one out" + (", or set corpus.conversations to the form to read" if len(forms) > 1 else "")
             raise Rejected("two conversations", f"{where}: {name!r} says something else than what is read; {remedy}")
 
