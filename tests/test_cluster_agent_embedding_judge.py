@@ -143,18 +143,40 @@ def test_what_the_ruler_cannot_read_is_refused_with_an_embedder_to_take(texts, m
         score(texts, groupings=20)
 
 
-_SENTENCES = {
-    "French": ("Le chat dort.", "Il fait beau aujourd'hui.", "Nous allons \u00e0 Paris.", "Mon fr\u00e8re travaille."),
-    "Spanish": ("El gato duerme.", "Hace buen tiempo hoy.", "Vamos a Madrid.", "No lo s\u00e9.", "Mi hermano trabaja."),
-    "Polish": ("Kot \u015bpi.", "Dzisiaj jest \u0142adna pogoda.", "Jutro jedziemy do Warszawy.", "Nie wiem."),
-}
+_SENTENCES = [
+    ("French", "Le chat dort.|Il fait beau aujourd'hui.|Nous allons \u00e0 Paris.|Mon fr\u00e8re travaille."),
+    ("Spanish", "El gato duerme.|Hace buen tiempo hoy.|Vamos a Madrid.|No lo s\u00e9.|Mi hermano trabaja."),
+    ("Polish", "Kot \u015bpi.|Dzisiaj jest \u0142adna pogoda.|Jutro jedziemy do Warszawy.|Nie wiem."),
+    ("Italian", "Il gatto dorme.|Fa bel tempo oggi.|Andiamo a Roma.|Mio fratello lavora.|Non lo so.|Ho fame."),
+    ("another language", "O gato dorme.|Hoje faz sol.|Vamos para Lisboa.|Tenho fome.|Onde voc\u00ea mora?"),
+    ("another language", "Kissa nukkuu.|Menemme Helsinkiin.|Minulla on n\u00e4lk\u00e4.|Juon kahvia."),
+    ("another language", "Kedi uyuyor.|Bilmiyorum.|Elma yiyorum.|Nerede oturuyorsun?|Taze ekmek al\u0131yorum."),
+    (
+        "another language",
+        "Ko\u010dka sp\u00ed.|M\u00e1m hlad.|Kde bydl\u00ed\u0161?|Vlak odj\u00ed\u017ed\u00ed v osm.",
+    ),
+    ("another language", "A macska alszik.|Ma sz\u00e9p id\u0151 van.|Nem tudom.|Hol laksz?|J\u00f3l \u00e9nekel."),
+    ("another language", "Paka analala.|Unaishi wapi?|Ninapenda muziki.|Kesho nitasoma.|Funga mlango."),
+]
 
 
-@pytest.mark.parametrize("language", _SENTENCES)
-def test_sentences_too_short_to_be_recognised_alone_are_refused_together(language):
+@pytest.mark.parametrize(("language", "sentences"), _SENTENCES)
+def test_sentences_too_short_to_be_recognised_alone_are_refused_together(language, sentences):
     with pytest.raises(InputError, match=rf"short documents of it are {language}; take an embedder"):
-        JUDGE.read_corpus("it", _SENTENCES[language] * 30, None)
-    JUDGE.read_corpus("it", ["The cat sleeps.", "Nice weather.", "Ask Jos\u00e9."] * 30, None)
+        JUDGE.read_corpus("it", sentences.split("|") * 30, None)
+
+
+@pytest.mark.parametrize(
+    ("texts", "remarks"),
+    [
+        ("The cat sleeps.|Nice weather.|Ask Jos\u00e9.", 0),
+        ("Aspirin|Ibuprofen|Acetylcholinesterase inhibitor|Warfarin", 0),
+        ("def __init__(self): pass|return os.path.join(root, name)|for i in range(10): print(i)", 0),
+        ("acetylcholinesterase|rhododendron|sauerkraut|hippopotamus|xylophone", 1),
+    ],
+)
+def test_english_names_code_and_terms_are_read(texts, remarks):
+    assert len(JUDGE.read_corpus("it", texts.split("|") * 30, None)[1]) == remarks
 
 
 def test_vectors_of_zeros_are_no_reading():

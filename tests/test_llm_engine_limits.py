@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+import re
 import sqlite3
 
 import pytest
@@ -78,14 +79,24 @@ def test_stray_429s_do_not_throttle_a_run():
     assert engine.limit >= 32  # one halving at most; halved at each, it would end below 5
 
 
-@pytest.mark.parametrize("faults", [Faults(error_503=1.0), Faults(too_many=1.0), Faults(hanging=1.0)])
-def test_a_stalled_run_stops_with_a_reason(faults):
+@pytest.mark.parametrize(
+    ("faults", "said_before"),
+    [
+        (Faults(error_503=1.0), "server: 503"),
+        (Faults(garbled_http=1.0), "garbled: .* sent something that is no answer of a model: "),
+        (Faults(too_many=1.0), None),
+        (Faults(hanging=1.0), None),
+    ],
+)
+def test_a_stalled_run_stops_with_a_reason(faults, said_before, caplog):
     with serve(faults=faults) as server:
         engine = engine_for(server, stall_seconds=0.6, deadline_seconds=1.0, max_attempts=50)
         outcomes = ask(engine, [request(number) for number in range(40)])
     assert {outcome.reason for outcome in outcomes} == {"stalled"}
     assert outcomes[0].ends_run
     assert "openai:model" in str(outcomes[0])
+    early = [line for line in caplog.messages if re.search(f"answered none of its last calls .{said_before}", line)]
+    assert len(early) == bool(said_before)
 
 
 def test_a_server_that_comes_back_costs_no_call():

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import re
 from typing import Any
 import zlib
 
@@ -20,6 +21,7 @@ import numpy as np
 from diversity_jax.cluster_agent.config import AgentConfig
 from diversity_jax.cluster_agent.criteria import Criteria
 from diversity_jax.cluster_agent.ruler import (
+    OTHER_LANGUAGE,
     READING_LENGTHS,
     Ruler,
     VectorCache,
@@ -34,6 +36,7 @@ from diversity_jax.core.words import first_words, words
 VERSION = "embedding-1"
 
 _WARNED_FOREIGN, _MOST_FOREIGN = 0.01, 0.05  # share of documents that a ruler cannot read: for a remark, refused
+_SENTENCE_END = re.compile(r"[.!?\u2026][\"'\u201d\u2019)]*\s*$")
 _JOINED_CHARACTERS = 400  # as many as are read for a text's language
 _REMEDY = (
     "take an embedder that tells them apart, such as judge=embedding:st:sentence-transformers/LaBSE "
@@ -98,7 +101,8 @@ class EmbeddingJudge:
         """
         languages = list(map(self.ruler.foreign, texts))
         # Sentences of a few words are recognised only together.
-        short = _joined([text for text, language in zip(texts, languages, strict=True) if not language])
+        english = [text for text, language in zip(texts, languages, strict=True) if not language]
+        short = _joined(english)
         of_short = Counter(filter(None, map(self.ruler.foreign, short)))
         foreign = Counter(filter(None, languages))
         shares = ", ".join(f"{what} {count / len(texts):.1%}" for what, count in foreign.most_common(3))
@@ -106,12 +110,17 @@ class EmbeddingJudge:
             share = foreign.total() / len(texts)
             what = f"{self.ruler.name} reads English, and {share:.0%} of the documents of {name} are not ({shares})"
             raise InputError(f"judge {self.label}: {what}; {_REMEDY}")
+        remarks = []
         if of_short.total() > _MOST_FOREIGN * len(short):
-            what = f"{self.ruler.name} reads English, and short documents of {name} are {of_short.most_common(1)[0][0]}"
-            raise InputError(f"judge {self.label}: {what}; {_REMEDY}")
+            language = of_short.most_common(1)[0][0]
+            what = f"{self.ruler.name} reads English, and short documents of {name} are {language}"
+            # Lists of names and terms look like another language; sentences do not.
+            sentences = sum(bool(_SENTENCE_END.search(text)) for text in english)
+            if language != OTHER_LANGUAGE or sentences > len(english) / 2:
+                raise InputError(f"judge {self.label}: {what}; {_REMEDY}")
+            remarks.append(f"{what}, or names and terms that it hardly knows: its figures may say little of them")
         if why := refusal(self.ruler, texts):
             raise InputError(f"judge {self.label}: {self.ruler.name} cannot read {name}: {why}; {_REMEDY}")
-        remarks = []
         if foreign.total() >= _WARNED_FOREIGN * len(texts):
             remarks.append(
                 f"not read by {self.ruler.name}: {shares}; these documents count as different from all but copies"

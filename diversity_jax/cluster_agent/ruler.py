@@ -34,6 +34,13 @@ _FOREIGN_LETTERS = 0.2  # share of the letters from which a text is in another s
 _FEWEST_LETTERS = 0.2  # share of the characters without white space, below which a text is numbers and signs
 _FEWEST_FUNCTION_WORDS, _FUNCTION_WORDS_SHARE = 2, 0.1
 _LETTER = re.compile(r"[^\W\d_]")
+# `StaticVectors.is_other_language`: a piece of plain text, with punctuation; shares of the pieces; tokens a word, of
+# which English has 1.1 to 1.3, and other languages in Latin script have 1.5 to 4.
+_PLAIN_WORD = re.compile(
+    r"[\"'(\u2018\u201c\xbf\xa1]*([^\W\d_]+(?:['\u2019-][^\W\d_]+)*)[.,;:!?\u2026)\"'\u201d\u2019]*"
+)
+_PLAIN_SHARE, _ENGLISH_SHARE, _TOKENS_A_WORD, _FEWEST_WORDS = 0.8, 0.15, 1.6, 12
+OTHER_LANGUAGE = "another language"
 _SCRIPTS = {
     "CJK": "Chinese or Japanese",
     "HIRAGANA": "Japanese",
@@ -52,7 +59,8 @@ _FUNCTION_WORDS = {  # of two letters or more, since code has many single ones; 
     sont a on me""",
     "Spanish": """el los las que una por con del se su como pero lo es al la mi para sus hay este un en cuál
     cómo no me a""",
-    "Italian": "il che di della per una con non sono del gli si nel alla anche le dei dal come un da delle ma a",
+    "Italian": """il che di della per una con non sono del gli si nel alla anche le dei dal come un da delle ma a
+    oggi ho mi lo la mio questo dove lei""",
     "Portuguese": """que não uma com os da em dos por mais ao foi são na um para se no ou pelo seu qual sua já
     muito do as a so me""",
     "Catalan": "els les una amb per que és del dels aquest aquesta com més són també al pel no a",
@@ -88,7 +96,6 @@ def is_function_word(word: str) -> bool:
     return word in _function_words()[0]
 
 
-@functools.lru_cache(10_000)
 def not_english(text: str) -> str:
     """The language or script of a text; empty for English, and for code and formulas.
 
@@ -218,6 +225,20 @@ class StaticVectors:
                 start = end
         return np.cumsum(sums, axis=1)[:, [ascending.index(length) for length in lengths]]
 
+    def is_other_language(self, text: str) -> bool:
+        """Whether the beginning of a text is plain words with hardly an English function word, and of many tokens each:
+        what tells languages that `not_english` does not know from English names, code and lists.
+        """
+        split_text = text[:_CHARACTERS_READ].encode("utf-8", "replace").decode().split(None, _WORDS_READ)[:_WORDS_READ]
+        plain = [match[1] for piece in split_text if (match := _PLAIN_WORD.fullmatch(piece))]
+        lower = [word for word in plain if word.islower()]  # names have many tokens in every language
+        if len(plain) < _PLAIN_SHARE * len(split_text) or len(lower) < _FEWEST_WORDS:
+            return False
+        if sum(is_function_word(word.lower()) for word in plain) > _ENGLISH_SHARE * len(plain):
+            return False
+        self._tokenize([lower])
+        return sum(len(self._tokens[word]) for word in lower) >= _TOKENS_A_WORD * len(lower)
+
     def _tokenize(self, split: Sequence[Sequence[str]]) -> None:
         """Stores the tokens of new words. No token of this tokenizer spans two words, so each word is tokenised once
         for all texts, which is ten times as fast.
@@ -253,12 +274,18 @@ def default_ruler() -> Ruler:
         raise InputError(f"judge offline: {missing} is missing; install the package again: {hint} --force-reinstall")
     thresholds = dict(zip(READING_LENGTHS, _THRESHOLDS, strict=True))
     identity = {"package": PACKAGE, "version": PACKAGE_VERSION, "vectors": table.stem}
+    vectors = StaticVectors(table, tokenizer)
+
+    @functools.lru_cache(10_000)
+    def foreign(text: str) -> str:
+        return not_english(text) or OTHER_LANGUAGE * vectors.is_other_language(text)
+
     return Ruler(
         name=f"{PACKAGE} {PACKAGE_VERSION}",
         identity=identity | _identity(thresholds),
-        read=StaticVectors(table, tokenizer),
+        read=vectors,
         thresholds=thresholds,
-        foreign=not_english,
+        foreign=foreign,
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import logging
 import random
 
 from diversity_jax.core.errors import InputError
@@ -13,6 +14,7 @@ from diversity_jax.llm.providers.outcomes import Refused, Reply, Transient
 from diversity_jax.llm.rate_limit import Slot, Throttle, wait
 from diversity_jax.llm.types import CachedFailure, CallFailed, EngineConfig, Outcome
 
+_logger = logging.getLogger(__name__)
 _LONGEST_BACKOFF_SECONDS = 30.0
 _SHORTEST_HINT_SECONDS = 60.0  # shorter hints beside a daily quota are of another quota
 _ATTEMPTS_TO_REACH_A_SERVER = 3
@@ -42,6 +44,7 @@ class LiveCalls:
         self._stats, self._end, self._throttle = accounts.stats, accounts.end, throttle
         self._refusals, self._price = refusals, price
         self._reached = False  # whether the server has answered anything
+        self._silence_announced = False
 
     async def attempt(self, call: Call) -> tuple[Outcome, bool]:
         """Sends a call once and records how it ended; returns the outcome, and whether it came from another process.
@@ -113,6 +116,7 @@ class LiveCalls:
             else:
                 unreachable, again = failure.kind == "unreachable", call.key in self._accounts.retrying
                 throttle.failed(slot, str(failure), unreachable=unreachable, again=again)
+                self._announce_silence(failure)
             raise failure from None
         except Refused as error:
             self._reached = True
@@ -131,6 +135,14 @@ class LiveCalls:
         self._refusals.successes += 1
         throttle.answered(slot)
         return reply
+
+    def _announce_silence(self, failure: Transient) -> None:
+        """Logs once that calls fail without an answer, since the run ends only after `stall_seconds` of it."""
+        if self._throttle.opened and not self._silence_announced:
+            self._silence_announced = True
+            what = f"{self._endpoint.name} has answered none of its last calls ({failure})"
+            limit = f"one call at a time is tried for {self._config.stall_seconds:g} s (engine.stall_seconds)"
+            _logger.warning("%s: %s; %s, then the run stops", self._endpoint.role, what, limit)
 
     def _stop_if_used_up(self, failure: Transient) -> None:
         """Ends a run whose quota is renewed only after longer than it may stall."""
