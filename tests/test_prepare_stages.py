@@ -1,5 +1,6 @@
 """Preparation gives the same files for any number of processes, on Beam, and after kills; bad input is one line."""
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -9,13 +10,16 @@ import random
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.progress import ProgressDisplay
+from diversity_jax.core.stores import StoreError
 from diversity_jax.corpus import CorpusConfig, open_corpus
+from diversity_jax.corpus.beam import open_pipeline
 from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, MixtureConfig
 from diversity_jax.prepare import executors
@@ -253,6 +257,16 @@ def test_a_killed_worker_is_named_in_one_line(tmp_path):
     ):
         prepare(corpus, DeadlyTokenizer(), tmp_path / "part", asked(), processes=2)
     assert not (tmp_path / "part" / "manifest.json").exists()
+    assert (tmp_path / "part" / ".preparing" / "request.json").exists()  # what is finished stays, to go on
+
+
+@pytest.mark.parametrize(("kind", "is_kept"), [("StoreError", True), ("DiskFull", True), ("Rejected", False)])
+def test_what_a_worker_of_beam_says_of_a_store_keeps_finished_work(monkeypatch, kind, is_kept):
+    module = SimpleNamespace(Pipeline=lambda options: contextlib.nullcontext())
+    monkeypatch.setitem(sys.modules, "apache_beam", module)
+    with pytest.raises(InputError, match=r"^b: has failed$") as caught, open_pipeline("Some", None):
+        raise RuntimeError(f"in a worker: core.{kind}: b: has failed [while running 'Map(_work)']")
+    assert isinstance(caught.value, StoreError) == is_kept
 
 
 def test_an_empty_output_folder_is_not_the_current_one(tmp_path, monkeypatch):

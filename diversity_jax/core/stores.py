@@ -15,7 +15,7 @@ from diversity_jax.core.errors import InputError
 
 
 class StoreError(InputError):
-    """A disk or store failed; the input is not at fault, and a later run continues from the finished work."""
+    """A disk, store or process failed; the input is not at fault, and a later run continues from the finished work."""
 
 
 class DiskFull(StoreError):

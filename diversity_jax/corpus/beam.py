@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.stores import StoreError
 
-_INPUT_ERROR = re.compile(r"(?:InputError|Rejected|DiskFull): (.+?)(?: \[while running|$)", re.MULTILINE)
+_INPUT_ERROR = re.compile(r"(InputError|Rejected|StoreError|DiskFull): (.+?)(?: \[while running|$)", re.MULTILINE)
 _NOT_FETCHED = re.compile(r"Unable to fetch remote [^:]+:[^:\s]+")  # programs that Flink, Spark and Prism need
 
 
@@ -49,7 +50,8 @@ def open_pipeline(runner: str, options: Any) -> Iterator[Any]:
     except Exception as error:  # runners wrap a worker's exception in one of their own
         message = _INPUT_ERROR.search(str(error))
         if message and not isinstance(error, InputError):
-            raise InputError(message[1].strip().strip("'\"")) from error
+            kind = StoreError if message[1] in ("StoreError", "DiskFull") else InputError
+            raise kind(message[2].strip().strip("'\"")) from error
         if missing := _NOT_FETCHED.search(str(error)):
             raise InputError(f"runner {runner}: {missing[0]}; fetch it and name it with Beam's own flags") from None
         raise

@@ -20,6 +20,7 @@ from typing import Any
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.process import end_with_parent, return_free_memory
+from diversity_jax.core.stores import StoreError
 
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 _ENVIRONMENT = {
@@ -62,7 +63,8 @@ class Workers:
           are_few: tasks take less time than starting processes; this process runs them unless others are running.
 
         Raises:
-          InputError: what a task raised, or a process was killed.
+          InputError: what a task raised.
+          StoreError: a process was killed.
         """
         tasks = iter(tasks)
         first = list(itertools.islice(tasks, 2)) if self._processes > 1 and (self._workers or not are_few) else []
@@ -128,11 +130,11 @@ class _Worker:
             raise value
         return value
 
-    def _ended(self) -> InputError:
+    def _ended(self) -> StoreError:  # not the input's fault: finished work stays
         code = self._process.wait()
         reason = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         advice = "run again to go on, with fewer processes if it recurs"
-        return InputError(f"a worker process {reason}, perhaps for want of memory; {advice}")
+        return StoreError(f"a worker process {reason}, perhaps for want of memory; {advice}")
 
     def stop(self) -> None:
         self._process.kill()
