@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diversity_jax.core.cli import run_plain
 from diversity_jax.core.errors import InputError
 from diversity_jax.model import LLAMA, MeshConfig, make_mesh
 from diversity_jax.training.checkpoint import Checkpoints, fingerprint, load
@@ -68,7 +69,8 @@ def save_until_it_fails(checkpoints, state):
         checkpoints.wait()
 
 
-def test_a_full_disk_is_one_line_that_names_the_last_good_checkpoint(tmp_path):
+def test_a_full_disk_is_one_line_that_names_the_last_good_checkpoint(tmp_path, capfd):
+    run_plain(lambda _: None, None, ["x"])  # another command of this process, which sets the levels of logs
     folder = tmp_path / "small"
     folder.mkdir()
     if subprocess.run(
@@ -82,6 +84,8 @@ def test_a_full_disk_is_one_line_that_names_the_last_good_checkpoint(tmp_path):
             InputError, match=r"disk is full: a checkpoint takes up to [\d,]+ bytes.*last good one is step \d+"
         ) as caught:
             save_until_it_fails(checkpoints, state)
+        checkpoints.close()
+        assert "Traceback" not in capfd.readouterr().err
         good = int(str(caught.value).split("last good one is step ")[-1].split(";")[0])
         again = Checkpoints(folder / "checkpoints", keep=40)
         assert again.steps[-1] == good

@@ -285,7 +285,10 @@ def test_after_ctrl_c_no_thread_of_a_save_keeps_the_process():
     assert ended.returncode == 130
 
 
-@pytest.mark.parametrize(("start", "says"), [(4, "step 4: lower .* branch off there"), (0, "no checkpoint is older")])
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [(4, "step 2: lower .* branch off there"), (2, "no checkpoint is older"), (0, "no checkpoint is older")],
+)
 def test_steps_that_stay_non_finite_name_a_checkpoint_from_before_them(start, says):
     saved = types.SimpleNamespace(steps=[2, 4, 6, 8] if start else [2], wait=lambda: None)
     config = TrainConfig(max_skipped_steps=3)
@@ -294,6 +297,22 @@ def test_steps_that_stay_non_finite_name_a_checkpoint_from_before_them(start, sa
     window = throughput.StepWindow(step=12, records=records, timed_steps=12, seconds=1.0, input_wait_seconds=0.0)
     with pytest.raises(callbacks.LossStaysNonFinite, match=f"3 steps in a row, up to step {start + 3}; .*{says}"):
         report.on_window(window)
+
+
+def test_a_checkpoint_due_after_a_skipped_step_waits_for_a_step_that_is_not():
+    saved, config = [], TrainConfig(checkpoint_every=2)
+    checkpoints = types.SimpleNamespace(save=lambda step, state, info: saved.append(step))
+    saving = callbacks.Saving(
+        types.SimpleNamespace(config=config, checkpoints=checkpoints, clock=throughput.StepClock()),
+        {},
+        start=0,
+        saved=None,
+    )
+    for step in range(1, 11):
+        if saving.due(step):
+            metrics = {"applied": np.float32(step not in (4, 5, 6, 8))}
+            saving.on_step(throughput.StepResult(step=step, state=0, metrics=metrics, input_wait_seconds=0.0))
+    assert saved == [2, 7, 9, 10]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(mixture, tmp_path):

@@ -1,9 +1,11 @@
 """Trackers get losses, shares and scores; one that fails or is missing costs a line and not the run."""
 
+import contextlib
 import dataclasses
 from fractions import Fraction
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from types import SimpleNamespace
 import pytest
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.process import TERMINATED, end_at_once
 from diversity_jax.mixtures.mixture import Mixture
 from diversity_jax.model import LLAMA, MeshConfig
 from diversity_jax.training import trackers
 from diversity_jax.training.config import OptimizerConfig, TrainConfig
+from diversity_jax.training.log import MetricWriter
 from diversity_jax.training.loop import train
 from tests import example_run
 from tests.json_lines import json_lines
@@ -35,7 +39,8 @@ class Notes(trackers.Tracker):
     def write(self, step, figures):
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
 
-    def close(self):
+    def close(self, outcome):
+        self._file.write(json.dumps({"outcome": outcome}) + "\n")
         self._file.close()
 
 
@@ -45,7 +50,7 @@ class Failing(trackers.Tracker):
     def write(self, step, figures):
         raise ConnectionError("the server went away")
 
-    def close(self):
+    def close(self, outcome):
         raise AssertionError("it was given up")
 
 
@@ -100,13 +105,55 @@ def test_a_run_that_goes_on_is_the_same_run_for_its_trackers(finished):
     assert sum("settings" in line for line in json_lines(finished / "notes.jsonl")) == 2
 
 
+def test_trackers_hear_how_an_attempt_ended(finished, tmp_path, monkeypatch):
+    ends = [line["outcome"] for line in json_lines(finished / "notes.jsonl") if "outcome" in line]
+    assert ends == ["finished", "finished"]
+
+    def outcome(end, said="failed"):
+        heard = []
+        with contextlib.suppress(KeyboardInterrupt, OSError), MetricWriter(tmp_path) as writer:
+            writer.show_on([SimpleNamespace(close=heard.append)])
+            writer.outcome = said
+            end()
+        return heard[0]
+
+    def fail(error):
+        raise error
+
+    assert outcome(lambda: fail(OSError())) == "failed"
+    assert outcome(lambda: fail(KeyboardInterrupt())) == "interrupted"
+    assert outcome(lambda: fail(KeyboardInterrupt()), said="finished") == "finished"
+    assert outcome(lambda: None, said="interrupted") == "interrupted"
+    monkeypatch.setattr(os, "_exit", lambda status: None)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    assert outcome(lambda: end_at_once(1)) == "failed"
+    assert outcome(lambda: end_at_once(TERMINATED)) == "interrupted"
+    wandb, mlflow, told = object.__new__(trackers.WeightsAndBiases), object.__new__(trackers.MLflow), []
+    wandb._run, mlflow._id = SimpleNamespace(finish=told.append), "run"
+    mlflow._client = SimpleNamespace(set_terminated=lambda run, status: told.append(status))
+    for end in ("finished", "failed", "interrupted"):
+        wandb.close(end)
+        mlflow.close(end)
+    assert told == [0, "FINISHED", 1, "FAILED", 255, "KILLED"]
+
+
+def test_where_one_tracker_cannot_be_opened_the_others_are_closed_and_known_again(tmp_path, monkeypatch):
+    kind = trackers.TrackerKind(open=Notes, modules=(), extra="", is_remote=False)
+    monkeypatch.setitem(trackers.TRACKERS, "notes", kind)
+    monkeypatch.setitem(trackers.TRACKERS, "refusing", dataclasses.replace(kind, open=lambda run: 1 / 0))
+    with pytest.raises(InputError, match="refusing: cannot be opened"):
+        trackers.open_trackers(["notes", "refusing"], tmp_path, {})
+    assert json_lines(tmp_path / "notes.jsonl")[-1] == {"outcome": "failed"}
+    assert json.loads((tmp_path / "trackers.json").read_text()) == {"notes": "first"}
+
+
 def test_a_tracker_that_fails_does_not_stop_the_run(finished, caplog):
     assert json.loads((finished / "summary.json").read_text())["steps"] == 6
     tracker = trackers._ThreadedTracker("mlflow", Failing())
     tracker.write(1, {"loss": 1.0})
     tracker._thread.join(5)
     tracker.write(2, {"loss": 1.0})
-    tracker.close()
+    tracker.close("finished")
     (record,) = caplog.records
     expected = "mlflow: gets no more of this run (ConnectionError: the server went away); metrics.jsonl has it all"
     assert record.getMessage() == expected

@@ -125,9 +125,10 @@ def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequ
 
 def _run(work: Callable[[], Any]) -> None:
     log_to_stderr()
-    for noisy in ("jax", "absl", "httpx", "httpx2", "orbax"):
+    for noisy in ("jax", "httpx", "httpx2", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    for raises in ("gcsfs", "fsspec", "s3fs", "aiobotocore", "botocore"):  # they log a traceback and raise it too
+    # They log a traceback and raise it too; "absl": Orbax.
+    for raises in ("absl", "gcsfs", "fsspec", "s3fs", "aiobotocore", "botocore"):
         logging.getLogger(raises).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"google\.")  # about the end of Python versions
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

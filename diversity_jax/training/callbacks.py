@@ -233,8 +233,8 @@ class StepReport(Callback):
             self._skipped_in_a_row = 0 if record["applied"] else self._skipped_in_a_row + 1
             if self._skipped_in_a_row >= run.config.max_skipped_steps:
                 run.checkpoints.wait()  # the latest one may still be being written
-                # What is saved during these steps is the state in which they cannot go on.
-                before = [saved for saved in run.checkpoints.steps if saved <= step - self._skipped_in_a_row]
+                # What is saved after the last step before them, or later, is the state in which they cannot go on.
+                before = [saved for saved in run.checkpoints.steps if saved < step - self._skipped_in_a_row]
                 last = f"the last checkpoint before them is step {before[-1]}" if before else "no checkpoint is older"
                 raise LossStaysNonFinite(
                     f"loss or gradient was not finite for {self._skipped_in_a_row} steps in a row, up to step {step}; "
@@ -341,6 +341,9 @@ class Continuations(Callback):
 class Saving(Callback):
     """Checkpoints every `train.checkpoint_every` steps, at the end, and when the run fails.
 
+    One that is due after a skipped step waits for the next step that is not: in a row of skipped steps the state stays
+    the one that cannot go on, and its copies would push out all others.
+
     Args:
       info: JSON object saved with the state.
       start: finished steps at the start of the attempt.
@@ -350,9 +353,15 @@ class Saving(Callback):
     def __init__(self, run: TrainingRun, info: Mapping[str, Any], *, start: int, saved: int | None):
         super().__init__(run.config.checkpoint_every)
         self._run, self._info, self._start, self._saved = run, info, start, saved
+        self._is_waiting = False
+
+    def due(self, step: int) -> bool:
+        return self._is_waiting or super().due(step)
 
     def on_step(self, result: StepResult) -> None:
-        self._save(result.step, result.state)
+        self._is_waiting = not result.metrics["applied"]
+        if not self._is_waiting:
+            self._save(result.step, result.state)
 
     def on_end(self, step: int, state: TrainState) -> None:
         if self._saved != step:

@@ -14,7 +14,8 @@ import numpy as np
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import disk_errors_named, make_folder, open_file, read_json
 from diversity_jax.core.json_text import parse_json
-from diversity_jax.training.trackers import Tracker
+from diversity_jax.core.process import TERMINATED, before_sudden_end
+from diversity_jax.training.trackers import Outcome, Tracker
 
 
 class JsonLinesLog:
@@ -49,7 +50,13 @@ class JsonLinesLog:
 
 
 class MetricWriter:
-    """Appends figures of steps to `metrics.jsonl`, and passes them to trackers."""
+    """Appends figures of steps to `metrics.jsonl`, and passes them to trackers.
+
+    Attributes:
+      outcome: of the attempt, for the trackers; it has failed unless it says otherwise.
+    """
+
+    outcome: Outcome = "failed"
 
     def __init__(self, folder: Path):
         self._lines = JsonLinesLog(folder / "metrics.jsonl")
@@ -74,10 +81,25 @@ class MetricWriter:
         for tracker in self._trackers:
             tracker.write(step, figures)
 
+    def __enter__(self) -> "MetricWriter":
+        before_sudden_end.append(self._leave)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is KeyboardInterrupt and self.outcome == "failed":
+            self.outcome = "interrupted"
+        before_sudden_end.remove(self._leave)
+        self.close()
+
+    def _leave(self, status: int) -> None:
+        self.outcome = "interrupted" if status == TERMINATED else "failed"
+        self.close()
+
     def close(self) -> None:
+        """Closes the file and the trackers."""
         self._lines.close()
         for tracker in self._trackers:
-            tracker.close()
+            tracker.close(self.outcome)
 
 
 @dataclass(frozen=True, kw_only=True)

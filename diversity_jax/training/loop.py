@@ -205,6 +205,7 @@ def _summary(run: TrainingRun, goodput_log: GoodputLog, changes: Sequence[Mappin
     summary["changes"] = list(changes)
     if run.writer:
         write_json(run.output_dir / "summary.json", summary)
+        run.writer.outcome = "finished" if goodput_log.attempt.last_step == run.config.steps else "interrupted"
     return summary
 
 
@@ -251,7 +252,7 @@ def _open_run(resources, mixture, model, config, mesh, output_dir, checkpoints, 
     writer = MetricWriter(output_dir) if jax.process_index() == 0 else None
     if writer:
         check_installed(config.all_trackers)
-        resources.callback(writer.close)
+        resources.enter_context(writer)
     stop = resources.enter_context(StopRequest(config.grace_seconds, lambda: checkpoints.last_complete))
     frozen = None
     if config.lora.rank and config.init_from is not None:

@@ -27,7 +27,7 @@ from jax._src import distributed as jax_distributed  # its client has no public 
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import is_remote, local_folder, user_cache
-from diversity_jax.core.process import TERMINATED
+from diversity_jax.core.process import TERMINATED, end_at_once
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +176,7 @@ class StopRequest:
         last = f"the last whole checkpoint is step {saved}" if saved is not None else "there is no checkpoint"
         message = "SIGTERM: saving took longer than train.grace_seconds=%g and is given up; %s"
         log.error(message, self._grace_seconds, last)
-        logging.shutdown()
-        os._exit(TERMINATED)
+        end_at_once(TERMINATED)
 
     def agreed(self, step: int) -> bool:
         """Whether all hosts stop after this step."""
@@ -348,8 +347,7 @@ def _watch(ended: threading.Event) -> None:
         if not ended.wait(_LEAVE_SECONDS):
             log.error("error: %s", failure["line"])
             _disconnect().join(_DISCONNECT_SECONDS)
-            logging.shutdown()
-            os._exit(failure["status"])
+            end_at_once(failure["status"])
 
 
 def _disconnect() -> threading.Thread:

@@ -16,13 +16,16 @@ import queue
 import secrets
 import threading
 import time
-from typing import Any
+from typing import Any, Literal
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import make_folder, read_json, write_json
 from diversity_jax.mixtures.mixture import Mixture
 
 log = logging.getLogger(__name__)
+
+Outcome = Literal["finished", "failed", "interrupted"]
+"""How an attempt of a run ended; one that was interrupted, by a signal or Ctrl-C, may go on later."""
 
 _CLOSING_SECONDS = 30.0  # for sending the remaining lines when the run ends
 _WAITING = 10_000  # most lines waiting to be sent; a run writes one every few seconds
@@ -53,8 +56,8 @@ class Tracker(abc.ABC):
         """Adds figures of a step."""
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Sends the remaining figures."""
+    def close(self, outcome: Outcome) -> None:
+        """Sends the remaining figures, and how the attempt ended."""
 
 
 class TensorBoard(Tracker):
@@ -71,7 +74,7 @@ class TensorBoard(Tracker):
         self._writer = self._writer or self._make()  # made with the first figures: a run without any has no folder
         self._writer.write_scalars(step, dict(figures))
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:
         if self._writer:
             self._writer.close()
 
@@ -98,8 +101,8 @@ class WeightsAndBiases(Tracker):
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         self._run.log({"train/step": step, **figures})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, outcome: Outcome) -> None:
+        self._run.finish({"finished": 0, "failed": 1, "interrupted": 255}[outcome])  # 255: shown as killed
 
 
 class MLflow(Tracker):
@@ -132,8 +135,9 @@ class MLflow(Tracker):
         finite = {name: value if math.isfinite(value) else math.nan for name, value in figures.items()}  # inf: 1.8e308
         self._client.log_batch(self._id, [self._metric(name, value, now, step) for name, value in finite.items()])
 
-    def close(self) -> None:
-        self._client.set_terminated(self._id)
+    def close(self, outcome: Outcome) -> None:
+        status = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[outcome]
+        self._client.set_terminated(self._id, status)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,16 +189,22 @@ def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any
     record, settings = folder / "trackers.json", _flat(settings)
     run = TrackedRun(folder=folder, settings=settings, ids=dict(read_json(record)) if record.exists() else {})
     before, opened = dict(run.ids), []
-    for name in names:
-        kind = TRACKERS[name]
-        try:
-            tracker = kind.open(run)
-        except Exception as error:  # of whatever type the library raises
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"train.trackers={name}: cannot be opened ({type(error).__name__}: {reason})") from error
-        opened.append(_ThreadedTracker(name, tracker) if kind.is_remote else tracker)
-    if run.ids != before:
-        write_json(record, run.ids)
+    try:
+        for name in names:
+            kind = TRACKERS[name]
+            try:
+                tracker = kind.open(run)
+            except Exception as error:  # of whatever type the library raises
+                for other in opened:
+                    other.close("failed")
+                reason = " ".join(str(error).split())[:300]
+                raise InputError(
+                    f"train.trackers={name}: cannot be opened ({type(error).__name__}: {reason})"
+                ) from error
+            opened.append(_ThreadedTracker(name, tracker) if kind.is_remote else tracker)
+    finally:
+        if run.ids != before:
+            write_json(record, run.ids)
     return opened
 
 
@@ -212,7 +222,7 @@ class _ThreadedTracker(Tracker):
 
     def __init__(self, name: str, tracker: Tracker):
         self._name, self._tracker = name, tracker
-        self._lines: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(_WAITING)
+        self._lines: queue.Queue[tuple[int, Mapping[str, float]] | Outcome] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._send, name=f"tracker {name}", daemon=True)
         self._thread.start()
 
@@ -225,16 +235,16 @@ class _ThreadedTracker(Tracker):
 
     def _send(self) -> None:
         try:
-            while (line := self._lines.get()) is not None:
+            while not isinstance(line := self._lines.get(), str):
                 self._tracker.write(*line)
-            self._tracker.close()
+            self._tracker.close(line)
         except Exception as error:  # a failing tracker must not stop the run
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             log.warning("%s: gets no more of this run (%s); metrics.jsonl has it all", self._name, reason)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:
         if self._thread.is_alive():
-            self._lines.put(None)
+            self._lines.put(outcome)
             self._thread.join(_CLOSING_SECONDS)
             if self._thread.is_alive():
                 log.warning("%s: did not take everything within %d s", self._name, _CLOSING_SECONDS)
