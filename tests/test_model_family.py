@@ -150,7 +150,8 @@ def test_dynamic_scaling_beyond_the_original_length_is_refused_where_texts_are_r
     ("fields", "message"),
     [
         ({"head_dim": 7}, "head_dim=7"),
-        ({"partial_rotary_factor": 0.4}, "3 elements of a head would turn"),
+        ({"partial_rotary_factor": 0.4}, "3.2 elements would turn"),
+        ({"partial_rotary_factor": 1e308}, "inf elements would turn"),
         ({"rope_factor": 2.0}, "no effect with model.rope_scaling='none'"),
         ({"rope_scaling": "llama3", "rope_factor": 8.0}, "rope_original_length=None"),
         ({"rope_scaling": "linear", "rope_factor": 0.5}, "rope_factor=0.5: must be at least 1"),

@@ -2,13 +2,16 @@
 
 from collections import Counter
 import dataclasses
+import errno
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +19,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.evaluation.config import EvaluateConfig, ModelSource
 from diversity_jax.mixtures.config import BuildConfig, Component, MixtureConfig
 from diversity_jax.model import LLAMA
+from diversity_jax.study import run as study_run
 from diversity_jax.study.config import Factor, Level, Recipe, StudyConfig, plan
 from diversity_jax.study.graph import StepStore, dependents, run_steps, stale, step_states
 from diversity_jax.study.run import stale_lines
@@ -209,3 +213,22 @@ def test_a_step_may_only_read_what_comes_before_it(tmp_path):
 def test_a_factor_names_its_levels_differently():
     with pytest.raises(InputError, match="two levels of one name"):
         Factor(name="f", levels=(Level(name=5, set={}), Level(name=5.0, set={})))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "done.json"), 2, "error: done.json: No space left .*"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on"),
+    ],
+)
+def test_another_process_of_a_study_ends_with_one_line(error, status, line, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(study_run, "end_with_parent", lambda parent: None)
+    monkeypatch.setattr(study_run.study_config, "plan", fail)
+    with pytest.raises(SystemExit) as ended:
+        study_run._work(SimpleNamespace(output_dir=tmp_path, processes=1), 0)
+    assert ended.value.code == status
+    assert re.fullmatch(f"{line}\n", capsys.readouterr().err)

@@ -1,12 +1,17 @@
 """Several real processes: a failure of one ends all in seconds, with one line."""
 
+import json
 from pathlib import Path
 import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+
+from diversity_jax.core.errors import InputError
+from diversity_jax.training import runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,6 +61,24 @@ def test_a_failure_reaches_all_processes(case, count, failing, line, status, tmp
             assert "Traceback" not in error
             assert "LogMessage" not in error
     assert not list(tmp_path.glob(".shared-*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (KeyboardInterrupt(), "KeyboardInterrupt", 130),
+        (InputError(MISSING), MISSING, 2),
+        (OSError("x"), "OSError: x", 1),
+    ],
+)
+def test_the_others_end_as_the_one_that_was_first(error, line, status, monkeypatch):
+    said = {}
+    client = SimpleNamespace(key_value_set=said.__setitem__)
+    monkeypatch.setattr(runtime.jax_distributed.global_state, "client", client)
+    monkeypatch.setattr(runtime.jax, "process_index", lambda: 1)
+    runtime._announce(error)
+    (failure,) = map(json.loads, said.values())
+    assert (failure["line"].split(" stopped: ")[1], failure["status"]) == (line, status)
 
 
 def test_processes_that_agree_go_on(tmp_path):

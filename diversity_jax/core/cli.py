@@ -87,7 +87,7 @@ def run(
     invocation = _invocations[-1] if _invocations and argv is None else None
     if not arguments and invocation is None:
         run_plain(parse_and_run, usage, arguments)
-    _run(lambda: parse_and_run(Options(invocation.command, invocation.argv).canonical if invocation else arguments))
+    run_work(lambda: parse_and_run(Options(invocation.command, invocation.argv).canonical if invocation else arguments))
 
 
 def _help(usage: str, config_type: type, config: Any, part: str) -> str:
@@ -120,10 +120,11 @@ def run_plain(command: Callable[[list[str]], Any], usage: str | None, argv: Sequ
         text = (usage or "").strip()
         print(help_module.as_command(text) if sys.argv[0].startswith("diversity-jax ") else text)
         sys.exit(0 if argv else 2)
-    _run(lambda: command(argv))
+    run_work(lambda: command(argv))
 
 
-def _run(work: Callable[[], Any]) -> None:
+def run_work(work: Callable[[], Any]) -> None:
+    """Runs a command's work in this process; bad input, a full disk and Ctrl-C end it with one line and a status."""
     log_to_stderr()
     for noisy in ("jax", "httpx", "httpx2", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -166,10 +166,10 @@ class LlamaConfig:
             raise InputError("model.window_rope_theta: no layer has a window; set model.sliding_window too")
 
     def _check_rotary(self) -> None:
-        if self.rotary_size < 2 or self.rotary_size % 2 or self.partial_rotary_factor > 1:
+        if self.partial_rotary_factor > 1 or self.rotary_size < 2 or self.rotary_size % 2:
             raise InputError(
                 f"model.head_dim={self.head_size}, model.partial_rotary_factor={self.partial_rotary_factor}: "
-                f"{self.rotary_size} elements of a head would turn; rotary positions turn pairs"
+                f"{self.head_size * self.partial_rotary_factor:g} elements would turn; rotary positions turn pairs"
             )
         if self.rope_scaling == "none":
             if (self.rope_factor, self.rope_original_length, self.rope_attention_factor) != (1.0, None, None):

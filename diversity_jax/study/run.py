@@ -18,7 +18,7 @@ from typing import Any
 
 from diversity_jax.core import run_info
 from diversity_jax.core.artifacts import locked_folder
-from diversity_jax.core.cli import log_to_stderr
+from diversity_jax.core.cli import run_work
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import local_folder, read_json, write_json
 from diversity_jax.core.formats import counted
@@ -226,11 +226,14 @@ def _run_steps(study: StudyConfig, steps: Mapping[str, Step], store: StepStore) 
 
 def _work(study: StudyConfig, number: int) -> None:
     """Runs steps in another process of this machine, which ends when its parent does."""
-    log_to_stderr()
     end_with_parent(os.getppid())
-    store = StepStore(Path(study.output_dir) / "steps")
-    with _own_cores(number, study.processes), _stoppable():
-        graph.run_steps(study_config.plan(study, store).steps, store, commands(study), codes())
+
+    def work() -> None:
+        store = StepStore(Path(study.output_dir) / "steps")
+        with _own_cores(number, study.processes), _stoppable():
+            graph.run_steps(study_config.plan(study, store).steps, store, commands(study), codes())
+
+    run_work(work)  # multiprocessing would print a traceback
 
 
 @contextlib.contextmanager

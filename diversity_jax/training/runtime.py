@@ -27,7 +27,7 @@ from jax._src import distributed as jax_distributed  # its client has no public 
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import is_remote, local_folder, user_cache
-from diversity_jax.core.process import TERMINATED, end_at_once
+from diversity_jax.core.process import INTERRUPTED, TERMINATED, end_at_once
 
 log = logging.getLogger(__name__)
 
@@ -319,10 +319,12 @@ def _announce(error: BaseException) -> None:
     client = jax_distributed.global_state.client
     if client is None or isinstance(error, PeerFailedError):
         return
-    what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    kind = "" if isinstance(error, InputError) else type(error).__name__
+    what = ": ".join(filter(None, (kind, str(error))))
     line = f"process {jax.process_index()} on {socket.gethostname()} stopped: {' '.join(what.split())[:1000]}"
     status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
-    failure = {"line": line, "status": 2 if isinstance(error, InputError) else status, "of": jax.process_index()}
+    status = 2 if isinstance(error, InputError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else status
+    failure = {"line": line, "status": status, "of": jax.process_index()}
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
         client.key_value_set(_FAILED, json.dumps(failure))
 

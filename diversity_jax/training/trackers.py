@@ -188,7 +188,8 @@ def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any
     make_folder(folder)  # trackers write into it before the run's first log line does
     record, settings = folder / "trackers.json", _flat(settings)
     run = TrackedRun(folder=folder, settings=settings, ids=dict(read_json(record)) if record.exists() else {})
-    before, opened = dict(run.ids), []
+    before = dict(run.ids)
+    opened: list[Tracker] = []
     try:
         for name in names:
             kind = TRACKERS[name]
