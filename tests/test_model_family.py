@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 
 import jax
@@ -150,6 +151,8 @@ def test_dynamic_scaling_beyond_the_original_length_is_refused_where_texts_are_r
     ("fields", "message"),
     [
         ({"head_dim": 7}, "head_dim=7"),
+        ({"num_layers": 1.5}, "model.num_layers=1.5: must be a whole number"),
+        ({"sliding_window": math.nan}, "model.sliding_window=nan: must be a whole number"),
         ({"partial_rotary_factor": 0.4}, "3.2 elements would turn"),
         ({"partial_rotary_factor": 1e308}, "inf elements would turn"),
         ({"rope_factor": 2.0}, "no effect with model.rope_scaling='none'"),

@@ -180,6 +180,7 @@ def test_resumed_it_ends_with_the_same_bits_and_another_base_is_refused(folder, 
     ("fields", "message"),
     [
         ({"rank": -1}, "rank of at least 0"),
+        ({"rank": 1.5}, "lora.rank=1.5: must be a whole number"),
         ({"rank": 2, "alpha": 0.0}, "alpha above 0"),
         ({"rank": 2, "alpha": float("inf")}, "finite alpha above 0"),
         ({"matrices": ("query", "query")}, "each once"),

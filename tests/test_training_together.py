@@ -72,12 +72,12 @@ def test_a_failure_reaches_all_processes(case, count, failing, line, status, tmp
     ],
 )
 def test_the_others_end_as_the_one_that_was_first(error, line, status, monkeypatch):
-    said = {}
-    client = SimpleNamespace(key_value_set=said.__setitem__)
+    published = {}
+    client = SimpleNamespace(key_value_set=published.__setitem__)
     monkeypatch.setattr(runtime.jax_distributed.global_state, "client", client)
     monkeypatch.setattr(runtime.jax, "process_index", lambda: 1)
     runtime._announce(error)
-    (failure,) = map(json.loads, said.values())
+    (failure,) = map(json.loads, published.values())
     assert (failure["line"].split(" stopped: ")[1], failure["status"]) == (line, status)
 
 

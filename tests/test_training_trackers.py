@@ -109,11 +109,11 @@ def test_trackers_hear_how_an_attempt_ended(finished, tmp_path, monkeypatch):
     ends = [line["outcome"] for line in json_lines(finished / "notes.jsonl") if "outcome" in line]
     assert ends == ["finished", "finished"]
 
-    def outcome(end, said="failed"):
+    def outcome(end, before="failed"):
         heard = []
         with contextlib.suppress(KeyboardInterrupt, OSError), MetricWriter(tmp_path) as writer:
             writer.show_on([SimpleNamespace(close=heard.append)])
-            writer.outcome = said
+            writer.outcome = before
             end()
         return heard[0]
 
@@ -122,8 +122,8 @@ def test_trackers_hear_how_an_attempt_ended(finished, tmp_path, monkeypatch):
 
     assert outcome(lambda: fail(OSError())) == "failed"
     assert outcome(lambda: fail(KeyboardInterrupt())) == "interrupted"
-    assert outcome(lambda: fail(KeyboardInterrupt()), said="finished") == "finished"
-    assert outcome(lambda: None, said="interrupted") == "interrupted"
+    assert outcome(lambda: fail(KeyboardInterrupt()), before="finished") == "finished"
+    assert outcome(lambda: None, before="interrupted") == "interrupted"
     monkeypatch.setattr(os, "_exit", lambda status: None)
     monkeypatch.setattr(logging, "shutdown", lambda: None)
     assert outcome(lambda: end_at_once(1)) == "failed"

@@ -300,7 +300,7 @@ def check_whole(config: Any, prefix: str, /) -> None:
     """
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name, None)
-        if value is None or int not in (hint, *typing.get_args(hint)):
+        if value is None or hint not in (int, int | None):
             continue
         if not is_real_number(value) or value % 1 != 0 or not -(2**63) <= value < 2**63:
             raise InputError(f"{prefix}{name}={value!r}: must be a whole number of at most 64 bits")

@@ -6,7 +6,7 @@ import functools
 import math
 from typing import Any
 
-from diversity_jax.core.config import ADDED, check_least, fields_for_keys
+from diversity_jax.core.config import ADDED, check_least, check_whole, fields_for_keys
 from diversity_jax.core.errors import InputError
 
 ATTENTION = ("auto", "chunked", "cudnn", "splash", "reference")
@@ -113,7 +113,8 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         if self.attention == "xla":
             object.__setattr__(self, "attention", "chunked")
-        check_least(self, "model.", **dict.fromkeys(_SIZES, 1), **dict.fromkeys(_OF_MIXTURE, 0))
+        check_whole(self, "model.")
+        check_least(self, "model.", sliding_window=1, **dict.fromkeys(_SIZES, 1), **dict.fromkeys(_OF_MIXTURE, 0))
         self._unify()
         if self.head_dim is None and self.hidden_size % (2 * self.num_heads):
             raise InputError(
@@ -122,8 +123,6 @@ class LlamaConfig:
             )
         if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
             raise InputError(f"model.num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise InputError(f"model.sliding_window={self.sliding_window}: must be at least 1, or None for all tokens")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
         for name in _POSITIVE:
@@ -296,6 +295,7 @@ class LoraConfig:
     matrices: tuple[str, ...] = ATTENTION_MATRICES + MLP_MATRICES  # names of projections in every layer
 
     def __post_init__(self) -> None:
+        check_whole(self, "lora.")
         if self.rank < 0 or not 0 < self.alpha < math.inf:
             raise InputError(f"lora.rank={self.rank}, alpha={self.alpha}: rank of at least 0 and finite alpha above 0")
         object.__setattr__(self, "matrices", tuple(self.matrices))
@@ -358,8 +358,8 @@ class MeshConfig:
     network_fsdp: int = 1  # number of slices or nodes that fsdp is sharded over
 
     def __post_init__(self) -> None:
-        sizes = self.sizes
-        for axis, size in sizes.items():
+        check_whole(self, "mesh.")
+        for axis, size in (sizes := self.sizes).items():
             if size < 1 and size != -1:
                 raise InputError(f"mesh.{axis}={size}: must be at least 1, or -1 for all devices that are left")
         if list(sizes.values()).count(-1) > 1:
