@@ -1,19 +1,22 @@
 """Sources of text: tables, folders, standard input, and datasets of the Hugging Face hub."""
 
 import csv
+import gzip
 import io
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diversity_jax.core.buckets import public_name
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig, open_corpus
-from diversity_jax.corpus.readers.text import holds_json
+from diversity_jax.corpus.readers.text import holds_json, spooled_input
 from tests.hub_server import hub_server
 
 TEXTS = ["plain", 'with "quotes", and commas', "two\nlines\n", "ünïcödé, 漢字\tand a tab", "x" * 200_000, "the last"]
@@ -213,6 +216,17 @@ def test_an_array_of_objects_is_no_text(tmp_path, first, is_json):
     if is_json:
         with pytest.raises(InputError, match=r"one object a line, as jq -c '.\[\]' does"):
             open_corpus(str(path))
+
+
+def test_errors_name_standard_input_and_not_its_temporary_file(monkeypatch):
+    packed = SimpleNamespace(closed=False, isatty=lambda: False, buffer=io.BytesIO(gzip.compress(b"a text")))
+    monkeypatch.setattr(sys, "stdin", packed)
+    spooled_input.cache_clear()
+    with pytest.raises(InputError) as caught:
+        open_corpus("-:jsonl")
+    spooled_input.cache_clear()
+    said = public_name(str(caught.value))
+    assert said.startswith("standard input:1: is not UTF-8 at byte 1; it looks like gzip (decompress it, or")
 
 
 def test_standard_input_that_is_empty_or_of_an_unknown_kind_says_so():

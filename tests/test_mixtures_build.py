@@ -295,6 +295,11 @@ def test_a_given_scorecard_is_used_and_one_of_other_data_refused(texts, tmp_path
     mixture = build(config(texts, parts, real_to_synthetic=(1, 1)), tmp_path / "out", unscored)
     assert mixture.components[1].decision["scorecard_hash"] == scorecards["made"].content_hash
     parts[1] = component(texts, "made", 1, policy, scorecard=str(tmp_path / "more.json"))
+    before = scorecards["more"].corpus | {"name": parts[1].corpus.source}
+    dataclasses.replace(scorecards["more"], corpus=before).save(tmp_path / "old.json")
+    old = dataclasses.replace(parts[1], scorecard=str(tmp_path / "old.json"))
+    with pytest.raises(InputError, match=r"has changed since .*old.json was made; score it again"):
+        build(config(texts, [parts[0], old], real_to_synthetic=(1, 1)), tmp_path / "other", unscored)
     with pytest.raises(InputError, match=r"component 'made': .*more.json is a scorecard of other data"):
         build(config(texts, parts, real_to_synthetic=(1, 1)), tmp_path / "other", unscored)
 

@@ -163,11 +163,18 @@ def staging_folder(url: str | os.PathLike, process: int = 0) -> Path:
 
 
 _PUBLISHED: dict[str, str] = {}
-"""Local folder -> URL of the bucket's folder that it is mirrored to."""
+"""Local folder -> URL of the bucket's folder that it is mirrored to; temporary file -> what it holds."""
+
+
+def set_public_name(path: str, name: str) -> None:
+    """Makes `public_name` name a temporary file by what it holds."""
+    _PUBLISHED[path] = name
 
 
 def public_name(text: str | os.PathLike) -> str:
-    """A path or message in which mirrored local folders are replaced by the URL of their bucket's folder."""
+    """A path or message in which mirrored local folders are replaced by the URL of their bucket's folder, and temporary
+    files by what they hold.
+    """
     name = os.fspath(text)
     for local, url in _PUBLISHED.items():
         name = name.replace(local, url)

@@ -254,8 +254,8 @@ def list_fields(record: Mapping[str, Any]) -> str:
 
 
 _FIRST_BYTES = {
-    b"\x1f\x8b": "gzip (name it .gz)",
-    b"\x28\xb5": "Zstandard (name it .zst)",
+    b"\x1f\x8b": "gzip (decompress it, or name it .gz)",
+    b"\x28\xb5": "Zstandard (decompress it, or name it .zst)",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }

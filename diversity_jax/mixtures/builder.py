@@ -252,10 +252,11 @@ def _score(
     for component in components:
         scorecard = given.get(component.name)
         if scorecard and scorecard.corpus["fingerprint"] != corpora[component.name].fingerprint():
-            raise InputError(
-                f"component {component.name!r}: {component.scorecard} is a scorecard of other data "
-                f"({scorecard.corpus['name']}) than {component.corpus.source}; score this, or leave scorecard out"
-            )
+            scored, source = scorecard.corpus["name"], component.corpus.source
+            other = f"{component.scorecard} is a scorecard of other data ({scored}) than {source}"
+            if scored == source:
+                other = f"{source}, or how it is read, has changed since {component.scorecard} was made"
+            raise InputError(f"component {component.name!r}: {other}; score it again, or leave scorecard out")
     wanted = {name: corpus for name, corpus in _to_score(components, shares, corpora).items() if name not in given}
     return {**given, **score(wanted)}
 

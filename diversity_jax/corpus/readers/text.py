@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from diversity_jax.core.buckets import set_public_name
 from diversity_jax.core.compression import MOST_DOCUMENT_BYTES, compression, read_blocks, read_document, read_lines
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import disk_errors_named, is_remote, open_file
@@ -226,6 +227,7 @@ def spooled_input() -> str:
         raise InputError("-: stands for text from standard input; pipe some in, such as: cat texts.jsonl | ...")
     descriptor, path = tempfile.mkstemp(prefix="standard-input-")
     atexit.register(_remove, path, os.getpid())
+    set_public_name(path, "standard input")
     with open(descriptor, "wb") as file, disk_errors_named(path):
         shutil.copyfileobj(sys.stdin.buffer, file)
     return path
