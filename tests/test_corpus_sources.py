@@ -225,8 +225,8 @@ def test_errors_name_standard_input_and_not_its_temporary_file(monkeypatch):
     with pytest.raises(InputError) as caught:
         open_corpus("-:jsonl")
     spooled_input.cache_clear()
-    said = public_name(str(caught.value))
-    assert said.startswith("standard input:1: is not UTF-8 at byte 1; it looks like gzip (decompress it, or")
+    message = public_name(str(caught.value))
+    assert message.startswith("standard input:1: is not UTF-8 at byte 1; it looks like gzip (decompress it, or")
 
 
 def test_standard_input_that_is_empty_or_of_an_unknown_kind_says_so():

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.corpus import CorpusConfig
 from diversity_jax.mixtures.builder import build
 from diversity_jax.mixtures.config import Component, GatePolicy, MixtureConfig
 from diversity_jax.mixtures.exchange.examples import example_features, examples
@@ -18,7 +19,7 @@ from diversity_jax.mixtures.exchange.format import Column
 from diversity_jax.mixtures.exchange.token_files import open_token_set
 from diversity_jax.mixtures.exchange.token_import import import_tokens
 from diversity_jax.mixtures.mixture import Mixture
-from diversity_jax.mixtures.sources import TokenCorpus
+from diversity_jax.mixtures.sources import TokenCorpus, open_source
 from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.rows import RowReader
@@ -169,7 +170,7 @@ def test_what_was_exported_comes_back(tmp_path, to):
     assert manifest.splits["train"].rows == original.splits["train"].rows
 
 
-def test_tokens_and_text_in_one_mixture(tmp_path):
+def test_tokens_and_text_in_one_mixture(tmp_path, caplog):
     _, sequences = documents(400)
     path = megatron(tmp_path / "set", sequences)
     (tmp_path / "text.jsonl").write_text(
@@ -190,6 +191,10 @@ def test_tokens_and_text_in_one_mixture(tmp_path):
     assert np.bincount(batch.component).tolist() == [500, 250, 250]
     theirs = mixture.taken[0].prepared
     assert theirs.linked
+    ours = Component(name="ours", kind="real", corpus=sources["ours"][0], policy=ungated)
+    filtered = MixtureConfig(name="x", components=(ours,), hygiene=Filtering(exact_duplicates=True), **fields)
+    build(filtered, tmp_path / "x", lambda corpora: {})
+    assert "are prepared already and taken as they are" in caplog.text
 
     from diversity_jax.mixtures.seqio_rows import passes_of, rows_of
 
@@ -250,6 +255,10 @@ def test_what_would_be_trained_on_unawares_is_refused(tmp_path):
     path = datatrove(tmp_path / "cut", [np.repeat(each, 2) for each in ids[:, 0]])
     np.cumsum(np.full(50, LENGTH)).astype("<u8").tofile(f"{path}.index")
     assert open_token_set(str(path)).flat.dtype == "uint32"
+    for setting in ({"max_documents": 9}, {"conversations": "auto"}, {"split": "test"}, {"every_task": True}):
+        corpus = CorpusConfig(source=f"tokens:{path}", **setting)
+        with pytest.raises(InputError, match=f"corpus.{next(iter(setting))}=.* is tokens already; take the setting"):
+            open_source(Component(name="x", kind="real", corpus=corpus), "m", tmp_path, TOKENIZER)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     path.with_name("set.ds.metadata").write_text("gpt2|4\n1600\n1.6 KT")
     with pytest.raises(InputError, match="has 2 bytes an id by its size, but not by set"):

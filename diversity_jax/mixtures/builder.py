@@ -26,7 +26,7 @@ from diversity_jax.mixtures.mixture import Mixture, MixtureComponent, check_rows
 from diversity_jax.mixtures.replay import gate_result, replay
 from diversity_jax.mixtures.shares import AvailableRows, GateResult, granted_shares
 from diversity_jax.mixtures.sources import ComponentSource, Parts, PooledCorpus, open_source, open_vocabulary
-from diversity_jax.prepare.config import Preparation
+from diversity_jax.prepare.config import Filtering, Preparation
 from diversity_jax.prepare.manifest import Manifest
 from diversity_jax.prepare.pipeline import prepare
 from diversity_jax.tokenizers.document_start import resolve, start_id
@@ -305,6 +305,8 @@ def _parts(
 ) -> Parts:
     """The prepared rows of a component: those of its source, or prepared now."""
     if source.parts:
+        if config.hygiene != Filtering():
+            log.warning("hygiene: rows of %s are prepared already and taken as they are", component.corpus.source)
         return {f"{component.name}_{name}": part for name, part in source.parts.items()}
     settings = config.preparation(component, start[0] or "end_of_text")
     output = join_path(config.components_dir or folder / "components", component.name)

@@ -194,7 +194,7 @@ def _register(
     is_other = known is not None and (
         getattr(known, "content_hash", None) != mixture.content_hash or set(known.output_features) != set(features)
     )
-    if getattr(known, "is_derived", False) and (is_other or not is_derived):
+    if known is not None and getattr(known, "is_derived", False) and (is_other or not is_derived):
         seqio.MixtureRegistry.remove(name)
         for task in known.tasks:
             seqio.TaskRegistry.remove(task.name)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_path, content_hash, exists, join_path, read_json, write_json
 from diversity_jax.core.json_fields import Fields, read_fields
 from diversity_jax.core.stores import is_remote
-from diversity_jax.corpus import Corpus, Document, open_corpus
+from diversity_jax.corpus import Corpus, CorpusConfig, Document, open_corpus
 from diversity_jax.corpus.readers.seqio_tasks import find_provider
 from diversity_jax.mixtures.config import TRAINED, Component, MixtureConfig
 from diversity_jax.mixtures.exchange.token_files import TokenSet, open_token_set
@@ -72,14 +72,26 @@ def open_source(component: Component, name: str, folder: Path, tokenizer: Tokeni
     source = component.corpus.source
     try:
         if source.startswith("mixture:"):
-            return _open_mixture(Mixture.load(source.removeprefix("mixture:")), name, folder)
-        if source.startswith("tokens:"):
-            return _open_tokens(component, source.removeprefix("tokens:"), tokenizer)
-        if source.startswith("seqio:") and (prepared := _open_registered(source, name, folder)):
-            return prepared
-        return ComponentSource(corpus=open_corpus(component.corpus), parts={})
+            opened = _open_mixture(Mixture.load(source.removeprefix("mixture:")), name, folder)
+        elif source.startswith("tokens:"):
+            opened = _open_tokens(component, source.removeprefix("tokens:"), tokenizer)
+        else:
+            prepared = _open_registered(source, name, folder) if source.startswith("seqio:") else None
+            if prepared is None:
+                return ComponentSource(corpus=open_corpus(component.corpus), parts={})
+            opened = prepared
+        _refuse_settings_of_text(component.corpus, ["text_field"] if opened.tokens else [])
     except InputError as error:
         raise InputError(f"component {component.name!r}: {error}") from error
+    return opened
+
+
+def _refuse_settings_of_text(corpus: CorpusConfig, used: Sequence[str]) -> None:
+    """Raises InputError if a setting other than `used` is not the default: prepared rows and tokens are taken whole."""
+    for field in fields(CorpusConfig):
+        if field.name not in ("source", *used) and (value := getattr(corpus, field.name)) != field.default:
+            problem = f"is for text, and {corpus.source} is tokens already"
+            raise InputError(f"corpus.{field.name}={value!r}: {problem}; take the setting out")
 
 
 def _open_tokens(component: Component, path: str, tokenizer: Tokenizer) -> ComponentSource:
