@@ -223,10 +223,9 @@ def _register(
 def _register_exact(mixture: PreparedMixture, features: dict[str, Any], parts: Sequence[Any]) -> None:
     """Registers a mixture as one task, unless others have taken its name or the mixture is for evaluation."""
     name = f"{mixture.name}_exact"
-    if name in seqio.TaskRegistry.names():
-        before = getattr(seqio.TaskRegistry.get(name), "mixture", mixture)
-        if before is not mixture and before.name == mixture.name:  # of a mixture that is registered no more
-            seqio.TaskRegistry.remove(name)
+    before = seqio.TaskRegistry.get(name) if name in seqio.TaskRegistry.names() else None
+    if isinstance(before, ScheduledTask) and before.mixture is not mixture and before.mixture.name == mixture.name:
+        seqio.TaskRegistry.remove(name)  # of a mixture that is registered no more
     splits = [split for split in SPLITS if all(split in task.splits for task in mixture.tasks)]
     if "train" not in splits or name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
         return
