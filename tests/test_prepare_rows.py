@@ -110,6 +110,9 @@ def test_text_that_is_left_out_altogether_is_named(tmp_path, options, words):
 def test_too_little_text_is_refused_and_leaves_no_manifest(tmp_path):
     with pytest.raises(InputError, match="6 tokens of training text do not fill one row of 17"):
         prepare(TextCorpus(["short"]), load_tokenizer("bytes"), tmp_path, settings_of(16))
+    copies, settings = TextCorpus(["short"] * 9), settings_of(16, hygiene=Filtering(exact_duplicates=True))
+    with pytest.raises(InputError, match=r"do not fill one row of 17 \(without 8 exact duplicates\); give"):
+        prepare(copies, load_tokenizer("bytes"), tmp_path, settings, processes=1)
     assert not list(tmp_path.iterdir())
 
 

@@ -196,15 +196,16 @@ def _why_empty(job: Job, records: Sequence[ChunkRecord]) -> str:
     splits = {split: [record.splits[split] for record in records] for split in SPLITS}
     left_out = sum((Counter(record.left_out) for record in records), Counter[str]())
     held_out = sum(part.documents for part in splits["validation"])
-    if (left_out or held_out) and not sum(part.documents for part in splits["train"]):
-        counts = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items()]
-        listed = ", ".join([*counts, f"{held_out:,} held out"] if held_out else counts)
+    counts = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items()]
+    listed = ", ".join([*counts, f"{held_out:,} held out"] if held_out else counts)
+    if listed and not sum(part.documents for part in splits["train"]):
         return f"no document is left for training ({listed}); change hygiene or validation_share, or give it more text"
     tokens = sum(part.tokens for part in splits["train"])
     problem = f"{tokens:,} tokens of training text do not fill one row of {job.row_tokens:,}"
     if job.chat:
         problem = f"no conversation fits into a row of {job.row_tokens:,} tokens"
-    return f"{problem}; give it more text, or change sequence_length"
+    without = f" (without {listed})" if listed else ""
+    return f"{problem}{without}; give it more text, or change sequence_length"
 
 
 def _sure_records(
