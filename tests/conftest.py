@@ -31,6 +31,16 @@ def pytest_configure(config):
     jax.config.update("jax_num_cpu_devices", 8)
     # Tests run each program once or twice: compiling it well takes longer than running it badly.
     jax.config.update("jax_disable_most_optimizations", True)
+    flags = ["--xla_cpu_enable_concurrency_optimized_scheduler=false"]
+    if jax.__version_info__ < (0, 11):  # XLA ends the process at flags that it does not know
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    own = os.environ.get("XLA_FLAGS")
+    os.environ["XLA_FLAGS"] = " ".join([*flags, own or ""])
+    jax.devices()  # reads the flags
+    if own is None:
+        del os.environ["XLA_FLAGS"]
+    else:
+        os.environ["XLA_FLAGS"] = own
     # Its limit of 0.2 seconds an example fails on a busy machine.
     hypothesis.settings.register_profile("no_deadline", deadline=None)
     hypothesis.settings.load_profile("no_deadline")
