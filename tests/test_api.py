@@ -223,6 +223,8 @@ def test_what_is_shown_in_a_notebook_is_escaped():
         assert repr(shown).count("\n") >= 2
     with pytest.raises(InputError, match="judge: has no effect on scorecards"):
         dj.compare(scorecard, scorecard, judge="offline")
+    with pytest.raises(InputError, match="alpha='x': must be a number"):
+        dj.compare(scorecard, scorecard, alpha="x")
     with pytest.raises(InputError, match="give 2 names, one for each scorecard"):
         dj.compare(scorecard, scorecard, names=["a"])
 

@@ -2,21 +2,25 @@
 
 import argparse
 import dataclasses
+from decimal import Decimal
 import errno
+from fractions import Fraction
 import os
+from pathlib import Path
 import re
 import socket
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from diversity_jax.core import artifacts, progress
 from diversity_jax.core.artifacts import ArtifactStore, FolderLocked, exclusive_lock, locked_folder
 from diversity_jax.core.buckets import writes_to
 from diversity_jax.core.cli import run_plain
-from diversity_jax.core.config import check_least
+from diversity_jax.core.config import check_kinds, check_least, plain_for_keys
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import (
     DiskFull,
@@ -268,3 +272,45 @@ def test_an_empty_output_folder_is_not_the_current_one():
         local_folder("", "output_dir")
     with pytest.raises(InputError, match="output_dir is empty; name a folder"):
         writes_to("output_dir")(lambda config: None)(argparse.Namespace(output_dir=" "))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kinds:
+    integer: int | None = 2
+    share: float = 0.5
+    on: bool = True
+    path: str = "a"
+    many: tuple[int, ...] = ()
+    inner: "Kinds | None" = None
+
+    def __post_init__(self):
+        check_kinds(self, "kinds.")
+
+
+@pytest.mark.parametrize("two", [2.0, np.int64(2), np.float32(2), Fraction(2), Decimal("2")])
+def test_equal_settings_have_equal_keys(two):
+    given = Kinds(integer=two, share=two / 4, on=np.bool_(True), path=Path("a"), many=[two], inner=Kinds(integer=two))
+    plain = Kinds(many=(2,), inner=Kinds())
+    assert given == plain
+    assert repr(given) == repr(plain)
+    assert repr(plain_for_keys(given)) == repr(plain_for_keys(plain))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"integer": np.array([2])}, r"integer=array\(\[2\]\): must be a whole number of at most 64 bits or None"),
+        ({"integer": True}, "integer=True: must be a whole number"),
+        ({"integer": Decimal("NaN")}, "integer=Decimal.*: must be a whole number"),
+        ({"share": "0.5"}, "share='0.5': must be a number"),
+        ({"share": None}, "share=None: must be a number"),
+        ({"on": 1}, "on=1: must be True or False"),
+        ({"path": 5}, "path=5: must be a text"),
+        ({"many": {1, 2}}, "many={1, 2}: must be a list"),
+        ({"many": [1, "b"]}, r"many\[1\]='b': must be a whole number"),
+        ({"inner": {"integer": 2}}, "inner={'integer': 2}: must be of type Kinds or None"),
+    ],
+)
+def test_a_setting_of_another_type_is_one_line(fields, problem):
+    with pytest.raises(InputError, match=rf"^kinds\.{problem}"):
+        Kinds(**fields)

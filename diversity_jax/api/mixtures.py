@@ -15,7 +15,7 @@ from diversity_jax.core.buckets import writes_to
 from diversity_jax.core.config import with_fields
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import exists, join_path
-from diversity_jax.core.formats import ShownAsTable, SummaryTable, compact, count, percent
+from diversity_jax.core.formats import ShownAsTable, SummaryTable, compact, count, counted, percent
 from diversity_jax.evaluation.config import GenerateTextConfig, ModelSource
 from diversity_jax.evaluation.generate import Generator
 from diversity_jax.evaluation.load_model import LanguageModel, encode_pairs, windows
@@ -143,7 +143,9 @@ class MixtureRows(ShownAsTable):
             )
             for part in self.mixture.as_asked
         ]
-        title = f"Mixture {self.mixture.name}: {count(len(self))} rows of {count(self.mixture.sequence_length)} tokens"
+        title = (
+            f"Mixture {self.mixture.name}: {counted(len(self), 'row')} of {count(self.mixture.sequence_length)} tokens"
+        )
         columns = ("component", "kind", "share asked", "granted", "decision", "rows")
         return SummaryTable(title=title, columns=columns, rows=rows, notes=[f"in {self.mixture.folder}"])
 

@@ -305,7 +305,9 @@ def compare(
         if len(scorecards) < len(data):
             raise InputError("compare: some are scorecards and some are not; give one kind")
         given = {**settings, "judge": judge, "output_dir": output_dir, "config": config}
-        alpha = given.pop("alpha", 0.05)
+        alpha = config_files.plain_number(given.pop("alpha", 0.05))
+        if not isinstance(alpha, int | float):
+            raise InputError(f"alpha={alpha!r}: must be a number, such as 0.05")
         if unused := [name for name, value in given.items() if value is not None]:
             raise InputError(f"{unused[0]}: has no effect on scorecards; leave it out, or give the corpora")
         corpora = _named(scorecards, names)

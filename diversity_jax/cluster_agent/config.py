@@ -5,7 +5,7 @@ from typing import Any
 
 from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Task
-from diversity_jax.core.config import ADDED, check_least
+from diversity_jax.core.config import ADDED, check_kinds, check_least
 from diversity_jax.core.errors import InputError
 
 READING_LENGTHS = (5, 7, 10, 15, 20, 30, 50, 70, 100, 140, 200)
@@ -80,6 +80,7 @@ class AgentConfig:
     examples: int = 8
 
     def __post_init__(self):
+        check_kinds(self, "agent.")
         least = {"groupings": 1, "samples_per_proposal": 1, "proposals": 1}
         least |= {"criteria_count": 1, "criteria_sets": 1, "seed": 0, "reasoning_words": 0, "max_characters": 20}
         least |= {"max_output_tokens": 16, "look_every": 1, "in_flight": 1, "examples": 0}

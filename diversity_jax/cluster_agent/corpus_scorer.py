@@ -23,6 +23,7 @@ from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import CallTotals, Judge, RunEnded, SampledCorpus, describe_failures
 from diversity_jax.cluster_agent.verdict import JudgeEvidence, NothingUsable, UnusableScore, verdict
 from diversity_jax.core import files
+from diversity_jax.core.formats import counted
 
 # Groupings are started a few at a time, because preparing hundreds of prompts first would delay the first requests.
 _BEGIN_AT_ONCE = 32
@@ -305,24 +306,23 @@ class CorpusScorer:
         warnings, entered, dropped = list(self._proposed.warnings), self.entered, sum(self._drops.values())
         warnings += self._reading.remarks if self._reading else []
         if self.ended:
-            warnings.append(f"{STOPPED} {entered} of {self._config.groupings} groupings: {self.ended}")
+            warnings.append(f"{STOPPED} {entered} of {counted(self._config.groupings, 'grouping')}: {self.ended}")
         if dropped > _LARGE_SHARE_DROPPED * entered:
             why = describe_failures(self._drops, {})  # without details, which differ from run to run
-            warnings.append(
-                f"{dropped} of {entered} groupings were dropped ({why}); the others may not be representative"
-            )
+            lost = f"{dropped} of {counted(entered, 'grouping')} were dropped ({why})"
+            warnings.append(f"{lost}; the others may not be representative")
         pairs = int(groupings.pairs.sum())
         if pairs < estimators.FEWEST_PAIRS:
-            warnings.append(f"only {pairs} pairs of samples were grouped together: a lower bound, not an estimate")
+            together = counted(pairs, "pair")
+            warnings.append(f"only {together} of samples grouped together: a lower bound, not an estimate")
         if not rates.shown and not self._reading:
             warnings.append(
                 "no canaries: nothing is known of this judge's mistakes, and hostile documents go unnoticed"
             )
         top = rates.ceiling and rates.ceiling["low"]
         if top and estimators.effective_clusters(groupings).value > top:
-            warnings.append(
-                f"the canaries cannot show that this judge tells apart more than {top:.0f} effective clusters"
-            )
+            most = counted(round(top), "effective cluster")
+            warnings.append(f"the canaries cannot show that this judge tells apart more than {most}")
         if len(self._proposed.criteria.sets) < 3 < self._config.criteria_sets:
             warnings.append("fewer than 3 criteria sets were proposed: the interval is very wide")
         return warnings

@@ -10,7 +10,7 @@ from diversity_jax.cluster_agent.canaries import binomial
 from diversity_jax.cluster_agent.types import describe_failures
 from diversity_jax.cluster_agent.verdict import FITNESS, Finding, Fitness, Verdict
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import estimate, listed, shortened, significant
+from diversity_jax.core.formats import counted, estimate, listed, shortened, significant
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
@@ -111,7 +111,7 @@ class ExamReading:
         of the pairs of neighbouring subjects. With the `scale` of a relative judge, the value expected by that instead.
         """
         if self.reading is None:
-            return f"{self.title}: none of {self.groupings} groupings was usable"
+            return f"{self.title}: none of {counted(self.groupings, 'grouping')} was usable"
         read = f"{self.title} read as {estimate(self.reading, 'effective clusters')}"
         if scale:
             return f"{read}, where {significant(scale * self.truth)} would fit its other readings"
@@ -200,7 +200,7 @@ class ExamResult:
             wrong = mistakes([reading.pairs for reading in empty])
             yield fitness, f"no grouping was usable of {_named(empty)} ({why})" + (wrong and f": {wrong}")
         elif share and (share.low or 0.0) > _DROPPED_SHARE:
-            yield "doubtful", f"{drops.total()} of {of} groupings do not count ({why})"
+            yield "doubtful", f"{drops.total()} of {counted(of, 'grouping')} do not count ({why})"
         for reading in refused:
             yield "fit", f"refuses {reading.title}: {shortened(reading.detail, _DETAIL_CHARACTERS)}"
 

@@ -21,6 +21,7 @@ from diversity_jax.cluster_agent.text_cleaning import child_seed
 from diversity_jax.cluster_agent.types import Judge, SampledCorpus
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
+from diversity_jax.core.formats import counted
 from diversity_jax.core.intervals import Estimate
 
 # By what each of them asks for; as real ones they use tokens of chat templates, hidden characters and broken JSON.
@@ -102,7 +103,7 @@ class Audit:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.share:.2%} hostile documents, in {self.touched} of {self.groupings} groupings",
+            f"{self.share:.2%} hostile documents, in {self.touched} of {counted(self.groupings, 'grouping')}",
             f"effective clusters {self.clean.value:.4g} clean, {self.hostile.value:.4g} attacked ({self.moved:+.2%})",
             f"without canaries {self.undefended.value:.4g} ({self.moved_undefended:+.2%})",
         ]

@@ -34,6 +34,7 @@ from diversity_jax.cluster_agent.verdict import NothingUsable
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.event_loop import run_to_end
+from diversity_jax.core.formats import counted
 
 CANDIDATES = (40, 20, 10)
 _GROUPINGS = 40  # judged for the choice of K, at each candidate, over all corpora
@@ -96,7 +97,7 @@ def _why_not(judged: Sequence[JudgedGrouping], k: int) -> str | None:
     """Why a judge should be shown fewer than `k` samples; None where it need not."""
     dropped = sum(grouping.dropped is not None for grouping in judged)
     if dropped > _MOST_DROPPED * len(judged):
-        return f"{dropped} of {len(judged)} groupings were not usable"
+        return f"{dropped} of {counted(len(judged), 'grouping')} were not usable"
     drift = examination.drift([grouping.recheck for grouping in judged if grouping.recheck], k)
     if drift is not None and drift["drifts"]:
         return f"T of the same pairs differs by {drift['relative']:+.0%} among {k // 2}"

@@ -12,7 +12,16 @@ from diversity_jax.cluster_agent.groupings import Groupings
 from diversity_jax.cluster_agent.verdict import Verdict
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
-from diversity_jax.core.formats import ShownAsTable, SummaryTable, count, estimate, interval, money, significant
+from diversity_jax.core.formats import (
+    ShownAsTable,
+    SummaryTable,
+    count,
+    counted,
+    estimate,
+    interval,
+    money,
+    significant,
+)
 from diversity_jax.core.intervals import Estimate
 
 VERSION = 1
@@ -230,7 +239,7 @@ class Scorecard(ShownAsTable):
         rows += [("groupings", count(self.groupings), f"{count(self.dropped_groupings)} dropped")]
         rows += [("documents", "not counted" if shown is None else count(shown), "")]
         rows += [("judge", self.judge, verdict.judge if verdict else "not examined")]
-        rows += [("cost", money(self.cost_usd), f"{count(self.calls)} calls")] if self.calls else []
+        rows += [("cost", money(self.cost_usd), counted(self.calls, "call"))] if self.calls else []
         unfit = verdict.reasons if verdict and verdict.judge != "fit" else ()
         notes = [f"the judge is {verdict.judge}: {reason}" for reason in unfit if verdict] + list(self.warnings)
         title = f"{name}: {estimate(self.effective_clusters, 'effective clusters')}"

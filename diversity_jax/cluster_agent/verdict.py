@@ -15,6 +15,7 @@ from diversity_jax.cluster_agent.canaries import ErrorRates, binomial
 from diversity_jax.cluster_agent.types import describe_failures
 from diversity_jax.core import files
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import counted
 from diversity_jax.core.intervals import Estimate
 
 Fitness = Literal["fit", "doubtful", "unfit"]
@@ -128,9 +129,12 @@ def _drops(evidence: JudgeEvidence) -> Iterator[Finding]:
     grade = share and _grade(_low(share), _DOUBTFUL_DROPS, _UNFIT_DROPS)
     why = ", ".join(f"{reason} {count}" for reason, count in sorted(evidence.drops.items()))
     if evidence.collision is None:
-        yield "unfit", f"none of {of} groupings was usable ({why or 'nothing was judged'})"
+        yield "unfit", f"none of {counted(of, 'grouping')} was usable ({why or 'nothing was judged'})"
     elif grade:
-        yield grade, f"{dropped} of {of} groupings do not count ({why}): the others may not be representative"
+        yield (
+            grade,
+            f"{dropped} of {counted(of, 'grouping')} do not count ({why}): the others may not be representative",
+        )
 
 
 def _canaries(evidence: JudgeEvidence) -> Iterator[Finding]:
@@ -141,13 +145,13 @@ def _canaries(evidence: JudgeEvidence) -> Iterator[Finding]:
         yield "doubtful", "no canaries were shown, so nothing is known of this judge's mistakes"
         return
     merge = rates.pair_merge
-    counted = f"in {rates.merged} of {rates.shown} groupings a foreign text was put with samples"
+    foreign = f"in {rates.merged} of {counted(rates.shown, 'grouping')} a foreign text was put with samples"
     if _low(rates.false_merge) > _UNFIT_DROPS:
-        yield "unfit", counted
+        yield "unfit", foreign
     elif theta and merge:
         share = (1 - theta) / theta
         if grade := _grade(_low(merge) * share, _tolerated(evidence), _UNFIT_BIAS):
-            yield grade, f"{counted}: some {_percent(min(1, merge.value * share))} of all it puts together is unrelated"
+            yield grade, f"{foreign}: some {_percent(min(1, merge.value * share))} of all it puts together is unrelated"
     moved = rates.misplacement
     if moved and _low(moved) > _DOUBTFUL_MISPLACEMENT:
         yield "doubtful", f"it puts a text elsewhere than its own copy in {_percent(moved.value)} of the groupings"
@@ -164,10 +168,12 @@ def _tolerated(evidence: JudgeEvidence) -> float:
 def _verification(evidence: JudgeEvidence) -> Iterator[Finding]:
     rates = evidence.rates
     if _low(rates.miss) > _DOUBTFUL_CONTROL:
-        accepted_foreign = f"calls a cluster with a foreign text valid in {rates.missed} of {rates.controls} groupings"
+        accepted_foreign = (
+            f"calls a cluster with a foreign text valid in {rates.missed} of {counted(rates.controls, 'grouping')}"
+        )
         yield "doubtful", f"its verification {accepted_foreign}: it does not check"
     if _low(rates.denial) > _DOUBTFUL_CONTROL:
-        denied_copies = f"calls a text and its copy unlike in {rates.denied} of {rates.controls} groupings"
+        denied_copies = f"calls a text and its copy unlike in {rates.denied} of {counted(rates.controls, 'grouping')}"
         yield "doubtful", f"its verification {denied_copies}"
 
 
@@ -274,7 +280,7 @@ class UnusableScore:
         """One line: the judge, and the failures by reason."""
         why = self.ended or describe_failures(self.drops, self.details)
         hint = "" if self.ended else "; try another judge"
-        return f"judge {self.judge}: none of {self.groupings} groupings was usable ({why}){hint}"
+        return f"judge {self.judge}: none of {counted(self.groupings, 'grouping')} was usable ({why}){hint}"
 
     @property
     def remedies(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ mutable twin of the same fields and types, from which the frozen ones are made a
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import decimal
 import importlib.util
 import inspect
 import math
@@ -93,7 +94,7 @@ def with_fields(config: C, values: Mapping[str, Any], where: str = "") -> C:
         elif dataclasses.is_dataclass(value):
             changed[name] = value
         else:
-            value = list(value) if isinstance(value, tuple) else value
+            value = list(value) if isinstance(value, tuple) else plain_number(value)
             changed[name] = converted(hints[name], value, f"{where}{name}")
     return dataclasses.replace(config, **changed)  # type: ignore[type-var]
 
@@ -286,8 +287,8 @@ def is_real_number(value: Any) -> bool:
 
 
 def plain_number(value: Any) -> Any:
-    """A value as JSON has it where it is a number of NumPy or a fraction; any other value as it is."""
-    if isinstance(value, bool | int | float) or not isinstance(value, numbers.Real):
+    """A value as JSON has it where it is a number of NumPy, a fraction or a decimal; any other value as it is."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | decimal.Decimal):
         return value
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
@@ -305,6 +306,56 @@ def check_whole(config: Any, prefix: str, /) -> None:
         if not is_real_number(value) or value % 1 != 0 or not -(2**63) <= value < 2**63:
             raise InputError(f"{prefix}{name}={value!r}: must be a whole number of at most 64 bits")
         object.__setattr__(config, name, int(value))
+
+
+def check_kinds(config: Any, prefix: str, /, *exact: str) -> None:
+    """Converts the fields of a dataclass to plain values of their types, so that equal settings have equal keys:
+    numbers of NumPy, fractions, decimals, whole numbers such as 5e9, paths as texts, lists as tuples.
+
+    Args:
+      exact: fields that are left as they are.
+
+    Raises:
+      InputError: a value is of another type, or a whole number needs more than 64 bits.
+    """
+    hints = typing.get_type_hints(type(config))
+    for name in [field.name for field in dataclasses.fields(config) if field.name not in exact]:
+        object.__setattr__(config, name, _plain(hints[name], getattr(config, name), f"{prefix}{name}"))
+
+
+_KINDS: dict[Any, str] = {
+    int: "a whole number of at most 64 bits",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+}
+
+
+def _plain(hint: Any, value: Any, where: str) -> Any:
+    """A value as the plain one of its type; mappings and other types are not checked."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    parts = tuple(kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind))
+    names = dict(_KINDS) | {kind: f"of type {kind.__name__}" for kind in parts} | {type(None): "None"}
+    names |= {kind: "a list" for kind in kinds if typing.get_origin(kind) is tuple}
+    items = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is tuple), ())
+    if not all(kind in names for kind in kinds) or isinstance(value, parts):
+        return value
+    if value is None and type(None) in kinds:
+        return None
+    number = plain_number(value) if is_real_number(value) or isinstance(value, decimal.Decimal) else None
+    if items and isinstance(value, list | tuple):
+        hints = items if len(items) == len(value) and items[-1] is not ... else items[:1] * len(value)
+        return tuple(_plain(hints[at], item, f"{where}[{at}]") for at, item in enumerate(value))
+    if float in kinds and number is not None:
+        return number
+    if int in kinds and number is not None and number % 1 == 0 and -(2**63) <= number < 2**63:
+        return int(number)
+    if bool in kinds and type(value).__name__ in ("bool", "bool_"):  # NumPy's too
+        return bool(value)
+    if str in kinds and isinstance(value, str | os.PathLike):
+        return str(os.fspath(value))
+    wanted = " or ".join(names[kind] for kind in kinds)
+    raise InputError(f"{where}={repr(value)[:80]}: must be {wanted}")
 
 
 def fields_for_keys(config: Any) -> dict[str, Any]:

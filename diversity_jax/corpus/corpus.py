@@ -14,6 +14,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError, without_secrets
 from diversity_jax.core.files import content_hash
+from diversity_jax.core.formats import counted
 from diversity_jax.corpus.conversations import as_conversation
 from diversity_jax.corpus.document import Corpus, CorpusConfig, Document, Records, Rejected
 from diversity_jax.corpus.sampling import Lowest, lowest
@@ -183,7 +184,7 @@ class RecordCorpus:
         self.rejected = tally.rejected
         if tally.broken > self._config.max_broken_share * tally.records:
             limit = f"max_broken_share={self._config.max_broken_share}"
-            broken = f"{tally.broken} of {tally.records} records are broken, more than {limit}"
+            broken = f"{tally.broken} of {counted(tally.records, 'record')} are broken, more than {limit}"
             raise InputError(f"{self.name}: {broken}; the first: {tally.first_error}")
         self._is_share_checked = True
         if tally.left_out and not self._are_left_out_logged:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from diversity_jax.core.compression import expected_bytes
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, check_kinds
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import file_hash
 
@@ -71,6 +71,7 @@ class CorpusConfig:
     every_task: bool = field(default=False, metadata=ADDED)
 
     def __post_init__(self) -> None:
+        check_kinds(self, "corpus.")
         for name in ("source", "text_field", "split"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():

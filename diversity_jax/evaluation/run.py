@@ -17,6 +17,7 @@ from diversity_jax.core import run_info
 from diversity_jax.core.buckets import local_copy
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, exists, read_text, remove_tree
+from diversity_jax.core.formats import counted
 from diversity_jax.core.json_text import parse_json
 from diversity_jax.corpus.document import refuse_lone_surrogate
 from diversity_jax.evaluation.config import EvaluateConfig, GenerateTextConfig, ModelSource
@@ -246,14 +247,14 @@ def summary(results: Mapping[str, Any]) -> list[str]:
 
     lines = [
         f"{task['title']:<16} {task['metric']:<9} "
-        f"{shown(task['metrics'][task['metric']], in_percent=is_accuracy(task))}  ({task['items']:,} items)"
+        f"{shown(task['metrics'][task['metric']], in_percent=is_accuracy(task))}  ({counted(task['items'], 'item')})"
         for task in results["tasks"].values()
     ]
     if results["average"]:
         lines.append(f"{'average':<16} {'':<9} {shown(results['average'])}")
     lines += [
         f"{name:<16} {loss['nats_per_token']:.4f} nats/token, {loss['bits_per_byte']:.4f} bits/byte  "
-        f"({loss['tokens']:,} tokens)"
+        f"({counted(loss['tokens'], 'token')})"
         for name, loss in results["held_out"].items()
     ]
     if comparison := results.get("comparison"):

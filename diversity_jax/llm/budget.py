@@ -10,9 +10,10 @@ import re
 from typing import NamedTuple
 import urllib.parse
 
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, check_kinds
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import read_json
+from diversity_jax.core.formats import counted
 from diversity_jax.llm.providers.registry import PROVIDERS
 from diversity_jax.llm.types import Outcome, Request, Schema
 
@@ -49,6 +50,7 @@ class BudgetConfig:
     output_price: float | None = None
 
     def __post_init__(self):
+        check_kinds(self, "budget.")
         for name in ("max_dollars", "max_tokens", "max_calls"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -200,7 +202,7 @@ class Reservation:
         """Which cap is reached, and how much of it is set aside for lost calls."""
         unit, lost = self.cap.removeprefix("max_"), ""
         if count := self.lost.calls:
-            lost = f" ({getattr(self.lost, unit):,} {unit} of it set aside for {count:,} calls that were lost)"
+            lost = f" ({getattr(self.lost, unit):,} {unit} of it set aside for {counted(count, 'lost call')})"
         cap = f"budget.{self.cap} = {getattr(caps, self.cap):,}"
         return f"the next call could pass {cap}{lost}; raise it and run again to go on"
 

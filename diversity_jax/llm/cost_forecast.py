@@ -8,6 +8,7 @@ import math
 from typing import Any, NamedTuple
 
 from diversity_jax.core.errors import InputError
+from diversity_jax.core.formats import counted
 from diversity_jax.core.progress import ProgressDisplay
 from diversity_jax.llm.budget import NOTHING, Amount, BudgetConfig, Price, is_loopback
 from diversity_jax.llm.rate_limit import Throttle
@@ -99,7 +100,7 @@ class CostForecast:
 
     def __str__(self) -> str:
         tokens = f"{self.prompt_tokens:,} prompt + {self.completion_tokens:,} completion tokens"
-        line = f"{self.calls:,} calls, {tokens}, ${self.dollars:,.2f}"
+        line = f"{counted(self.calls, 'call')}, {tokens}, ${self.dollars:,.2f}"
         if self.least_tokens < self.most_tokens:
             dollars = f", ${self.least_dollars:,.2f} and ${self.most_dollars:,.2f}" if self.dollars > 0 else ""
             between = f"{self.least_tokens:,} and {self.most_tokens:,} tokens{dollars}"
@@ -121,7 +122,7 @@ def require_cap(cost: CostForecast, budget: BudgetConfig, base_urls: Iterable[st
         return
     expected, enough = "an amount that is not known beforehand", "budget.max_dollars=5, for instance"
     if math.isfinite(cost.dollars):
-        expected = f"${cost.dollars:,.2f} ({cost.calls:,} calls)"
+        expected = f"${cost.dollars:,.2f} ({counted(cost.calls, 'call')})"
         most = math.ceil(100 * max(cost.dollars, cost.most_dollars)) / 100
         enough = f"budget.max_dollars={most:g}, which is enough for the wordiest model"
     raise InputError(

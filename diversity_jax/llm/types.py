@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from diversity_jax.core import progress
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, check_kinds
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import canonical_json, is_remote
 
@@ -51,6 +51,7 @@ class EndpointConfig:
     key_header: str | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self, "endpoint.")
         for number, header in enumerate(self.headers):
             name, colon, value = header.partition(":")
             if not (colon and name.strip().isascii() and value.strip()) or "\n" in header:
@@ -100,6 +101,7 @@ class BatchConfig:
     gather_seconds: float = field(default=2.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
+        check_kinds(self, "batch.")
         seconds = (self.poll_seconds, self.gather_seconds)
         if not all(0 < value < math.inf for value in seconds) or not 0 <= self.price_share <= 1:
             values = f"poll_seconds {self.poll_seconds}, gather_seconds {self.gather_seconds}"
@@ -147,6 +149,7 @@ class EngineConfig:
     batches: BatchConfig = field(default_factory=BatchConfig, metadata=ADDED)
 
     def __post_init__(self) -> None:
+        check_kinds(self, "engine.")
         if not 1 <= self.max_in_flight <= 1024:
             raise InputError(f"engine.max_in_flight: {self.max_in_flight} is outside 1 to 1024; 256 suits most servers")
         if self.max_attempts < 1:

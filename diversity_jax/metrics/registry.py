@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diversity_jax.core.config import check_least
+from diversity_jax.core.config import check_kinds, check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.embedders import EMBEDDERS
 from diversity_jax.metrics.text import FORMS, Words
@@ -80,6 +80,7 @@ class MetricsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self, "baseline.")
         check_least(self, "baseline.", **_LEAST)
         if self.words not in FORMS:
             raise InputError(f"baseline.words={self.words!r}: choose one of {', '.join(FORMS)}")

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.core.config import ADDED, check_least, check_whole, is_real_number
+from diversity_jax.core.config import ADDED, check_kinds, check_least, is_real_number
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
@@ -231,7 +231,7 @@ class MixtureConfig:
         check_special_text(self.special_text)
         if self.shares_of not in SHARES_OF:
             raise InputError(f"shares_of {self.shares_of!r} is unknown; choose one of {', '.join(SHARES_OF)}")
-        check_whole(self, "mixture.")
+        check_kinds(self, "mixture.", "real_to_synthetic")
         check_least(self, "mixture.", processes=1)
         self.shares_asked()  # refuses shares that do not sum to 1
         for component in self.components:

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from diversity_jax.core.config import ADDED, check_least, check_whole
+from diversity_jax.core.config import ADDED, check_kinds, check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.tokenizers.base import check_special_text
@@ -111,7 +111,7 @@ class Preparation:
     def __post_init__(self) -> None:
         check_special_text(self.special_text)
         check_setting(self.document_start, "preparation.document_start")
-        check_whole(self, "")
+        check_kinds(self, "")
         if self.sequence_length < 1:
             raise InputError(f"sequence_length {self.sequence_length}: give at least 1 token")
         if not 0 <= self.validation_share < 1:

@@ -201,7 +201,7 @@ def _why_empty(job: Job, records: Sequence[ChunkRecord]) -> str:
     if listed and not sum(part.documents for part in splits["train"]):
         return f"no document is left for training ({listed}); change hygiene or validation_share, or give it more text"
     tokens = sum(part.tokens for part in splits["train"])
-    problem = f"{tokens:,} tokens of training text do not fill one row of {job.row_tokens:,}"
+    problem = f"{counted(tokens, 'token')} of training text do not fill one row of {job.row_tokens:,}"
     if job.chat:
         problem = f"no conversation fits into a row of {job.row_tokens:,} tokens"
     without = f" (without {listed})" if listed else ""

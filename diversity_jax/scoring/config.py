@@ -5,7 +5,7 @@ import os
 import re
 
 from diversity_jax.cluster_agent import AgentConfig, judge_kind
-from diversity_jax.core.config import ADDED
+from diversity_jax.core.config import ADDED, check_kinds
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BudgetConfig, EndpointConfig, EngineConfig
@@ -97,6 +97,7 @@ class ScoreConfig:
         return self.dry_run and not self.pilot_groupings
 
     def __post_init__(self):
+        check_kinds(self, "config.")
         if self.draws < 0 or self.draws == 1 or self.draw_size < 1 or self.pilot_groupings < 0:
             values = f"draws={self.draws}, draw_size={self.draw_size}, pilot_groupings={self.pilot_groupings}"
             raise InputError(f"config.{values}: give 2 draws or more of at least one document, or 0 for none")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diversity_jax.cluster_agent import AgentConfig
-from diversity_jax.core.config import ADDED, check_least
+from diversity_jax.core.config import ADDED, check_kinds, check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.corpus import CorpusConfig
 from diversity_jax.llm import BatchConfig, BudgetConfig, EndpointConfig, EngineConfig, parse_model
@@ -40,6 +40,7 @@ class TopicsConfig:
     leaves_only: bool = True
 
     def __post_init__(self):
+        check_kinds(self, "topics.")
         check_least(self, "topics.", limit=1, levels=1, branching=1, near_duplicate=0.5)
         if self.levels > 5:
             raise InputError(f"topics.levels: is {self.levels}; a path has at most 5 names")
@@ -70,6 +71,7 @@ class PersonasConfig:
     shown: int = 5
 
     def __post_init__(self):
+        check_kinds(self, "personas.")
         check_least(self, "personas.", per_document=1, shown=1)
         if self.source is not None and self.documents is not None:
             raise InputError("personas: both source and documents are set; give one")
@@ -96,6 +98,7 @@ class GeneratorConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig, metadata=ADDED)
 
     def __post_init__(self):
+        check_kinds(self, "generators.")
         parse_model(self.model, "generators.model")
         if not self.weight > 0:
             raise InputError(f"generators.weight: is {self.weight} for {self.model}; give a number above 0")
@@ -132,6 +135,7 @@ class GridConfig:
     documents_per_round: int = 1000
 
     def __post_init__(self):
+        check_kinds(self, "grid.")
         check_least(self, "grid.", generations_per_topic=1, topics_shown=1, documents=1, documents_per_round=1)
         if not self.templates:
             raise InputError("grid.templates: is empty; name at least one template")
@@ -162,6 +166,7 @@ class QualityConfig:
     give_up_after: int = 30
 
     def __post_init__(self):
+        check_kinds(self, "quality.")
         check_least(self, "quality.", min_passage_words=1, max_passage_words=self.min_passage_words)
         check_least(self, "quality.", attempts=1, give_up_after=1)
         for name in ("max_copied_share", "near_duplicate"):
@@ -203,6 +208,7 @@ class SteeringConfig:
     dollars_per_million_free_tokens: float = 0.1
 
     def __post_init__(self):
+        check_kinds(self, "steering.")
         for name in self.arms:
             if name not in ARM_DIMENSIONS:
                 raise InputError(f"steering.arms: {name!r} is unknown; choose among {', '.join(ARM_DIMENSIONS)}")
@@ -261,6 +267,7 @@ class SynthesisConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self):
+        check_kinds(self, "")
         check_least(self, "", max_output_tokens=1, completion_tokens_expected=1)
         if not 0 <= self.temperature <= 2:
             raise InputError(f"temperature: {self.temperature} is outside 0 to 2; 1 is usual")

@@ -15,6 +15,7 @@ import numpy as np
 
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash
+from diversity_jax.core.formats import counted
 from diversity_jax.llm import CallFailed, Completion, Engine, Request
 from diversity_jax.llm.response_cache import ResponseCacheFile
 from diversity_jax.llm.types import CachedFailure
@@ -230,7 +231,9 @@ class RoundGenerator:
         counts[flaw.reason] += 1
         if counts.total() >= self._config.quality.give_up_after and label not in self.stopped:
             why = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
-            self.stopped[label] = f"none of its last {counts.total()} answers was usable ({why}); the last: {flaw}"
+            self.stopped[label] = (
+                f"none of its last {counted(counts.total(), 'answer')} was usable ({why}); the last: {flaw}"
+            )
 
     def _reject(self, cell: Cell, label: str, flaw: Flaw, text: str) -> Cell | None:
         """Records a rejected attempt; returns the cell's next attempt, or None after the last one."""

@@ -13,6 +13,7 @@ from typing import Any
 from diversity_jax.core.config import plain_for_keys
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.event_loop import run_to_end
+from diversity_jax.core.formats import counted
 from diversity_jax.llm import (
     BudgetConfig,
     CostForecast,
@@ -140,7 +141,7 @@ def _forecast(config: SynthesisConfig, grid: GenerationGrid) -> tuple[CostForeca
         costs[each.label] = forecast([plan], price, config.budget)
     shown = "; ".join(f"{label}: {cost}" for label, cost in costs.items())
     total = functools.reduce(CostForecast.__add__, costs.values())
-    return total, f"{documents:,} documents without redraws; {shown}"
+    return total, f"{counted(documents, 'document')} without redraws; {shown}"
 
 
 class _Rounds:

@@ -18,6 +18,7 @@ import zlib
 
 import numpy as np
 
+from diversity_jax.core.formats import counted
 from diversity_jax.core.words import words as text_words
 from diversity_jax.synthesis.topics import MOST_KEYWORDS, Topic
 
@@ -67,7 +68,7 @@ class MergedTopics:
 
     def __str__(self) -> str:
         counts = f"{self.exact:,} exact, {self.normalised:,} normalised, {self.near:,} near duplicates merged"
-        return f"{len(self.topics):,} topics of {self.read:,} ({counts})"
+        return f"{counted(len(self.topics), 'topic')} of {self.read:,} ({counts})"
 
 
 def merge_topics(topics: Sequence[Topic], *, near: float | None = 0.85) -> MergedTopics:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import math
 import threading
 
-from diversity_jax.core.config import ADDED, check_least, check_whole
+from diversity_jax.core.config import ADDED, check_kinds, check_least
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.stores import check_store
 from diversity_jax.model.config import LoraConfig
@@ -74,7 +74,7 @@ class TrainConfig:
     trackers: tuple[str, ...] = field(default=(), metadata=ADDED)
 
     def __post_init__(self):
-        check_whole(self, "train.")
+        check_kinds(self, "train.")
         check_least(self, "train.", **dict.fromkeys(_AT_LEAST_ONE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0))
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise InputError(f"train.epochs={self.epochs}: must be above 0, or None to count steps")
@@ -136,7 +136,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8  # of Adam, added to the root of the second moment
 
     def __post_init__(self):
-        check_whole(self, "optimizer.")
+        check_kinds(self, "optimizer.")
         for fields, is_allowed, must in (
             (("learning_rate",), lambda x: 0 < x < _MOST_FLOAT32, "above 0 and finite"),
             # 0 in float32 would make a NaN of the update of a parameter that has had no gradient.

@@ -23,6 +23,7 @@ import numpy as np
 from diversity_jax.core.artifacts import locked_folder
 from diversity_jax.core.errors import InputError
 from diversity_jax.core.files import content_hash, exists, file_hash, make_folder, writing
+from diversity_jax.core.formats import counted
 from diversity_jax.mixtures.exchange.token_files import FlatFile, TokenSet
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.manifest import LEFT_OUT, Manifest, Shard, Split
@@ -269,7 +270,7 @@ def _write(
         offsets = np.concatenate([np.empty(0, np.int64), *starts])
         if not len(offsets):
             if split == "train":
-                problem = f"{int(lengths.sum()):,} tokens do not fill one row of {row_tokens:,}"
+                problem = f"{counted(int(lengths.sum()), 'token')} do not fill one row of {row_tokens:,}"
                 raise InputError(f"component {settings.name!r}: {problem}; give it more, or change sequence_length")
             continue
         rows = LinkedRows(flat.path, np.dtype(dtype).newbyteorder("<"), offsets, row_tokens, str(flat.path))

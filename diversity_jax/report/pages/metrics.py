@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from diversity_jax.core import formats
-from diversity_jax.core.formats import count, counted, significant
+from diversity_jax.core.formats import counted, significant
 from diversity_jax.core.run_info import Fact
 from diversity_jax.metrics import METRICS, Figure, MetricsReport, difference
 from diversity_jax.metrics.report import FEWEST_CORPORA, Difference, agreements, columns_of
@@ -114,8 +114,8 @@ def _sizes_sentence(measured: Mapping[str, MetricsReport]) -> str:
     sentence = f"Each figure is the mean of {counted(used['draws'], 'draw')} of "
     sentence += counted(used["draw_documents"], "document")
     if used["control_words"]:
-        documents = f"{count(used['control_documents'])} documents"
-        sentence += f"; at equal length, of {documents} cut to their first {used['control_words']} words"
+        documents = counted(used["control_documents"], "document")
+        sentence += f"; at equal length, of {documents} cut to their first {counted(used['control_words'], 'word')}"
     return sentence + "."
 
 
