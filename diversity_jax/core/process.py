@@ -52,10 +52,12 @@ before_sudden_end: list[Callable[[int], object]] = []
 
 def end_at_once(status: int) -> NoReturn:
     """Ends the process from any thread, without the interpreter's own work at its end."""
-    for action in before_sudden_end:
-        action(status)
-    logging.shutdown()
-    os._exit(status)
+    try:
+        for action in before_sudden_end:
+            action(status)
+        logging.shutdown()
+    finally:  # whatever an action raises
+        os._exit(status)
 
 
 def end_with_parent(parent: int) -> None:
