@@ -306,7 +306,7 @@ def test_equal_settings_have_equal_keys(two):
         ({"share": None}, "share=None: must be a number"),
         ({"on": 1}, "on=1: must be True or False"),
         ({"path": 5}, "path=5: must be a text"),
-        ({"many": {1, 2}}, "many={1, 2}: must be a list"),
+        ({"many": {1, 2}}, "many={1, 2}: must be a tuple or list"),
         ({"many": [1, "b"]}, r"many\[1\]='b': must be a whole number"),
         ({"inner": {"integer": 2}}, "inner={'integer': 2}: must be of type Kinds or None"),
     ],

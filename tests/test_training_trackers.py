@@ -191,6 +191,7 @@ def test_what_cannot_be_shown_is_one_line_before_anything_is_done(tmp_path, monk
 def test_nothing_is_sent_unless_asked():
     assert TrainConfig().all_trackers == ("tensorboard",)
     assert TrainConfig(tensorboard=False, trackers="wandb").all_trackers == ("wandb",)
+    assert TrainConfig(allow_changed="steps").allow_changed == ("steps",)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -336,14 +336,14 @@ def _plain(hint: Any, value: Any, where: str) -> Any:
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     parts = tuple(kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind))
     names = dict(_KINDS) | {kind: f"of type {kind.__name__}" for kind in parts} | {type(None): "None"}
-    names |= {kind: "a list" for kind in kinds if typing.get_origin(kind) is tuple}
+    names |= {kind: "a tuple or list" for kind in kinds if typing.get_origin(kind) is tuple}
     items = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is tuple), ())
     if not all(kind in names for kind in kinds) or isinstance(value, parts):
         return value
     if value is None and type(None) in kinds:
         return None
     number = plain_number(value) if is_real_number(value) or isinstance(value, decimal.Decimal) else None
-    if items and isinstance(value, list | tuple):
+    if items and isinstance(value, Sequence) and not isinstance(value, str | bytes):
         hints = items if len(items) == len(value) and items[-1] is not ... else items[:1] * len(value)
         return tuple(_plain(hints[at], item, f"{where}[{at}]") for at, item in enumerate(value))
     if float in kinds and number is not None:

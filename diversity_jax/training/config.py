@@ -74,6 +74,9 @@ class TrainConfig:
     trackers: tuple[str, ...] = field(default=(), metadata=ADDED)
 
     def __post_init__(self):
+        for name in ("allow_changed", "trackers"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
         check_kinds(self, "train.")
         check_least(self, "train.", **dict.fromkeys(_AT_LEAST_ONE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0))
         if self.epochs is not None and not 0 < self.epochs < math.inf:
@@ -86,9 +89,6 @@ class TrainConfig:
             raise InputError("train.init_from and train.branch_from: a branch has the parameters of its run; give one")
         for name in ("init_from", "branch_from"):
             check_store(getattr(self, name), f"train.{name}")
-        if isinstance(self.allow_changed, str):
-            object.__setattr__(self, "allow_changed", (self.allow_changed,))
-        object.__setattr__(self, "allow_changed", tuple(self.allow_changed))
         if self.lora.rank and self.init_from is None:
             why = "adapters are added to a trained model; name it as train.init_from"
             raise InputError(f"train.lora.rank={self.lora.rank}: {why}")
@@ -99,12 +99,6 @@ class TrainConfig:
                 f"train.keep_every_steps={self.keep_every_steps}: must be a multiple of "
                 f"checkpoint_every={self.checkpoint_every}, since only steps that are saved can be kept"
             )
-        if isinstance(self.sample_prompts, str) or not all(isinstance(prompt, str) for prompt in self.sample_prompts):
-            raise InputError(f"train.sample_prompts={self.sample_prompts!r}: must be a tuple of texts")
-        object.__setattr__(self, "sample_prompts", tuple(self.sample_prompts))
-        if isinstance(self.trackers, str):
-            object.__setattr__(self, "trackers", (self.trackers,))
-        object.__setattr__(self, "trackers", tuple(self.trackers))
 
     @property
     def all_trackers(self) -> tuple[str, ...]:
