@@ -24,23 +24,20 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Settings of the tests' own process; processes that a test starts have the devices and compiler of users."""
+    """Settings of the tests' own process; processes that a test starts have the devices of users, and README's blocks
+    their compiler too.
+    """
     import hypothesis
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
     # Tests run each program once or twice: compiling it well takes longer than running it badly.
     jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     flags = ["--xla_cpu_enable_concurrency_optimized_scheduler=false"]
     if jax.__version_info__ < (0, 11):  # XLA ends the process at flags that it does not know
         flags.append("--xla_cpu_use_fusion_emitters=false")
-    own = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = " ".join([*flags, own or ""])
-    jax.devices()  # reads the flags
-    if own is None:
-        del os.environ["XLA_FLAGS"]
-    else:
-        os.environ["XLA_FLAGS"] = own
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
     # Its limit of 0.2 seconds an example fails on a busy machine.
     hypothesis.settings.register_profile("no_deadline", deadline=None)
     hypothesis.settings.load_profile("no_deadline")

@@ -51,7 +51,6 @@ def run(module, *arguments, cwd=ROOT):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     }
     environment["PYTHONPATH"] = str(ROOT)

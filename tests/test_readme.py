@@ -37,7 +37,8 @@ def test_every_block_runs(tmp_path, monkeypatch):
     command = tmp_path / "bin" / "diversity-jax"
     command.write_text(f'#!/bin/sh\nexec {sys.executable!r} -m diversity_jax "$@"\n')
     command.chmod(0o755)
-    for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
+    compiler = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # users' own, unlike other tests'
+    for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", *compiler):
         monkeypatch.delenv(variable, raising=False)
     path = os.pathsep.join([str(command.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "DIVERSITY_JAX_MIXTURES": "runs/small"}

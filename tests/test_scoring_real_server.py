@@ -171,7 +171,7 @@ def test_our_own_server_enforces_the_schemas_of_a_run(corpus, tmp_path):
     settings = {"model.checkpoint": tmp_path / "model", "name": "tiny", "port": 0, "slots": 2}
     command = [sys.executable, "-m", "diversity_jax.serve", "--config", "configs/serve.py"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
         address = server.stdout.readline().partition(" on ")[2].removesuffix("/v1\n")
         done = score(corpus, address, tmp_path / "run", **few)

@@ -329,7 +329,7 @@ def test_the_command_listens_on_loopback_and_ends_with_status_0_on_sigterm(tmp_p
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     line = process.stdout.readline()
     assert line.startswith("serving model on http://127.0.0.1:"), process.stderr.read()

@@ -113,7 +113,6 @@ def test_every_template_goes_from_a_real_server_to_a_trained_step(server, tmp_pa
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     }
     command = [sys.executable, "-m", "diversity_jax.train", "--config", str(tmp_path / "config.py")]

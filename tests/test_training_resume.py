@@ -34,7 +34,7 @@ def start(folder, steps=STEPS, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "tests.train_process", str(folder), str(steps), *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **cache, **environment},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **cache, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
