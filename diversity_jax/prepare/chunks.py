@@ -6,6 +6,7 @@ border. For conversations the remainder is the examples of the chunk's emptiest 
 of all other chunks.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import numpy as np
 
 from diversity_jax.core.files import join_path, open_file, read_json, write_json, writing
 from diversity_jax.corpus import Document
+from diversity_jax.corpus.corpus import Tally
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Overlap
 from diversity_jax.prepare.encoding import (
@@ -180,6 +182,15 @@ def screen(job: Job, chunk: Chunk) -> tuple[np.ndarray, tuple[Overlap, ...]]:
                 overlaps += shared
                 statuses[i] = DocumentStatus.CONTAMINATED
     return statuses, tuple(overlaps)
+
+
+def failed_conversations(records: Iterable[ChunkRecord]) -> Tally:
+    """The conversations that the chat template fails on, as broken records."""
+    tally = Tally()
+    for split in (split for record in records for split in record.splits.values() if split.failed):
+        rejected = Counter({"chat template fails": split.failed})
+        tally.add(Tally(broken=split.failed, first_error=split.first_failure, rejected=rejected))
+    return tally
 
 
 def encode_chunk(job: Job, chunk: Chunk, statuses: np.ndarray | None = None) -> Done:

@@ -26,7 +26,13 @@ from diversity_jax.core.formats import counted
 from diversity_jax.core.stores import StoreError
 from diversity_jax.corpus import Corpus
 from diversity_jax.corpus.corpus import RecordCorpus, Tally
-from diversity_jax.prepare.chunks import ChunkRecord, encoder_runs, unsure_chunks, write_remainders
+from diversity_jax.prepare.chunks import (
+    ChunkRecord,
+    encoder_runs,
+    failed_conversations,
+    unsure_chunks,
+    write_remainders,
+)
 from diversity_jax.prepare.config import Preparation
 from diversity_jax.prepare.decontaminate import Benchmarks
 from diversity_jax.prepare.deduplicate import Copy, find_copies, read_overlaps
@@ -161,8 +167,11 @@ def _prepare(corpus: Corpus, job: Job, executor: Executor, request: Mapping[str,
         executor.run_stage(corpus, job, SIGNING, None)
         statuses, copies = find_copies(job, _checked_reading(corpus, job)[0])
     executor.run_stage(corpus, job, ENCODING, statuses)
-    records = _sure_records(corpus, job, executor, statuses, _checked_reading(corpus, job)[0])
-    names, tally = _checked_reading(corpus, job, records)
+    names, tally = _checked_reading(corpus, job)
+    records = _sure_records(corpus, job, executor, statuses, names)
+    tally.add(failed_conversations(records))
+    if isinstance(corpus, RecordCorpus):
+        corpus.check_reading(tally)
     remainders, truncated = write_remainders(job, records)
     all_records = [*records, remainders]
     if not sum(record.splits["train"].rows for record in all_records):
@@ -226,11 +235,8 @@ def _sure_records(
     return chunk_records(job, names)
 
 
-def _checked_reading(corpus: Corpus, job: Job, records: Sequence[ChunkRecord] = ()) -> tuple[list[str], Tally]:
+def _checked_reading(corpus: Corpus, job: Job) -> tuple[list[str], Tally]:
     """All chunks' names in the order of the corpus, and the counts of all units together.
-
-    Args:
-      records: whose conversations that the chat template fails on are counted as broken, too.
 
     Raises:
       InputError: more broken records than the corpus tolerates.
@@ -238,9 +244,6 @@ def _checked_reading(corpus: Corpus, job: Job, records: Sequence[ChunkRecord] = 
     units, total = read_units(job.staging), Tally()
     for _, tally in units.values():
         total.add(tally)
-    for split in (split for record in records for split in record.splits.values() if split.failed):
-        rejected = Counter({"chat template fails": split.failed})
-        total.add(Tally(broken=split.failed, first_error=split.first_failure, rejected=rejected))
     if isinstance(corpus, RecordCorpus):
         corpus.check_reading(total)
     return [name for names, _ in units.values() for name in names], total
